@@ -1,0 +1,45 @@
+# Every target makes .venv by itself; the system's Python is only used to create it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint format clean
+
+## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
+demo: $(STAMP)
+	rm -rf runs/demo
+	$(BIN)/sagan-fast train --preset shapes-32 --data shapes --out runs/demo --device cpu
+	$(BIN)/sagan-fast sample runs/demo --out runs/demo/samples/by_class.png --count 80 --grid --seed 1
+	@echo "Look at runs/demo/samples/by_class.png (one row a class); curves: $(BIN)/tensorboard --logdir runs/demo"
+
+## test: the tests of a few minutes
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+## test-all: the slow ones too
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+## lint: ruff and mypy
+lint: $(STAMP)
+	mkdir -p build/typings/sagan_fast && ln -sfn ../../../kernels build/typings/sagan_fast/kernels
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+## format: what lint asks for, done
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "sagan_fast needs Python 3.10 or newer; name one with: make PYTHON=/path/to/python3"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,22 @@
+"""softmax(scale q kᵀ) v in plain PyTorch, the map in memory: the truth the kernels are held against.
+
+Formula: Zhang et al. 2019, eq. 1-2 (no 1/sqrt(d) in SAGAN, so `scale` is 1). Differentiable any number of times; in
+float64 it is the oracle of the tests, in lower precision the `eager` backend.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def attention_map(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
+    """Return beta = softmax(scale q kᵀ) over keys, (B, N, M), from `q` (B, N, D_QK) and `k` (B, M, D_QK)."""
+    logits = torch.bmm(q, k.transpose(1, 2))
+    return torch.softmax(logits if scale == 1.0 else logits * scale, dim=-1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
+    """Return softmax(scale q kᵀ) v, (B, N, D_V), from `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V)."""
+    beta = attention_map(q, k, scale)
+    return torch.bmm(beta.to(v.dtype), v)  # under autocast softmax returns float32

@@ -1,0 +1,35 @@
+"""The projections of the attention block in plain PyTorch: 1x1 convolution, 2x2 max-pool, flattening to rows.
+
+Source: the released code, brain-research/self-attention-gan non_local.py:48-81 (the paper's text leaves the pooling
+and the width of v out).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, pool: bool = False) -> Tensor:
+    """Return conv1x1(`x`) as rows, (B, positions, D), positions = H*W or (H//2)*(W//2) with `pool` (2x2, stride 2).
+
+    `x` (B, C, H, W), `weight` (D, C, 1, 1), `bias` (D,). The pool is `max_pool2d`'s: odd last rows and columns are
+    dropped, of equal values the first takes the gradient.
+    """
+    out = F.conv2d(x, weight, bias)
+    if pool:
+        out = F.max_pool2d(out, 2)
+    return out.flatten(2).transpose(1, 2)
+
+
+def unproject(rows: Tensor, x: Tensor, w_o: Tensor | None, b_o: Tensor | None, gamma: Tensor) -> Tensor:
+    """Return x + gamma * o(rows), (B, C, H, W), from `rows` (B, H*W, D_V) and `x` (B, C, H, W).
+
+    `w_o` (C, D_V, 1, 1) and `b_o` (C,) are the output projection; with `w_o` None, D_V must equal C. `gamma` is a
+    scalar, of shape () or (1,).
+    """
+    B, C, H, W = x.shape
+    maps = rows.transpose(1, 2).reshape(B, rows.shape[-1], H, W)
+    if w_o is not None:
+        maps = F.conv2d(maps, w_o, b_o)
+    return x + gamma.to(maps.dtype) * maps

@@ -1,0 +1,35 @@
+"""One power iteration, sigma and W/sigma of one matrix in plain PyTorch, and the gradient: the truth of the kernels.
+
+Miyato et al. 2018, algorithm 1, in the order of `torch.nn.utils.parametrizations.spectral_norm`: u = Wv/|Wv|, then
+v = Wᵀu/|Wᵀu|, sigma = uᵀWv. u and v are constants in the gradient: dW = (G - <G, W/sigma> u vᵀ)/sigma.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def power_iteration(
+    weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int = 1, eps: float = 1e-12
+) -> tuple[Tensor, Tensor]:
+    """Return u (R,) and v (K,), advanced `n_power_iterations` times for `weight` (R, K); nothing is changed in place.
+
+    Lengths below `eps` are taken as `eps`.
+    """
+    for _ in range(n_power_iterations):
+        u = F.normalize(torch.mv(weight, v), dim=0, eps=eps)
+        v = F.normalize(torch.mv(weight.T, u), dim=0, eps=eps)
+    return u, v
+
+
+def normalise(weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W/sigma (R, K) and sigma = uᵀWv, a scalar, for `weight` (R, K), `u` (R,), `v` (K,)."""
+    sigma = torch.vdot(u, torch.mv(weight, v))
+    return weight / sigma, sigma
+
+
+def normalise_backward(grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+    """Return dW = (G - <G, W/sigma> u vᵀ)/sigma, (R, K), for `grad` G (R, K) of W/sigma."""
+    return (grad - torch.sum(grad * weight) / sigma * torch.outer(u, v)) / sigma

@@ -1,0 +1,39 @@
+"""Package layout and dependencies: the top-level kernels/ folder is installed as sagan_fast.kernels."""
+
+from setuptools import find_packages, setup
+
+KERNELS = "sagan_fast.kernels"
+
+setup(
+    name="sagan_fast",
+    version="0.1.0",
+    description="Fused Triton self-attention and spectral norm for GANs, and a SAGAN trainer built on them",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy",
+        "torchvision",
+        "pillow",
+        "pyyaml",
+        "jsonargparse[signatures]>=4.40",
+        "rich",
+        "tensorboard",
+        "safetensors",
+        "torchmetrics",
+        "torch-fidelity",
+        "matplotlib",
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
+    },
+    package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
+    packages=[
+        *find_packages(include=["sagan_fast", "sagan_fast.*"]),
+        KERNELS,
+        *(f"{KERNELS}.{name}" for name in find_packages("kernels")),
+    ],
+    package_data={"sagan_fast": ["py.typed", "presets/*.yaml"], KERNELS: ["py.typed"]},
+    entry_points={"console_scripts": ["sagan-fast = sagan_fast.cli:main"]},
+)
