@@ -20,8 +20,8 @@ FLOOR = {
     "training": 7,
     "cli": 8,
 }  # fmt: skip
-NO_MIRROR = {"reference", "checks", "testing", "errors", "functional", "__init__"}
-"""Held by other tests: the references by every kernel's and op's, errors by whoever raises them."""
+NO_MIRROR = {"reference", "checks", "plan", "testing", "errors", "functional", "__init__"}
+"""Held by other tests: the references and plans by every kernel's and op's, errors by whoever raises them."""
 
 
 def module_of(path: Path) -> list[str]:
