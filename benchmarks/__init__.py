@@ -1,0 +1,1 @@
+"""What the kernels cost: modelled from their machine code on any machine, measured on a GPU."""

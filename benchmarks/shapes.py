@@ -1,0 +1,113 @@
+"""The shapes that everything is modelled and measured on, and what one block of such a shape needs at the least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+"""Bytes of one element in memory by precision."""
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """A self-attention block on x (B, C, H, W): q, k of D_QK channels, v of D_V, `pool` halves the map of k and v.
+
+    "Needed" below is what no implementation can do without: products of unpadded sizes, one exponential per score,
+    every input and output once; not what a kernel stores in between, pads or computes twice.
+    """
+
+    name: str
+    B: int
+    C: int
+    H: int
+    W: int
+    d_qk: int
+    d_v: int
+    pool: bool = True
+    out_proj: bool = True
+    bias: bool = False
+
+    @property
+    def N(self) -> int:
+        """Queries of one image, H * W."""
+        return self.H * self.W
+
+    @property
+    def M(self) -> int:
+        """Keys of one image: N, or (H // 2) * (W // 2) with `pool`."""
+        return (self.H // 2) * (self.W // 2) if self.pool else self.N
+
+    @property
+    def weight_elements(self) -> int:
+        """Elements of theta, phi, g and o, biases not counted: C (2 D_QK + D_V), and D_V C with `out_proj`."""
+        return self.C * (2 * self.d_qk + self.d_v) + (self.d_v * self.C if self.out_proj else 0)
+
+    def flops(self, backward: bool = False) -> int:
+        """Needed floating-point operations (a multiply-add is two) of the forward pass, or of forward and backward.
+
+        Forward: 2 B [N C (2 D_QK + D_V) + N M (D_QK + D_V) + N D_V C], the last term only with `out_proj`.
+        Backward: every projection twice (its input's and its weight's gradient), and
+        2 B N M (3 D_QK + 2 D_V): scores again, d_beta, d_v, d_q, d_k.
+        """
+        projections = 2 * self.B * self.N * self.weight_elements
+        pairs = 2 * self.B * self.N * self.M
+        forward = projections + pairs * (self.d_qk + self.d_v)
+        return forward + (2 * projections + pairs * (3 * self.d_qk + 2 * self.d_v) if backward else 0)
+
+    def exps(self, backward: bool = False) -> int:
+        """Needed exponentials: B N M forward, and once more when the map is recomputed in the backward pass."""
+        return self.B * self.N * self.M * (2 if backward else 1)
+
+    def bytes(self, dtype: str, backward: bool = False) -> int:
+        """Needed bytes of global memory, each once: x and the weights in, y out; backward adds x, dy and the weights
+        in, dx and the weights' gradients out. Nothing is charged for what forward keeps for backward beyond x.
+        """
+        x = self.B * self.C * self.N
+        count = 2 * x + self.weight_elements + (3 * x + 2 * self.weight_elements if backward else 0)
+        return count * ELEMENT_BYTES[dtype]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One spectral-normed weight as a matrix of R rows (output channels) and K columns."""
+
+    name: str
+    R: int
+    K: int
+
+
+def _block(name: str, B: int, C: int, size: int, **changes) -> BlockShape:
+    return BlockShape(name, B, C, size, size, **{"d_qk": C // 8, "d_v": C // 2, **changes})
+
+
+UNPOOLED = dict(pool=False, out_proj=False, bias=True)
+STANDARD_SHAPES = (
+    _block("official-G-32x32-C256", 64, 256, 32),
+    _block("official-D-32x32-C128", 64, 128, 32),
+    _block("feat64-G-64x64-C128", 64, 128, 64),
+    _block("feat64-D-64x64-C64", 64, 64, 64),
+    _block("biggan-G-64x64-C192", 64, 192, 64),
+    _block("biggan-D-64x64-C96", 64, 96, 64),
+    _block("unpooled-32x32-C64", 64, 64, 32, d_v=64, **UNPOOLED),
+    _block("unpooled-16x16-C128", 64, 128, 16, d_v=128, **UNPOOLED),
+)
+"""The eight shapes that targets are stated for: SAGAN as released (maps of 32x32) and with its attention at 64x64,
+BigGAN at 128x128 images, and the form of the best-known PyTorch port (no pooling, v of C channels, no o, biases)."""
+
+LARGE_SHAPE = _block("large-128x128-C64", 8, 64, 128)
+"""A map of 16,384 queries and 4,096 keys: 64 times the scores of the official shapes."""
+
+BLOCK_SHAPES = (*STANDARD_SHAPES, LARGE_SHAPE)
+
+_GENERATOR = """16384x128 1024x9216 1024x9216 1024x1024 512x9216 512x4608 512x1024 256x4608 256x2304 256x512
+128x2304 128x1152 128x256 64x1152 64x576 64x128 32x256 32x256 128x256 256x128 3x576"""
+_DISCRIMINATOR = """64x27 64x576 64x3 128x576 128x1152 128x64 256x1152 256x2304 256x128 512x2304 512x4608 512x256
+1024x4608 1024x9216 1024x512 1024x9216 1024x9216 16x128 16x128 64x128 128x64 1x1024 1000x1024"""
+
+
+def _matrices(prefix: str, sizes: str) -> tuple[Matrix, ...]:
+    return tuple(Matrix(f"{prefix}{i}", *map(int, size.split("x"))) for i, size in enumerate(sizes.split()))
+
+
+SAGAN_MATRICES = (*_matrices("G", _GENERATOR), *_matrices("D", _DISCRIMINATOR))
+"""All 44 spectral-normed weights of the official SAGAN at 128x128: 21 of the generator, 23 of the discriminator."""

@@ -1,0 +1,28 @@
+"""The constants give the published peaks."""
+
+import pytest
+
+from benchmarks.machine import MACHINES
+
+
+@pytest.mark.parametrize("arch, tflops, exps", [(80, 312, None), (90, 989, 3.9e12), (100, 2250, None)])
+def test_rates_times_clock_are_the_published_peaks(arch, tflops, exps):
+    machine = MACHINES[arch]
+    assert machine.flop_rate("bf16") * machine.sms * machine.clock_hz == pytest.approx(tflops * 1e12, rel=0.01)
+    assert machine.flop_rate("tf32") * 2 == machine.flop_rate("fp16") == machine.flop_rate("bf16")
+    if exps:
+        assert machine.mufu_lanes * machine.sms * machine.clock_hz == pytest.approx(exps, rel=0.01)
+
+
+def test_ieee_products_run_on_the_fp32_lanes():
+    assert MACHINES[90].flop_rate("fp32") * 132 * 1.83e9 == pytest.approx(62e12, rel=0.1)  # 67 TFLOP/s at 1.98 GHz
+    assert MACHINES[80].flop_rate("fp32") * 108 * 1.41e9 == pytest.approx(19.5e12, rel=0.01)
+
+
+def test_the_limit_is_the_largest_need():
+    machine = MACHINES[90]
+    second = machine.sms * machine.clock_hz
+    assert machine.limit_us(4096 * second, 0, 0, "bf16") == (pytest.approx(1e6), "tensor")
+    assert machine.limit_us(4096 * second, 32 * second, 0, "bf16") == (pytest.approx(2e6), "mufu")
+    assert machine.limit_us(256 * second, 0, 3 * 4.8e12, "fp32") == (pytest.approx(3e6), "hbm")
+    assert machine.limit_us(256 * second, 0, 0, "fp32") == (pytest.approx(1e6), "fp32")
