@@ -57,21 +57,20 @@ def _fwd_kernel(
     argmax_v = tl.zeros((BLOCK_M, BLOCK_D_V), tl.uint8)
     for j in range(4 if POOL else 1):
         offs_n = pixel_of(offs_m, j, W, POOL).to(tl.int64)
-        x_ptrs = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n + offs_c[None, :].to(tl.int64) * stride_x_c
-        phi_ptrs = w_phi_ptr + offs_c[:, None] + offs_qk[None, :] * C
-        g_ptrs = w_g_ptr + offs_c[:, None] + offs_v[None, :] * C
+        x_tile = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
         acc_k = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
         acc_v = tl.zeros((BLOCK_M, BLOCK_D_V), ACC)
         for start_c in tl.range(0, C, BLOCK_C):
-            mask_c = (start_c + offs_c < C) | EVEN_C
+            c = start_c + offs_c
+            mask_c = (c < C) | EVEN_C
+            x_ptrs = x_tile + c[None, :].to(tl.int64) * stride_x_c
             x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_c[None, :], other=0.0).to(w_phi_ptr.dtype.element_ty)
+            phi_ptrs = w_phi_ptr + c[:, None] + offs_qk[None, :] * C
             w_phi = tl.load(phi_ptrs, mask=mask_c[:, None] & mask_qk[None, :], other=0.0)
+            g_ptrs = w_g_ptr + c[:, None] + offs_v[None, :] * C
             w_g = tl.load(g_ptrs, mask=mask_c[:, None] & mask_v[None, :], other=0.0)
             acc_k = tl.dot(x, w_phi, acc_k, input_precision=PRECISION, out_dtype=ACC)
             acc_v = tl.dot(x, w_g, acc_v, input_precision=PRECISION, out_dtype=ACC)
-            x_ptrs += BLOCK_C * stride_x_c.to(tl.int64)
-            phi_ptrs += BLOCK_C
-            g_ptrs += BLOCK_C
         if POOL:
             wins_k = (acc_k > k) | (acc_k != acc_k)
             wins_v = (acc_v > v) | (acc_v != acc_v)
