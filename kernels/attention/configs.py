@@ -13,3 +13,12 @@ class AttentionConfig:
 
 def lookup_forward(arch, precision, D_QK, D_V, N, M):
     return AttentionConfig(64, 64, 64, 4, 3)
+
+def lookup_dkv(arch, precision, D_QK, D_V, N, M):
+    return AttentionConfig(64, 64, 64, 4, 3)
+
+def lookup_dq(arch, precision, D_QK, D_V, N, M):
+    return AttentionConfig(64, 64, 64, 4, 3)
+
+def lookup_delta(arch, precision, D_V):
+    return AttentionConfig(64, 64, 64, 4, 3)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..launch import Needs, arch_of, launch, precision_of, size_of
 from ..projection.configs import padded
+from ..projection.forward import strides_of
 from .configs import AttentionConfig, lookup_forward
 
 LOG2_E = math.log2(math.e)
@@ -99,8 +100,7 @@ def _block_fwd_kernel(
     x_ptr, w_theta_ptr, b_theta_ptr, k_ptr, v_ptr,  # (B, C, N), (D_QK, C), (D_QK,) or None, (B, M, D_QK), (B, M, D_V)
     w_o_ptr, b_o_ptr, gamma_ptr, y_ptr,  # (C, D_V) or None, (C,) or None, one element, (B, C, N)
     q_ptr, o_ptr, lse_ptr,  # (B, N, D_QK), (B, N, D_V), (B, N); None where backward will not be
-    stride_x_b, stride_x_c, stride_x_n,
-    stride_y_b, stride_y_c, stride_y_n,
+    stride_x_b, stride_x_c, stride_x_n,  # and of y
     N, M, C,
     D_QK: tl.constexpr, D_V: tl.constexpr, EVEN_M: tl.constexpr, EVEN_C: tl.constexpr, LOG2_E: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -143,7 +143,7 @@ def _block_fwd_kernel(
         tl.store(lse_ptr + rows, lse, mask=mask_n)
 
     gamma = tl.load(gamma_ptr).to(ACC)
-    y_tile = y_ptr + b * stride_y_b + offs_n[:, None].to(tl.int64) * stride_y_n
+    y_tile = y_ptr + b * stride_x_b + offs_n[:, None].to(tl.int64) * stride_x_n
     if w_o_ptr is not None:
         for start_c in tl.range(0, C, BLOCK_C):
             c = start_c + offs_c
@@ -155,12 +155,12 @@ def _block_fwd_kernel(
                 y += tl.load(b_o_ptr + c, mask=mask_c, other=0.0)[None, :]
             x = tl.load(x_tile + c[None, :].to(tl.int64) * stride_x_c, mask=mask_nc, other=0.0)
             y = x.to(ACC) + gamma * y
-            tl.store(y_tile + c[None, :].to(tl.int64) * stride_y_c, y.to(y_ptr.dtype.element_ty), mask=mask_nc)
+            tl.store(y_tile + c[None, :].to(tl.int64) * stride_x_c, y.to(y_ptr.dtype.element_ty), mask=mask_nc)
     else:
         mask_nv = mask_n[:, None] & mask_v[None, :]
         x = tl.load(x_tile + offs_v[None, :].to(tl.int64) * stride_x_c, mask=mask_nv, other=0.0)
         y = x.to(ACC) + gamma * out
-        tl.store(y_tile + offs_v[None, :].to(tl.int64) * stride_y_c, y.to(y_ptr.dtype.element_ty), mask=mask_nv)
+        tl.store(y_tile + offs_v[None, :].to(tl.int64) * stride_x_c, y.to(y_ptr.dtype.element_ty), mask=mask_nv)
 
 
 def attention_fwd(
@@ -222,13 +222,14 @@ def block_fwd(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return y = x + gamma * (W_o softmax(q kᵀ) v + b_o), and with `save` q (B, N, D_QK), o (B, N, D_V), lse (B, N).
 
-    `x` (B, C, H, W) of any float dtype, H and W mergeable; y has its shape, strides (of a dense x) and dtype. Products
+    `x` (B, C, H, W) of any float dtype, contiguous or channels_last; y has its shape, strides and dtype. Products
     are in the dtype of `k` (B, M, D_QK), `v` (B, M, D_V), `w_theta` (D_QK, C) and `w_o` (C, D_V), all contiguous;
     with `w_o` None, D_V is C. `gamma` holds one element of any float dtype and is read by the kernel.
     """
     (B, C, H, W), N = x.shape, x.shape[2] * x.shape[3]
     (_, M, D_QK), D_V = k.shape, v.shape[2]
     y = torch.empty_like(x)
+    stride_b, stride_c, stride_n = strides_of(x)
     precision = precision_of(k.dtype)
     q = o = lse = None
     if save:
@@ -245,8 +246,7 @@ def block_fwd(
         dict(
             x_ptr=x, w_theta_ptr=w_theta, b_theta_ptr=b_theta, k_ptr=k, v_ptr=v,
             w_o_ptr=w_o, b_o_ptr=b_o, gamma_ptr=gamma, y_ptr=y, q_ptr=q, o_ptr=o, lse_ptr=lse,
-            stride_x_b=x.stride(0), stride_x_c=x.stride(1), stride_x_n=x.stride(3),
-            stride_y_b=y.stride(0), stride_y_c=y.stride(1), stride_y_n=y.stride(3),
+            stride_x_b=stride_b, stride_x_c=stride_c, stride_x_n=stride_n,
             N=N, M=M, C=C,
         ),
         dict(

@@ -18,8 +18,6 @@ from torch import Tensor
 from ..launch import Needs, arch_of, launch, precision_of, size_of
 from .configs import ProjectionConfig, lookup_forward, padded
 
-# ruff: noqa: E501
-
 
 @triton.jit
 def pixel_of(offs_m, j, W, POOL: tl.constexpr):
@@ -97,6 +95,24 @@ def _fwd_kernel(
         tl.store(argmax_ptrs + D_QK + offs_v[None, :], argmax_v, mask=mask_mv)
 
 
+def dense(x: Tensor) -> Tensor:
+    """Return `x` (B, C, H, W) itself where it is contiguous or channels_last, else a contiguous copy."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a dense `x` (B, C, H, W) has its channels innermost; where both formats are the same memory, False."""
+    return not x.is_contiguous()
+
+
+def strides_of(x: Tensor) -> tuple[int, int, int]:
+    """Return the strides of the axes B, C and N = H*W of a dense `x` (whose own strides lie where a size is 1)."""
+    B, C, H, W = x.shape
+    return (C * H * W, 1, C) if is_channels_last(x) else (C * H * W, H * W, 1)
+
+
 def projection_fwd(
     x: Tensor,
     w_phi: Tensor,
@@ -110,13 +126,14 @@ def projection_fwd(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return k (B, M, D_QK), v (B, M, D_V) in the dtype of `w_phi`, and the pool's argmax (B, M, D_QK + D_V).
 
-    `x` (B, C, H, W) of any float dtype, its H and W mergeable into one axis without a copy (`mergeable`); `w_phi`
-    (D_QK, C) and `w_g` (D_V, C) contiguous. M is H*W, or (H//2)*(W//2) with `pool`. The argmax, uint8 (0..3, row by
+    `x` (B, C, H, W) of any float dtype, contiguous or channels_last; `w_phi` (D_QK, C) and `w_g` (D_V, C), contiguous,
+    `b_phi` (D_QK,) and `b_g` (D_V,) share a dtype, in which products are computed. M is H*W, or (H//2)*(W//2) with `pool`. The argmax, uint8 (0..3, row by
     row of the window), is None without `pool` or without `save_argmax`.
     """
     B, C, H, W = x.shape
     D_QK, D_V = w_phi.shape[0], w_g.shape[0]
     M = (H // 2) * (W // 2) if pool else H * W
+    stride_x_b, stride_x_c, stride_x_n = strides_of(x)
     k = torch.empty((B, M, D_QK), device=x.device, dtype=w_phi.dtype)
     v = torch.empty((B, M, D_V), device=x.device, dtype=w_phi.dtype)
     argmax = None
@@ -133,7 +150,7 @@ def projection_fwd(
         dict(
             x_ptr=x, w_phi_ptr=w_phi, w_g_ptr=w_g, b_phi_ptr=b_phi, b_g_ptr=b_g,
             k_ptr=k, v_ptr=v, argmax_ptr=argmax,
-            stride_x_b=x.stride(0), stride_x_c=x.stride(1), stride_x_n=x.stride(3),
+            stride_x_b=stride_x_b, stride_x_c=stride_x_c, stride_x_n=stride_x_n,
             M=M, C=C, W=W,
         ),
         dict(
