@@ -1,0 +1,163 @@
+"""One description of a launch, run on tensors or, on meta tensors, recorded as a `Plan`.
+
+Every launcher goes through `launch`, so that what is compiled and modelled without a GPU is what runs on one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .plan import Plan
+
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+INTERPRETED_ARCH = 90
+"""Whose configs the interpreter runs."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a launch cannot do without: see `Plan` for the fields."""
+
+    flops: int = 0
+    exps: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    loops: tuple[int, ...] = ()
+
+
+@dataclass
+class Recording:
+    """The launches of a `with recording(...)` block, as plans, for one architecture and precision."""
+
+    arch: int
+    precision: str
+    plans: list[Plan] = field(default_factory=list)
+
+
+_recording: Recording | None = None
+
+
+@contextmanager
+def recording(arch: int, precision: str) -> Iterator[Recording]:
+    """Record every launch as a `Plan` instead of running it; launchers take meta tensors inside."""
+    global _recording
+    outer, _recording = _recording, Recording(arch, precision)
+    try:
+        yield _recording
+    finally:
+        _recording = outer
+
+
+@functools.cache
+def _capability(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def arch_of(tensor: Tensor) -> int:
+    """Return the compute capability the launch will run on, as an int (90 for 9.0)."""
+    if _recording is not None:
+        return _recording.arch
+    return _capability(tensor.device.index or 0) if tensor.device.type == "cuda" else INTERPRETED_ARCH
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Return "fp64", "fp32", "tf32", "fp16" or "bf16": how products of `dtype` are computed.
+
+    float32 is computed in TF32 only where the user allowed it for matrix products
+    (`torch.set_float32_matmul_precision`, `torch.backends.cuda.matmul`).
+    """
+    if _recording is not None:
+        return _recording.precision
+    if dtype == torch.float32:
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
+    return {torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+
+
+def size_of(*tensors: Tensor | None) -> int:
+    """Return the bytes of all elements of `tensors`; None counts nothing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def launch(
+    name: str,
+    kernel: Any,
+    programs: int,
+    config: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    needs: Callable[[], Needs],
+) -> None:
+    """Run `kernel` on a one-dimensional grid of `programs` programs, or record it inside `recording`.
+
+    `args` are the run-time arguments by name (tensors, ints, floats, None), `constexprs` the compile-time ones;
+    `config` gives num_warps and num_stages. `needs` is called only when recording.
+    """
+    if _recording is not None:
+        _recording.plans.append(_plan(name, kernel, programs, config, args, constexprs, needs(), _recording.precision))
+        return
+    if programs:
+        kernel[(programs,)](
+            **args,
+            **constexprs,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=True,  # Triton 3.10 turns it off by default
+        )
+
+
+def _plan(
+    name: str,
+    kernel: Any,
+    programs: int,
+    config: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    needs: Needs,
+    precision: str,
+) -> Plan:
+    signature, fixed, aligned = {}, dict(constexprs), []
+    for key, value in args.items():
+        if isinstance(value, Tensor):
+            signature[key] = POINTERS[value.dtype]
+            aligned.append(key)
+        elif isinstance(value, float):
+            signature[key] = "fp32"
+        elif value is None or value == 1:  # as Triton's specialisation has it
+            fixed[key] = value
+        else:
+            signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(key)
+    return Plan(
+        name=name,
+        kernel=kernel,
+        dtype=precision,
+        config=str(config),
+        signature=signature,
+        constexprs=fixed,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        grid=(programs,),
+        divisible_by_16=tuple(aligned),
+        loops=needs.loops,
+        flops=needs.flops,
+        exps=needs.exps,
+        bytes_read=needs.bytes_read,
+        bytes_written=needs.bytes_written,
+        options={"enable_fp_fusion": True},
+    )

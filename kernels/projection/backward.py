@@ -1,0 +1,67 @@
+"""Gradients of the projections: through the max-pool inside other kernels, through the convolutions as two GEMMs.
+
+dq and the unpooled dk and dv lie side by side in one buffer G (B, N, 2 * D_QK + D_V), written by the attention's
+backward kernels; with W = [W_theta; W_phi; W_g], dx = dY + G W and dW = Gᵀ X are one matrix product each, and the
+biases' gradients are column sums. Every position of a window is written by the program that owns the window (the
+gradient at the winner, zero elsewhere), so the scatter needs neither atomics nor a pass of its own.
+Oracle: autograd through reference.project.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .forward import is_channels_last, pixel_of
+
+
+@triton.jit
+def store_unpooled(
+    grad, argmax_ptr, out_ptr,  # (BLOCK_M, BLOCK_D); pointers to the image's argmax (M, stride_a), output (N, stride_n)
+    stride_a_m, stride_out_n,
+    offs_m, offs_d, mask, W,
+    POOL: tl.constexpr,
+):  # fmt: skip
+    """Store `grad`, of the windows `offs_m` and columns `offs_d`, at the position each winner had before the pool."""
+    value = grad.to(out_ptr.dtype.element_ty)
+    if POOL:
+        argmax = tl.load(argmax_ptr + offs_m[:, None].to(tl.int64) * stride_a_m + offs_d[None, :], mask=mask, other=0)
+        for j in tl.static_range(4):
+            offs_n = pixel_of(offs_m, j, W, POOL).to(tl.int64)
+            out_ptrs = out_ptr + offs_n[:, None] * stride_out_n + offs_d[None, :]
+            tl.store(out_ptrs, tl.where(argmax == j, value, 0.0), mask=mask)
+    else:
+        tl.store(out_ptr + offs_m[:, None].to(tl.int64) * stride_out_n + offs_d[None, :], value, mask=mask)
+
+
+def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor) -> Tensor:
+    """Return dx = d_y + G `weight`, (B, C, H, W) in the dtype and memory format of `d_y`.
+
+    `G` (B, N, D) and `weight` (D, C) share a dtype; `d_y` (B, C, H, W), contiguous or channels_last and of any float
+    dtype, is the gradient that comes past the block.
+    """
+    B, C, H, W = d_y.shape
+    if is_channels_last(d_y):
+        rows, flat = d_y.permute(0, 2, 3, 1).reshape(B * H * W, C), G.reshape(B * H * W, -1)
+        d_x = torch.addmm(rows, flat, weight) if d_y.dtype == G.dtype else rows + flat @ weight
+        return d_x.view(B, H, W, C).permute(0, 3, 1, 2)
+    maps, columns = d_y.view(B, C, H * W), weight.T.expand(B, C, -1)
+    if d_y.dtype == G.dtype:
+        return torch.baddbmm(maps, columns, G.transpose(1, 2)).view(B, C, H, W)
+    return (maps + torch.bmm(columns, G.transpose(1, 2))).view(B, C, H, W)
+
+
+def projection_bwd_weight(G: Tensor, x: Tensor) -> Tensor:
+    """Return dW = sum over images and positions of Gᵀ x, (D, C) in the dtype of G.
+
+    `G` (B, N, D); `x` (B, C, H, W), contiguous or channels_last, of any float dtype. channels_last is one product over
+    all positions; otherwise it is one an image, and their sum.
+    """
+    B, C, H, W = x.shape
+    if is_channels_last(x):
+        rows = x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(G.dtype)
+        return G.reshape(B * H * W, -1).T @ rows
+    maps = x.view(B, C, H * W).to(G.dtype)
+    return torch.bmm(G.transpose(1, 2), maps.transpose(1, 2)).sum(0)
