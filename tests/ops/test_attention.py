@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sagan_fast.kernels.attention import reference
 from torch.autograd import gradcheck, gradgradcheck
 
 from sagan_fast.functional import attention
-from sagan_fast.kernels.attention import reference
 from sagan_fast.testing import assert_close_to_truth, randn
 
 BACKENDS = ("eager", "sdpa")
@@ -94,7 +94,7 @@ def test_only_the_gradients_asked_for_are_made(generator):
 
 
 def test_sdpa_really_fuses_on_the_cpu(generator):
-    """With D_QK != D_V PyTorch would fall to its math path; the profile shows the fused kernel, forward and backward."""
+    """With D_QK != D_V PyTorch would fall to its math path; the profile shows the fused kernels."""
     q, k, v, d_out = (t.float().requires_grad_() for t in inputs((1, 64, 32, 8, 16), generator))
     strided = q.transpose(1, 2).contiguous().transpose(1, 2)  # rows with gaps, as a view of an NCHW map
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
