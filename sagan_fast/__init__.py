@@ -9,3 +9,20 @@ if find_spec("sagan_fast.kernels") is None:
         "sagan_fast.kernels was not found: the folder kernels/ is mapped into the package when it is installed; "
         "run `pip install -e .` in the repository root"
     )
+
+from sagan_fast import functional
+from sagan_fast.layers.self_attention import SelfAttention2d, explain
+from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm, spectral_norm
+from sagan_fast.models.discriminator import Discriminator
+from sagan_fast.models.generator import Generator
+
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "SelfAttention2d",
+    "SpectralNormGroup",
+    "explain",
+    "functional",
+    "fuse_spectral_norm",
+    "spectral_norm",
+]

@@ -43,4 +43,4 @@ def assert_close_to_truth(
 
 def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
     """Return `scale` times normal random numbers of `shape` and `dtype`, drawn in float64 on the CPU."""
-    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)

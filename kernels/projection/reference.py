@@ -26,10 +26,10 @@ def unproject(rows: Tensor, x: Tensor, w_o: Tensor | None, b_o: Tensor | None, g
     """Return x + gamma * o(rows), (B, C, H, W), from `rows` (B, H*W, D_V) and `x` (B, C, H, W).
 
     `w_o` (C, D_V, 1, 1) and `b_o` (C,) are the output projection; with `w_o` None, D_V must equal C. `gamma` is a
-    scalar, of shape () or (1,).
+    scalar, of shape () or (1,). The result has the dtype of x.
     """
     B, C, H, W = x.shape
     maps = rows.transpose(1, 2).reshape(B, rows.shape[-1], H, W)
     if w_o is not None:
         maps = F.conv2d(maps, w_o, b_o)
-    return x + gamma.to(maps.dtype) * maps
+    return (x + gamma.reshape(1) * maps).to(x.dtype)  # one axis, so that a float32 gamma is not rounded to half

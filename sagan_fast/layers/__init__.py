@@ -1,0 +1,1 @@
+"""nn.Modules: the attention block, spectral norm, conditional batch norm, residual blocks."""

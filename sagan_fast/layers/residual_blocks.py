@@ -1,0 +1,67 @@
+"""The residual blocks of the released SAGAN (generator.py:29-92, discriminator.py:29-62), wide and pre-activated.
+
+No ReLU works in place: the shortcut reads the same tensor (in place, it would be rectified too).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
+from sagan_fast.layers.initialization import xavier
+from sagan_fast.layers.spectral_norm import spectral_norm
+
+
+def sn_conv(in_channels: int, out_channels: int, kernel_size: int, eps: float) -> nn.Conv2d:
+    """Return a spectral-normed convolution that keeps the map's size, Xavier-uniform, with a zero bias."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    return spectral_norm(xavier(conv), eps=eps)
+
+
+class GeneratorBlock(nn.Module):
+    """(B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1, nearest up-sampling."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_classes: int, sn_eps: float = 1e-12, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.norm1 = ConditionalBatchNorm2d(in_channels, num_classes, momentum=momentum)
+        self.conv1 = sn_conv(in_channels, out_channels, 3, sn_eps)
+        self.norm2 = ConditionalBatchNorm2d(out_channels, num_classes, momentum=momentum)
+        self.conv2 = sn_conv(out_channels, out_channels, 3, sn_eps)
+        self.shortcut = sn_conv(in_channels, out_channels, 1, sn_eps)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the block's output for `x` (B, in, H, W) and classes `y` (B,)."""
+        h = self.conv1(F.interpolate(F.relu(self.norm1(x, y)), scale_factor=2, mode="nearest"))
+        h = self.conv2(F.relu(self.norm2(h, y)))
+        # a 1x1 convolution and nearest up-sampling commute: convolving first is a quarter of the work
+        return h + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")
+
+
+class DiscriminatorBlock(nn.Module):
+    """(B, in, H, W) to (B, out, H/2, W/2), or the same size with `downsample=False`: ReLU-conv-ReLU-conv-average pool.
+
+    The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
+    The `first` block takes an image: no ReLU ahead of it.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, downsample: bool = True, first: bool = False, sn_eps: float = 1e-12
+    ) -> None:
+        super().__init__()
+        self.downsample, self.first = downsample, first
+        self.conv1 = sn_conv(in_channels, out_channels, 3, sn_eps)
+        self.conv2 = sn_conv(out_channels, out_channels, 3, sn_eps)
+        learned = downsample or in_channels != out_channels
+        self.shortcut = sn_conv(in_channels, out_channels, 1, sn_eps) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output for `x` (B, in, H, W)."""
+        h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        # pooling and a 1x1 convolution commute: pooling first is a quarter of the work
+        residual = F.avg_pool2d(x, 2) if self.downsample else x
+        if self.shortcut is not None:
+            residual = self.shortcut(residual)
+        return residual + (F.avg_pool2d(h, 2) if self.downsample else h)

@@ -1,0 +1,143 @@
+"""The self-attention block as a module, and `explain`: which backend runs it and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sagan_fast.kernels.attention.reference import attention_map
+from sagan_fast.kernels.projection.reference import project
+from sagan_fast.layers.initialization import xavier
+from sagan_fast.ops.backends import BACKENDS, Choice, choose
+from sagan_fast.ops.self_attention import choose_block, self_attention_2d
+
+
+class SelfAttention2d(nn.Module):
+    """y = x + gamma * o(softmax(theta(x) phi(x)ᵀ) g(x)), (B, C, H, W) to (B, C, H, W) (Zhang et al. 2019, §3).
+
+    The defaults are the released code's: `qk_channels` C/8, `v_channels` C/2, keys and values max-pooled 2x2, an
+    output projection, no biases, no 1/sqrt(d). `pool=False, out_proj=False, bias=True` (v then has C channels) is the
+    form of the best-known PyTorch port. `gamma` starts at 0: the block is the identity and only gamma learns at first.
+
+    The parameters are `theta.weight`, `phi.weight` (qk_channels, C, 1, 1), `g.weight` (v_channels, C, 1, 1),
+    `o.weight` (C, v_channels, 1, 1), their biases, and `gamma`, a scalar; the names are BigGAN-PyTorch's too. Weights
+    start Xavier-uniform, biases at zero. Put spectral norm on the four convolutions as on any others.
+
+    Input of any strides, float32, float16, bfloat16 or float64; output in the dtype of x. For `backend` see
+    `functional.attention`. Raises ValueError for widths that do not fit each other, for x with another number of
+    channels, and for a map too small to pool.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
+        pool: bool = True,
+        out_proj: bool = True,
+        bias: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if qk_channels is None:
+            qk_channels = max(1, channels // 8)
+        if v_channels is None:
+            v_channels = max(1, channels // 2) if out_proj else channels
+        for name, width in (("channels", channels), ("qk_channels", qk_channels), ("v_channels", v_channels)):
+            if width < 1:
+                raise ValueError(f"SelfAttention2d: {name} must be positive >= 1, got {width}")
+        if not out_proj and v_channels != channels:
+            raise ValueError(
+                f"SelfAttention2d: v_channels must equal channels where out_proj=False = {channels}, got {v_channels}"
+            )
+        if backend not in BACKENDS:
+            raise ValueError(f"SelfAttention2d: backend must be one of = {BACKENDS}, got {backend!r}")
+        self.channels = channels
+        self.pool = pool
+        self.backend = backend
+        self.theta = xavier(nn.Conv2d(channels, qk_channels, 1, bias=bias))
+        self.phi = xavier(nn.Conv2d(channels, qk_channels, 1, bias=bias))
+        self.g = xavier(nn.Conv2d(channels, v_channels, 1, bias=bias))
+        self.o = xavier(nn.Conv2d(v_channels, channels, 1, bias=bias)) if out_proj else None
+        self.gamma = nn.Parameter(torch.zeros(()))
+        self.last_choice: Choice | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, (B, C, H, W), for `x` (B, C, H, W)."""
+        self._check(x)
+        w_theta, w_phi, w_g = (_weight(conv, x) for conv in (self.theta, self.phi, self.g))
+        w_o, b_o = (None, None) if self.o is None else (_weight(self.o, x), self.o.bias)
+        if not torch.compiler.is_compiling():
+            self.last_choice = choose_block(x, w_theta, w_g, self.pool, self.backend)
+        return self_attention_2d(
+            x, w_theta, w_phi, w_g, w_o, self.gamma,
+            b_theta=self.theta.bias, b_phi=self.phi.bias, b_g=self.g.bias, b_o=b_o,
+            pool=self.pool, backend=self.backend,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def attention_map(self, x: Tensor, queries: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Return what each query attends to, (B, N or len(queries), M); every row sums to 1.
+
+        `queries` are flat positions row * W + column, in 0..H*W-1; only their rows are computed. Column m is key
+        position m of the pooled map (W//2 a row) or, without pooling, of the map itself. No gradient is kept.
+
+        Raises ValueError for positions outside the map.
+        """
+        self._check(x)
+        q = project(x, _weight(self.theta, x), self.theta.bias)
+        k = project(x, _weight(self.phi, x), self.phi.bias, self.pool)
+        if queries is not None:
+            positions = torch.as_tensor(queries, device=x.device, dtype=torch.long).reshape(-1)
+            N = q.shape[1]
+            if positions.numel() and not (int(positions.min()) >= 0 and int(positions.max()) < N):
+                raise ValueError(
+                    f"attention_map: queries must be positions of the map = 0..{N - 1}, "
+                    f"got {int(positions.min())}..{int(positions.max())}"
+                )
+            q = q[:, positions]
+        return attention_map(q, k)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, pool={self.pool}, backend={self.backend!r}"
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"SelfAttention2d: x must have shape (B, C, H, W) = (B, {self.channels}, H, W), got {tuple(x.shape)}"
+            )
+
+
+def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
+    """Return, a line for each attention, which backend runs it and why.
+
+    `target` is a module (each SelfAttention2d in it, with the input it last saw), or the arguments of
+    `functional.self_attention_2d` or of `functional.attention`. Raises RuntimeError or ValueError where that call
+    would.
+    """
+    if isinstance(target, nn.Module):
+        lines = [
+            f"{name or type(module).__name__}: {module.last_choice or f'{module.backend} (has not run yet)'}"
+            for name, module in target.named_modules()
+            if isinstance(module, SelfAttention2d)
+        ]
+        return "\n".join(lines) or f"{type(target).__name__} has no SelfAttention2d"
+    backend = kwargs.get("backend", "auto")
+    if target.ndim == 4:
+        w_theta = args[0] if args else kwargs["w_theta"]
+        w_g = args[2] if len(args) > 2 else kwargs["w_g"]
+        return f"self_attention_2d: {choose_block(target, w_theta, w_g, kwargs.get('pool', True), backend)}"
+    k, v = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate("kv"))
+    B, N, D_QK = target.shape
+    return f"attention: {choose('attention', backend, target, B, N, k.shape[1], D_QK, v.shape[2])}"
+
+
+def _weight(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return the weight the convolution would use now: hooks that set it (torch's old spectral norm) run first."""
+    for hook in conv._forward_pre_hooks.values():
+        hook(conv, (x,))
+    return conv.weight

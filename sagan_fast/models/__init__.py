@@ -1,0 +1,1 @@
+"""SAGAN's generator and discriminator, and the configurations that size them."""

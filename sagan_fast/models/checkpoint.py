@@ -1,0 +1,78 @@
+"""Reading checkpoints without running anything that they contain, and the generator of one."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sagan_fast.errors import InputError
+from sagan_fast.models.config import GeneratorConfig, network_config
+from sagan_fast.models.generator import Generator
+
+FORMAT = 1
+KEYS = (
+    "format",
+    "step",
+    "config",
+    "generator",
+    "ema",
+    "discriminator",
+    "g_optimizer",
+    "d_optimizer",
+    "rng",
+    "versions",
+)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of the checkpoint `path`, on the CPU, read with `weights_only=True`.
+
+    Raises InputError if it is missing, cut off, holds more than plain data, or is no checkpoint of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}") from error
+    except OSError as error:
+        raise InputError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is no checkpoint of sagan-fast: cut off, or holding more than plain data "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+        ) from error
+    missing = [key for key in KEYS if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} is no checkpoint of sagan-fast: it has no {', '.join(missing)}")
+    if content["format"] != FORMAT:
+        raise InputError(f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}")
+    return content
+
+
+def find_checkpoint(run_or_checkpoint: Path) -> Path:
+    """Return the checkpoint file meant by a run folder or a file; InputError if there is none."""
+    if run_or_checkpoint.is_dir():
+        path = run_or_checkpoint / "checkpoints" / "last.pt"
+        if not path.exists():
+            raise InputError(f"{run_or_checkpoint} has no checkpoint yet: {path} does not exist")
+        return path
+    if not run_or_checkpoint.exists():
+        raise InputError(f"there is no run folder or checkpoint {run_or_checkpoint}")
+    return run_or_checkpoint
+
+
+def load_generator(run_or_checkpoint: str | Path, *, average: bool = True, device: str = "cpu") -> Generator:
+    """Return the generator of a run folder or checkpoint, in eval mode on `device`; no data set is needed.
+
+    `average` takes the averaged weights, else the last ones. `Generator.config` says its classes and sizes. Raises
+    InputError if there is no checkpoint, or it cannot be read.
+    """
+    content = load_checkpoint(find_checkpoint(Path(run_or_checkpoint)))
+    generator = Generator(network_config(GeneratorConfig, content["config"], "generator"))
+    try:
+        generator.load_state_dict(content["ema" if average else "generator"])
+    except RuntimeError as error:
+        raise InputError(f"{run_or_checkpoint}: the weights do not fit its configuration ({error})") from error
+    return generator.to(device).requires_grad_(False).eval()

@@ -1,0 +1,172 @@
+"""What sizes the two networks, and the presets: whole recipes in sagan_fast/presets/*.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from sagan_fast.errors import InputError
+from sagan_fast.ops.backends import BACKENDS
+
+Config = TypeVar("Config")
+Network = TypeVar("Network", bound="NetworkConfig")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """What generator and discriminator share."""
+
+    resolution: int = 128
+    """height and width of the images, a power of two"""
+    num_classes: int = 1000
+    """number of classes; 0 is unconditional"""
+    base_channels: int = 64
+    """what the channel multipliers multiply"""
+    channel_multipliers: tuple[int, ...] = ()
+    """widths in units of base_channels"""
+    attention_resolutions: tuple[int, ...] = (32,)
+    """map sizes at which an attention block stands, after the first block that reaches the size"""
+    attention_pool: bool = True
+    """max-pool keys and values 2x2"""
+    attention_out_proj: bool = True
+    """values of half the width and a 1x1 convolution back; without, values of the full width"""
+    attention_bias: bool = False
+    """biases in the attention's convolutions"""
+    sn_eps: float = 1e-12
+    """smallest length that spectral norm divides by"""
+    backend: str = "auto"
+    """what runs the attention blocks: auto, eager, sdpa or triton"""
+
+    def __post_init__(self) -> None:
+        for name in ("channel_multipliers", "attention_resolutions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.resolution < 8 or self.resolution & (self.resolution - 1):
+            raise InputError(f"resolution must be a power of two from 8 on, got {self.resolution}")
+        if self.num_classes < 0:
+            raise InputError(f"num_classes must be 0 (unconditional) or the number of classes, got {self.num_classes}")
+        if self.base_channels < 1 or any(factor < 1 for factor in self.channel_multipliers):
+            raise InputError(
+                "base_channels and channel_multipliers must be positive, "
+                f"got {self.base_channels} and {self.channel_multipliers}"
+            )
+        if self.backend not in BACKENDS:
+            raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels, one for each of `channel_multipliers`."""
+        return tuple(self.base_channels * factor for factor in self.channel_multipliers)
+
+    def _check_attention(self, sizes: Iterable[int]) -> None:
+        for size in self.attention_resolutions:
+            if size not in sizes:
+                known = ", ".join(str(s) for s in sorted(set(sizes)))
+                raise InputError(f"attention_resolutions must be map sizes of the network ({known}), got {size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig(NetworkConfig):
+    """What sizes the generator."""
+
+    channel_multipliers: tuple[int, ...] = (16, 16, 8, 4, 2, 1)
+    """widths of the seed map and after each block, which doubles the map, in units of base_channels"""
+    z_dim: int = 128
+    """number of normal inputs"""
+    batch_norm_momentum: float = 0.001
+    """share of the new batch in the running averages of the conditional batch norms"""
+    tail_batch_norm_momentum: float = 0.0001
+    """the same for the last batch norm, which is not conditional"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.z_dim < 1:
+            raise InputError(f"z_dim must be positive, got {self.z_dim}")
+        if len(self.channel_multipliers) < 2 or self.seed_size < 2:
+            raise InputError(
+                "the generator's channel_multipliers must be the seed map's and one for each doubling up to the "
+                f"resolution, 2 to {int(math.log2(self.resolution))} in all at {self.resolution}, "
+                f"got {len(self.channel_multipliers)}"
+            )
+        self._check_attention(self.sizes)
+
+    @property
+    def seed_size(self) -> int:
+        """Height and width of the map that z is projected to."""
+        return self.resolution >> (len(self.channel_multipliers) - 1)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Map size after each block."""
+        return tuple(self.seed_size << (i + 1) for i in range(len(self.channel_multipliers) - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig(NetworkConfig):
+    """What sizes the discriminator."""
+
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 8, 16, 16)
+    """widths after each block in units of base_channels"""
+    final_size: int = 4
+    """blocks halve the map until it is this size; those that remain keep it"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio = self.resolution / self.final_size if self.final_size > 0 else 0
+        if ratio < 2 or ratio != 2 ** int(math.log2(ratio)):
+            raise InputError(f"final_size must be {self.resolution} / 2, / 4, ..., got {self.final_size}")
+        if len(self.channel_multipliers) < int(math.log2(ratio)):
+            raise InputError(
+                f"the discriminator's channel_multipliers must be at least {int(math.log2(ratio))} to go from "
+                f"{self.resolution} to {self.final_size}, got {len(self.channel_multipliers)}"
+            )
+        self._check_attention(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Map size after each block."""
+        return tuple(max(self.final_size, self.resolution >> (i + 1)) for i in range(len(self.channel_multipliers)))
+
+
+def from_mapping(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Return the dataclass `cls` filled from `values`; InputError names an unknown key and the nearest known one."""
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"unknown key {where + str(key)!r}: {hint}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise InputError(f"{where or cls.__name__}: a value of the wrong type ({error})") from error
+
+
+def preset_names() -> list[str]:
+    """Return the names `from_preset` takes."""
+    return sorted(item.name[: -len(".yaml")] for item in files("sagan_fast.presets").iterdir() if ".yaml" in item.name)
+
+
+SHARED = ("resolution", "num_classes", "backend")
+"""Fields of both networks that a recipe states once, at its top."""
+
+
+def network_config(cls: type[Network], recipe: Mapping[str, Any], section: str, **overrides: Any) -> Network:
+    """Return the `section` ("generator" or "discriminator") of `recipe` as `cls`, with what both networks share."""
+    shared = {key: recipe[key] for key in SHARED if key in recipe}
+    return from_mapping(cls, {**shared, **recipe.get(section, {}), **overrides}, where=f"{section}.")
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Return the preset `name` as nested dictionaries; InputError names the nearest known one if there is none."""
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown preset {name!r}: there are {', '.join(preset_names())}. {hint}".rstrip())
+    import yaml
+
+    preset: dict[str, Any] = yaml.safe_load((files("sagan_fast.presets") / f"{name}.yaml").read_text())
+    return preset

@@ -1,0 +1,94 @@
+"""SAGAN's generator (the released generator.py): linear seed map, residual up-blocks, attention, tanh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan_fast.layers.initialization import xavier
+from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
+from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.layers.spectral_norm import spectral_norm
+from sagan_fast.models.config import GeneratorConfig, NetworkConfig, load_preset, network_config
+
+
+def attention_block(channels: int, config: NetworkConfig) -> SelfAttention2d:
+    """Return the attention block of `config` for `channels`, all its convolutions spectral-normed."""
+    block = SelfAttention2d(
+        channels,
+        pool=config.attention_pool,
+        out_proj=config.attention_out_proj,
+        bias=config.attention_bias,
+        backend=config.backend,
+    )
+    for conv in (block.theta, block.phi, block.g, block.o):
+        if conv is not None:
+            spectral_norm(conv, eps=config.sn_eps)
+    return block
+
+
+class Generator(nn.Module):
+    """G(z, y): `z` (B, z_dim) normal, `y` (B,) int64 classes or None, to images (B, 3, R, R) in [-1, 1].
+
+    Source: Zhang et al. 2019 and the released generator.py; spectral norm on every layer but the batch norms' tables.
+    Raises ValueError for z of another width, and where a conditional generator is given no y or the reverse.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, eps = config.widths, config.sn_eps
+        self.linear = spectral_norm(xavier(nn.Linear(config.z_dim, widths[0] * config.seed_size**2)), eps=eps)
+        self.blocks = nn.ModuleList()
+        self.attentions = nn.ModuleDict()
+        for i, size in enumerate(config.sizes):
+            self.blocks.append(
+                GeneratorBlock(widths[i], widths[i + 1], config.num_classes, eps, config.batch_norm_momentum)
+            )
+            if size in config.attention_resolutions:
+                self.attentions[str(size)] = attention_block(widths[i + 1], config)
+        self.norm = nn.BatchNorm2d(widths[-1], momentum=config.tail_batch_norm_momentum)
+        self.conv = sn_conv(widths[-1], 3, 3, eps)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Generator:
+        """Return the generator of the preset `name`; `overrides` are fields of `GeneratorConfig`.
+
+        Raises InputError (a ValueError) for unknown names and fields.
+        """
+        return cls(network_config(GeneratorConfig, load_preset(name), "generator", **overrides))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return images (B, 3, R, R) in [-1, 1] for `z` (B, z_dim) and classes `y` (B,)."""
+        if z.ndim != 2 or z.shape[1] != self.config.z_dim:
+            raise ValueError(
+                f"Generator: z must have shape (B, z_dim) = (B, {self.config.z_dim}), got {tuple(z.shape)}"
+            )
+        check_classes("Generator", y, self.config.num_classes)
+        size = self.config.seed_size
+        x = self.linear(z).unflatten(1, (-1, size, size))
+        if z.device.type == "cuda":
+            x = x.contiguous(memory_format=torch.channels_last)
+        for block, size in zip(self.blocks, self.config.sizes, strict=True):
+            x = block(x, y)
+            if str(size) in self.attentions:
+                x = self.attentions[str(size)](x)
+        return torch.tanh(self.conv(F.relu(self.norm(x))))
+
+
+def check_classes(model: str, y: Tensor | None, num_classes: int) -> None:
+    """Raise ValueError where classes are missing, or given to an unconditional model."""
+    if (y is None) != (num_classes == 0):
+        expected = "None (unconditional)" if num_classes == 0 else f"(B,) classes 0..{num_classes - 1}"
+        raise ValueError(f"{model}: y must be = {expected}, got {'None' if y is None else tuple(y.shape)}")
+
+
+def config_dict(config: NetworkConfig) -> dict[str, Any]:
+    """Return the fields of `config` as plain values, fit for YAML and for `from_mapping`."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+    }

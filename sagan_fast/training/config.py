@@ -1,0 +1,153 @@
+"""The one list of a run's options, from preset, YAML file and overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sagan_fast.errors import InputError
+from sagan_fast.models.config import (
+    SHARED,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    NetworkConfig,
+    from_mapping,
+    load_preset,
+    network_config,
+)
+from sagan_fast.ops.backends import BACKENDS
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run."""
+
+    data: str
+    """shapes, folder:PATH or cifar10:PATH"""
+    out: str
+    """folder of the run: config.yaml, log.jsonl, samples/, checkpoints/, tensorboard/"""
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig
+    resolution: int = 128
+    """height and width of the images, a power of two"""
+    num_classes: int = 1000
+    """number of classes; 0 trains without labels"""
+    backend: str = "auto"
+    """what runs the attention blocks: auto, eager, sdpa or triton"""
+    steps: int = 1_000_000
+    """train until this many steps are done, resumed ones included"""
+    batch_size: int = 256
+    """images a step"""
+    seed: int = 0
+    """of the weights, the order of the images, the noise and the labels drawn"""
+    device: str = "auto"
+    """cpu, cuda or auto: cuda where there is one"""
+    g_lr: float = 1e-4
+    """Adam's learning rate of the generator"""
+    d_lr: float = 4e-4
+    """Adam's learning rate of the discriminator"""
+    beta1: float = 0.0
+    """Adam's beta1, of both"""
+    beta2: float = 0.9
+    """Adam's beta2, of both"""
+    ema_decay: float = 0.9999
+    """the averaged generator keeps this share of itself a step (less in the first steps)"""
+    flip: bool = False
+    """mirror images left to right at random"""
+    on_broken: str = "fail"
+    """an image that cannot be read: fail, or skip and count"""
+    num_workers: int = 0
+    """processes that read images"""
+    log_every: int = 100
+    """steps between lines of the log"""
+    sample_every: int = 1000
+    """steps between sample grids"""
+    checkpoint_every: int = 1000
+    """steps between checkpoints"""
+    collapse_patience: int = 20
+    """stop after this many log lines in a row in which the discriminator has won outright or died"""
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "collapse_patience")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.num_workers < 0:
+            raise InputError(f"num_workers must be 0 or more, got {self.num_workers}")
+        for name in ("g_lr", "d_lr"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name, known in (
+            ("backend", BACKENDS),
+            ("device", ("auto", "cpu", "cuda")),
+            ("on_broken", ("fail", "skip")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Return the configuration in `values` (YAML form); InputError names unknown keys and bad values."""
+        values = dict(values)
+        for key in ("data", "out"):
+            if not values.get(key):
+                raise InputError(f"{key} must be given: --{key} {'SPEC' if key == 'data' else 'FOLDER'}")
+        for key, network in (("generator", GeneratorConfig), ("discriminator", DiscriminatorConfig)):
+            section = values.get(key) or {}
+            for shared in SHARED:
+                if shared in section:
+                    raise InputError(f"unknown key '{key}.{shared}': {shared} is stated once, at the top")
+            values[key] = network_config(network, values, key)
+        return from_mapping(cls, values)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> TrainConfig:
+        """Return the preset `name` with `overrides`; nested ones as dictionaries, `generator={"base_channels": 8}`."""
+        return cls.from_dict(merge(load_preset(name), overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the YAML form: plain values, what both networks share stated once."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for key in ("generator", "discriminator"):
+            plain[key] = section_dict(plain[key])
+        return plain
+
+
+def section_dict(network: NetworkConfig) -> dict[str, Any]:
+    """Return the fields of `network` that are its own, as plain values fit for YAML."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(network).items()
+        if key not in SHARED
+    }
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`, nested dictionaries merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in the YAML file `path`; InputError if it cannot be read or is no mapping."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values, got {type(values).__name__}")
+    return values

@@ -1,0 +1,62 @@
+"""What a run carries from step to step, and how it becomes plain data and back."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm
+from sagan_fast.models.discriminator import Discriminator
+from sagan_fast.models.generator import Generator
+from sagan_fast.training.config import TrainConfig
+
+
+@dataclass
+class TrainState:
+    """Both networks, the averaged generator, their optimizers and spectral-norm groups, and the steps done."""
+
+    generator: Generator
+    discriminator: Discriminator
+    ema: Generator
+    g_optimizer: torch.optim.Optimizer
+    d_optimizer: torch.optim.Optimizer
+    g_spectral: SpectralNormGroup
+    d_spectral: SpectralNormGroup
+    step: int = 0
+
+    MODULES = ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as tensors, numbers, strings, lists and dictionaries."""
+        return {"step": self.step, **{name: getattr(self, name).state_dict() for name in self.MODULES}}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""
+        for name in self.MODULES:
+            getattr(self, name).load_state_dict(saved[name])
+        self.step = int(saved["step"])
+
+
+def new_state(config: TrainConfig, device: torch.device) -> TrainState:
+    """Return the state before the first step, its weights drawn from `config.seed`, on `device`."""
+    rng = torch.get_rng_state()
+    torch.manual_seed(config.seed)
+    generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
+    torch.set_rng_state(rng)
+    for model in (generator, discriminator):
+        model.to(device=device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
+    ema = copy.deepcopy(generator).requires_grad_(False).eval()
+
+    def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
+        fused = device.type == "cuda"
+        return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=fused)
+
+    return TrainState(
+        generator, discriminator, ema,
+        adam(generator, config.g_lr), adam(discriminator, config.d_lr),
+        fuse_spectral_norm(generator, update="step"), fuse_spectral_norm(discriminator, update="step"),
+    )  # fmt: skip

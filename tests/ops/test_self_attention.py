@@ -1,0 +1,161 @@
+"""The block on every backend against float64: pooled and unpooled, odd and oblong maps, both layouts, errors."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from sagan_fast.functional import self_attention_2d
+from sagan_fast.testing import assert_close_to_truth, randn
+
+BACKENDS = ("eager", "sdpa")
+SHAPES = [  # B, C, H, W, D_QK, D_V
+    (2, 16, 8, 8, 2, 8),
+    (1, 12, 7, 9, 3, 5),  # odd
+    (2, 8, 4, 10, 1, 8),  # oblong
+    (1, 24, 2, 2, 3, 12),  # one key when pooled
+]
+NAMES = ("x", "w_theta", "w_phi", "w_g", "w_o", "gamma", "b_theta", "b_phi", "b_g", "b_o")
+
+
+def arguments(shape, generator, bias=True, out_proj=True, dtype=torch.float64):
+    B, C, H, W, D_QK, D_V = shape
+    D_V = D_V if out_proj else C
+    sizes = {
+        "x": (B, C, H, W), "w_theta": (D_QK, C, 1, 1), "w_phi": (D_QK, C, 1, 1), "w_g": (D_V, C, 1, 1),
+        "w_o": (C, D_V, 1, 1), "gamma": (), "b_theta": (D_QK,), "b_phi": (D_QK,), "b_g": (D_V,), "b_o": (C,),
+    }  # fmt: skip
+    made = {name: randn(*size, generator=generator, scale=C**-0.25).to(dtype) for name, size in sizes.items()}
+    made["gamma"] = made["gamma"] * 0 + 0.7
+    if not out_proj:
+        made["w_o"] = made["b_o"] = None
+    if not bias:
+        made |= dict.fromkeys(("b_theta", "b_phi", "b_g", "b_o"))
+    return made
+
+
+def by_hand(x, w_theta, w_phi, w_g, w_o, gamma, b_theta=None, b_phi=None, b_g=None, b_o=None, pool=True):
+    """The block written out position by position, sharing nothing with the code under test."""
+    B, C, H, W = x.shape
+
+    def conv(w, b):
+        out = torch.einsum("bchw,dc->bdhw", x, w[:, :, 0, 0])
+        return out if b is None else out + b[:, None, None]
+
+    def keys(maps):
+        if not pool:
+            return maps.flatten(2)
+        h, w = H // 2, W // 2
+        cut = maps[:, :, : 2 * h, : 2 * w].reshape(B, -1, h, 2, w, 2)
+        return cut.amax(dim=(3, 5)).flatten(2)
+
+    q, k, v = conv(w_theta, b_theta).flatten(2), keys(conv(w_phi, b_phi)), keys(conv(w_g, b_g))
+    scores = torch.einsum("bdn,bdm->bnm", q, k)
+    beta = (scores - scores.amax(2, keepdim=True)).exp()
+    out = torch.einsum("bnm,bem->ben", beta / beta.sum(2, keepdim=True), v)
+    if w_o is not None:
+        out = torch.einsum("ben,ce->bcn", out, w_o[:, :, 0, 0])
+    if b_o is not None:
+        out = out + b_o[:, None]
+    return x + gamma * out.reshape(B, C, H, W)
+
+
+def leaves_of(made):
+    return {name: t if t is None else t.detach().requires_grad_() for name, t in made.items()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
+@pytest.mark.parametrize("out_proj", [True, False], ids=["o", "no_o"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_and_all_gradients_match_float64(shape, out_proj, pool, backend, generator):
+    exact = leaves_of(arguments(shape, generator, out_proj=out_proj))
+    single = leaves_of({name: t if t is None else t.float() for name, t in exact.items()})
+    truth = by_hand(**exact, pool=pool)
+    d_out = randn(*truth.shape, generator=generator)
+    truth.backward(d_out)
+    out = self_attention_2d(**single, pool=pool, backend=backend)
+    out.backward(d_out.float())
+    assert_close_to_truth("y", out, truth)
+    summands = (truth - exact["x"]).norm() / 0.7 * d_out.norm()
+    assert abs(single["gamma"].grad - exact["gamma"].grad) <= 1e-6 * summands  # one number, left over of many
+    for name in NAMES:
+        if name != "gamma" and exact[name] is not None and exact[name].grad.norm() > 1e-8:  # one key: none for q, k
+            assert_close_to_truth(f"d_{name}", single[name].grad, exact[name].grad)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
+def test_gradcheck_and_gradgradcheck(pool, backend, generator):
+    made = leaves_of(arguments((1, 4, 4, 3, 2, 3), generator))
+
+    def function(*tensors):
+        return self_attention_2d(**dict(zip(NAMES, tensors, strict=True)), pool=pool, backend=backend)
+
+    tensors = [made[name] for name in NAMES]
+    assert gradcheck(function, tensors)
+    assert gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_memory_formats_give_the_same_and_keep_theirs(backend, generator):
+    made = arguments((2, 16, 8, 6, 2, 8), generator, dtype=torch.float32)
+    plain = self_attention_2d(**made, backend=backend)
+    made["x"] = made["x"].to(memory_format=torch.channels_last)
+    last = self_attention_2d(**made, backend=backend)
+    assert plain.is_contiguous() and last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(plain, last)
+
+
+def test_gamma_of_shape_one_and_of_float32_beside_half(generator):
+    made = arguments((1, 16, 4, 4, 2, 8), generator, dtype=torch.bfloat16)
+    made["gamma"] = torch.tensor([0.1234567])
+    out = self_attention_2d(**made, backend="eager")
+    assert out.dtype == torch.bfloat16
+    exact = {name: t if t is None else t.double() for name, t in made.items()}
+    assert_close_to_truth("y", out, by_hand(**exact))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_under_autocast_the_residual_stays_float32(backend, generator):
+    made = arguments((2, 16, 8, 8, 2, 8), generator, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = self_attention_2d(**made, backend=backend)
+    assert out.dtype == torch.float32
+    exact = {name: t.double() for name, t in made.items()}
+    assert_close_to_truth("y", out, by_hand(**exact), precision="bf16")
+
+
+def test_an_empty_batch(generator):
+    made = leaves_of(arguments((0, 16, 4, 4, 2, 8), generator))
+    out = self_attention_2d(**made)
+    assert out.shape == (0, 16, 4, 4)
+    out.sum().backward()
+    assert made["w_theta"].grad.eq(0).all()
+
+
+def test_compiles_without_a_break(generator):
+    made = leaves_of(arguments((1, 16, 6, 6, 2, 8), generator, dtype=torch.float32))
+    compiled = torch.compile(self_attention_2d, fullgraph=True, backend="aot_eager")
+    for backend in BACKENDS:
+        torch.testing.assert_close(compiled(**made, backend=backend), self_attention_2d(**made))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": (2, 16, 8)}, r"x must have shape \(B, C, H, W\) = 4 axes, got \(2, 16, 8\)"),
+        ({"w_phi": (3, 16, 1, 1)}, r"w_phi must have shape \(D_QK, C, 1, 1\) = \(2, 16, 1, 1\), got \(3, 16, 1, 1\)"),
+        ({"w_g": (8, 15, 1, 1)}, r"w_g must have shape \(D_V, C, 1, 1\) = \(8, 16, 1, 1\), got \(8, 15, 1, 1\)"),
+        ({"w_o": (16, 9, 1, 1)}, r"w_o must have shape \(C, D_V, 1, 1\) = \(16, 8, 1, 1\), got \(16, 9, 1, 1\)"),
+        ({"w_o": None, "b_o": None}, r"w_g must have as many rows as x has channels where w_o is None = 16, got 8"),
+        ({"b_g": (7,)}, r"b_g must have shape \(D_V,\) = \(8,\), got \(7,\)"),
+        ({"gamma": (2,)}, r"gamma must be a scalar of shape = \(\) or \(1,\), got \(2,\)"),
+        ({"x": (2, 16, 1, 8)}, r"x must be at least 2 x 2 to be pooled = H, W >= 2, got \(1, 8\)"),
+    ],
+)
+def test_errors_name_the_argument(change, message, generator):
+    made = arguments((2, 16, 8, 8, 2, 8), generator)
+    for name, shape in change.items():
+        made[name] = None if shape is None else torch.zeros(shape)
+    with pytest.raises(ValueError, match="self_attention_2d: " + message):
+        self_attention_2d(**made)
