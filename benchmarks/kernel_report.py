@@ -265,7 +265,8 @@ def detail(entry: Entry) -> str:
         f"{plan.name} {plan.dtype} {plan.config} sm_{entry.arch} {entry.launch.shape}: {plan.programs} programs, "
         f"{m.waves:.2f} waves of {m.resident_blocks} a SM (by {m.resident_limit}), {m.binds} binds; {done}"
     )
-    return "\n".join([head, table(header, body), *(f"  note: {note}" for note in m.notes)])
+    mix = [f"  {r.name}: " + " ".join(f"{op} {n}" for op, n in r.opcodes.items()) for r in m.regions[1:]]
+    return "\n".join([head, table(header, body), *mix, *(f"  note: {note}" for note in m.notes)])
 
 
 BEGIN, END = "<!-- kernel report: begin -->", "<!-- kernel report: end -->"

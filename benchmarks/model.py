@@ -9,14 +9,16 @@ block does. Latencies, bank conflicts, launch cost and clock throttling are not 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.compile import Compiled
-from benchmarks.loops import Mapping, Work, access_bytes, count_trips, map_loops, read_ttir, tensor_flops
+from benchmarks.loops import Mapping, access_bytes, count_trips, map_loops, tensor_flops
 from benchmarks.machine import SMEM_RESERVED, Machine
 from benchmarks.sass import Instruction
+from benchmarks.ttir import Work, read_ttir
 
 PIPES = ("issue", "tensor", "mufu", "fp32", "alu", "lsu", "l2")
 """issue: warp instructions. tensor, mufu, fp32, alu: the units. lsu: loads, stores, shuffles and shared memory, the
@@ -38,12 +40,13 @@ _ALU = (
 
 @dataclass(frozen=True)
 class Region:
-    """One loop of the machine code, or what is outside all: clocks by pipe of one trip and how often it runs."""
+    """One loop of the machine code, or what is outside all: clocks by pipe of one trip, its runs, its opcodes."""
 
     name: str
     instructions: int
     executions: float
     clocks: dict[str, float]
+    opcodes: dict[str, int]
 
 
 @dataclass
@@ -123,13 +126,13 @@ def _both_shared(instruction: Instruction) -> bool:
 def model(plan: Any, compiled: Compiled, machine: Machine) -> Model:
     """Model the launch `plan` from its machine code on `machine`."""
     code, warps = compiled.code(), compiled.warps
-    loops, outside = read_ttir(compiled.ttir)
-    notes = count_trips(loops, plan.loops)
-    mapping = map_loops(code, loops, warps)
+    kernel = read_ttir(compiled.ttir)
+    notes = count_trips(kernel.loops, plan.loops)
+    mapping = map_loops(code, kernel, warps)
     notes += mapping.notes
     work = Work()
-    work.add(outside)
-    for loop in loops:
+    work.add(kernel.outside)
+    for loop in kernel.loops:
         work.add(loop.work, loop.total)
     regions = _regions(code, mapping, machine, warps)
     clocks = {pipe: sum(r.clocks.get(pipe, 0.0) * r.executions for r in regions) for pipe in PIPES}
@@ -180,5 +183,6 @@ def _regions(code: Any, mapping: Mapping, machine: Machine, warps: int) -> list[
                 clocks[pipe] = clocks.get(pipe, 0.0) + value
         name = "outside loops" if index is None else f"loop at {code.blocks[code.loops[index].header][0].address:#x}"
         runs = 1.0 if index is None else mapping.executions[index]
-        regions.append(Region(name, len(instructions), runs, clocks))
+        opcodes = dict(Counter(i.base for i in instructions).most_common())
+        regions.append(Region(name, len(instructions), runs, clocks, opcodes))
     return regions

@@ -16,9 +16,9 @@ import dataclasses, json, sys
 import triton
 import triton.language as tl
 from benchmarks.compile import compile_key, compile_plan, resources
-from benchmarks.loops import count_trips, read_ttir
 from benchmarks.machine import MACHINES
 from benchmarks.model import model
+from benchmarks.ttir import read_ttir
 from sagan_fast.kernels.plan import Plan
 
 
@@ -50,7 +50,7 @@ plan = Plan(
 found = {}
 for arch in (80, 90, 100):
     compiled = compile_plan(plan, arch)
-    loops, outside = read_ttir(compiled.ttir)
+    loops = read_ttir(compiled.ttir).loops
     m = model(plan, compiled, MACHINES[arch])
     found[arch] = {
         "resources": resources(compiled), "constants": [loop.constant for loop in loops], "notes": m.notes,

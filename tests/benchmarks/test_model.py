@@ -69,33 +69,32 @@ def test_resident_blocks(arch, registers, warps, shared, tmem, expected):
 CODE = """
         /*0000*/                   FFMA R1, R2, R3, R4 ;
 .L_x_0:
-\t//## File "{path}", line 2
+\t//## File "kernel.py", line 2
 {body}
         /*9000*/              @!P0 BRA `(.L_x_0) ;
         /*9010*/                   EXIT ;
 """
 TTIR = """
-#loc1 = loc("{path}":1:4)
-    scf.for %c = %c0 to %M step %c64  : i32 {{
-      %p = math.exp2 %s : tensor<128x64xf32> loc(#loc1)
-    }} loc(#loc1)
+#loc1 = loc("kernel.py":1:4)
+#loc2 = loc("kernel.py":2:8)
+    scf.for %c = %c0 to %M step %c64  : i32 {
+      %p = math.exp2 %s : tensor<128x64xf32> loc(#loc2)
+    } loc(#loc1)
 """
 
 
-def launch(tmp_path, programs, exps_a_thread=64, **changes):
-    path = tmp_path / "kernel.py"
-    path.write_text("for m in range(M):\n    exp2\n")
+def launch(programs, exps_a_thread=64, **changes):
     body = "\n".join(f"        /*{16 + 16 * i:04x}*/  MUFU.EX2 R1, R2 ;" for i in range(exps_a_thread))
     compiled = Compiled(
         arch=90, warps=4, registers=128, stack=0, local=0, shared=0, tmem=0,
-        sass=CODE.format(path=path, body=body), ttir=TTIR.format(path=path),
+        sass=CODE.format(body=body), ttir=TTIR,
     )  # fmt: skip
     plan = dict(programs=programs, loops=(10,), flops=0, exps=64 * 128 * 10 * programs, dtype="bf16")
     return SimpleNamespace(**{**plan, "bytes_read": 0, "bytes_written": 0, **changes}), compiled
 
 
-def test_a_launch_is_its_loops_times_their_trips(tmp_path):
-    plan, compiled = launch(tmp_path, programs=132 * 3)
+def test_a_launch_is_its_loops_times_their_trips():
+    plan, compiled = launch(programs=132 * 3)
     m = model(plan, compiled, H200)
     assert m.clocks["mufu"] == 64 * 10 * 128 / 16  # exponentials x trips x threads / lanes
     assert m.clocks["fp32"] == 1
@@ -106,27 +105,27 @@ def test_a_launch_is_its_loops_times_their_trips(tmp_path):
     assert m.resident_blocks == 4 and m.waves == pytest.approx(0.75)
 
 
-def test_the_busiest_sm_sets_the_time(tmp_path):
-    times = [model(*launch(tmp_path, programs=n), H200).overlapped_us for n in (1, 132, 133)]
+def test_the_busiest_sm_sets_the_time():
+    times = [model(*launch(programs=n), H200).overlapped_us for n in (1, 132, 133)]
     assert times[0] == times[1] == times[2] / 2
 
 
-def test_bytes_bind_when_there_are_more_of_them(tmp_path):
-    plan, compiled = launch(tmp_path, programs=132, bytes_read=48 * 10**6, bytes_written=0)
+def test_bytes_bind_when_there_are_more_of_them():
+    plan, compiled = launch(programs=132, bytes_read=48 * 10**6, bytes_written=0)
     m = model(plan, compiled, H200)
     assert m.binds == "hbm" and m.overlapped_us == pytest.approx(10)
     assert m.serial_us == pytest.approx(10 + 5121 / 1.83e3)
 
 
-def test_warps_with_roles_are_not_modelled(tmp_path):
-    plan, compiled = launch(tmp_path, programs=132)
+def test_warps_with_roles_are_not_modelled():
+    plan, compiled = launch(programs=132)
     text = compiled.sass.replace("FFMA R1, R2, R3, R4", "USETMAXREG.DEALLOC.CTAPOOL 0x18")
     m = model(plan, Compiled(**{**vars(compiled), "sass": text}), H200)
     assert m.overlapped_us is m.serial_us is m.resident_us is None
     assert "roles" in m.notes[-1]
 
 
-def test_what_does_not_fit_has_no_time(tmp_path):
-    plan, compiled = launch(tmp_path, programs=132)
+def test_what_does_not_fit_has_no_time():
+    plan, compiled = launch(programs=132)
     m = model(plan, Compiled(**{**vars(compiled), "shared": 300_000}), H200)
     assert m.overlapped_us is None and m.resident_blocks == 0 and "does not fit" in m.notes[-1]
