@@ -26,8 +26,9 @@ if __name__ == "__main__":
 from benchmarks.compile import Compiled, compile_key, compile_plan, resources
 from benchmarks.machine import MACHINES
 from benchmarks.model import PIPES, Model, model
-from benchmarks.shapes import BLOCK_SHAPES
-from benchmarks.shipped import Launch, launches
+from benchmarks.shapes import BLOCK_SHAPES, BlockShape
+from benchmarks.shipped import BACKWARD, FORWARD, INFERENCE, Launch, launches, library_products
+from benchmarks.text import cell_text, table
 
 RESULTS = Path(__file__).parent / "results"
 PASSES = ("forward", "forward+backward")
@@ -72,7 +73,7 @@ def build(wanted: Sequence[tuple[Launch, int]], processes: int = 2) -> tuple[lis
             compiled[order[index]] = result
         else:
             plan, arch = _JOBS[index]
-            failures.append(f"{plan.name} {plan.dtype} {plan.config} sm_{arch}: {result}")
+            failures.append(f"{plan.name} {plan.dtype} {short_config(plan.config)} sm_{arch}: {result}")
     entries = [
         Entry(launch, arch, compiled[key], model(launch.plan, compiled[key], MACHINES[arch]))
         for key, (launch, arch) in zip(keys, wanted, strict=True)
@@ -131,43 +132,60 @@ def _ratio(done: float, needed: float) -> float | None:
 
 
 def block_rows(entries: Sequence[Entry], measured: dict[tuple[str, str, str], float]) -> list[dict[str, Any]]:
-    """Modelled times of whole blocks, kernels one after another, beside what the block needs and what was measured."""
-    shapes = {shape.name: shape for shape in BLOCK_SHAPES}
+    """Modelled times of whole blocks, kernels one after another, beside what the block needs and what was measured.
+
+    "forward" is inference, "forward+backward" a training pass; `library_us` is the least time of the products that
+    PyTorch's library computes in it, which is in all its modelled times.
+    """
     groups: dict[tuple[int, str, str], list[Entry]] = {}
     for entry in entries:
-        if entry.launch.shape in shapes:
+        if entry.launch.shape in _SHAPES:
             groups.setdefault((entry.arch, entry.launch.shape, entry.launch.plan.dtype), []).append(entry)
     rows = []
     for (arch, name, dtype), group in groups.items():
         for part in PASSES:
-            members = [e for e in group if part == "forward+backward" or e.launch.part == "forward"]
-            if part == "forward+backward" and len(members) == len([e for e in group if e.launch.part == "forward"]):
-                continue
-            backward = part != "forward"
-            shape, machine = shapes[name], MACHINES[arch]
-            limit, binds = machine.limit_us(
-                shape.flops(backward), shape.exps(backward), shape.bytes(dtype, backward), dtype
-            )
-            largest = max(members, key=lambda e: e.model.overlapped_us or 0)
-            overlapped = _sum(e.model.overlapped_us for e in members)
-            rows.append(
-                {
-                    "shape": name,
-                    "dtype": dtype,
-                    "arch": f"sm_{arch}",
-                    "pass": part,
-                    "launches": len(members),
-                    "modelled_overlapped_us": overlapped,
-                    "modelled_resident_us": _sum(e.model.resident_us for e in members),
-                    "modelled_serial_us": _sum(e.model.serial_us for e in members),
-                    "limit_us": _rounded(limit),
-                    "limit_binds": binds,
-                    "over_limit": None if overlapped is None else round(overlapped / limit, 2),
-                    "binds": f"{largest.model.binds} ({largest.launch.plan.name})",
-                    "measured_us": measured.get((name, dtype, part)) if arch == 90 else None,
-                }
-            )
+            wanted = (INFERENCE,) if part == "forward" else (FORWARD, BACKWARD)
+            members = [entry for entry in group if entry.launch.part in wanted]
+            if {entry.launch.part for entry in members} == set(wanted):
+                rows.append(_block_row(_SHAPES[name], dtype, arch, part, members, measured))
     return rows
+
+
+_SHAPES = {shape.name: shape for shape in BLOCK_SHAPES}
+
+
+def _block_row(
+    shape: BlockShape,
+    dtype: str,
+    arch: int,
+    part: str,
+    members: Sequence[Entry],
+    measured: dict[tuple[str, str, str], float],
+) -> dict[str, Any]:
+    backward, machine = part != "forward", MACHINES[arch]
+    products = library_products(shape, dtype) if backward else []
+    library = sum(machine.limit_us(flops, 0, nbytes, dtype)[0] for flops, nbytes in products)
+    limit, limit_binds = machine.limit_us(
+        shape.flops(backward), shape.exps(backward), shape.bytes(dtype, backward), dtype
+    )
+    largest = max(members, key=lambda entry: entry.model.overlapped_us or 0)
+    overlapped = _sum([library, *(entry.model.overlapped_us for entry in members)])
+    return {
+        "shape": shape.name,
+        "dtype": dtype,
+        "arch": f"sm_{arch}",
+        "pass": part,
+        "launches": len(members),
+        "library_us": _rounded(library),
+        "modelled_overlapped_us": overlapped,
+        "modelled_resident_us": _sum([library, *(entry.model.resident_us for entry in members)]),
+        "modelled_serial_us": _sum([library, *(entry.model.serial_us for entry in members)]),
+        "limit_us": _rounded(limit),
+        "limit_binds": limit_binds,
+        "over_limit": None if overlapped is None else round(overlapped / limit, 3),
+        "binds": f"{largest.model.binds} of {largest.launch.plan.name}",
+        "measured_us": measured.get((shape.name, dtype, part)) if arch == 90 else None,
+    }
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -187,63 +205,39 @@ def read_measured(folder: Path = RESULTS) -> dict[tuple[str, str, str], float]:
     return found
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
-    """Rows as aligned plain text, or as a Markdown table; None is a dash."""
-    cells = [[_text(cell) for cell in row] for row in rows]
-    if markdown:
-        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        columns = zip(row, widths, numeric, strict=True)
-        return "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in columns).rstrip()
-
-    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, cells)])
-
-
-def _text(cell: Any) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, float):
-        return f"{cell:.2f}" if cell < 100 else f"{cell:.0f}"
-    return str(cell)
-
-
-def _is_number(text: str) -> bool:
-    return text == "-" or text.replace(".", "", 1).replace(",", "").isdigit()
-
-
 KERNEL_HEADER = (
-    "kernel", "dtype", "config", "arch", "shape", "regs", "spills", "smem", "hgmma", "hmma", "utchmma", "mufu",
+    "kernel", "dtype", "config", "arch", "shape", "part", "regs", "spills", "smem", "hgmma", "hmma", "utchmma", "mufu",
     "ldg128", "blocks/SM", "overlapped", "resident", "serial", "binds", "limit", "x limit",
 )  # fmt: skip
 BLOCK_HEADER = (
-    "shape", "dtype", "arch", "pass", "launches", "overlapped us", "resident us", "serial us", "limit us", "limit is",
-    "x limit", "binds", "measured us",
+    "shape", "dtype", "arch", "pass", "launches", "library us", "overlapped us", "resident us", "serial us", "limit us",
+    "limit is", "x limit", "binds", "measured us",
 )  # fmt: skip
+
+
+def short_config(config: str) -> str:
+    """The numbers of a config with as few letters as tell them apart: "N128 M64 C64 warps8 stages2"."""
+    inside = config[config.find("(") + 1 :].rstrip(")")
+    return inside.replace("BLOCK_", "").replace("num_", "").replace("=", "").replace(",", "")
 
 
 def kernel_table(rows: Sequence[dict[str, Any]]) -> str:
     """All launches, a line each; times in microseconds."""
+    keys = ("registers", "spills", "smem", "hgmma", "hmma", "utchmma", "mufu", "ldg128", "resident_blocks")
+    keys += ("modelled_overlapped_us", "modelled_resident_us", "modelled_serial_us", "binds", "limit_us")
     body = []
     for r in rows:
-        over = None
-        if r["modelled_overlapped_us"] is not None and r["limit_us"]:
-            over = r["modelled_overlapped_us"] / r["limit_us"]
-        body.append(
-            [r[k] for k in ("kernel", "dtype", "config", "arch", "shape", "registers", "spills", "smem", "hgmma")]
-            + [r[k] for k in ("hmma", "utchmma", "mufu", "ldg128", "resident_blocks", "modelled_overlapped_us")]
-            + [r["modelled_resident_us"], r["modelled_serial_us"], r["binds"], r["limit_us"], over]
-        )
+        known = r["modelled_overlapped_us"] is not None and r["limit_us"]
+        over = r["modelled_overlapped_us"] / r["limit_us"] if known else None
+        names = r["kernel"], r["dtype"], short_config(r["config"]), r["arch"], r["shape"], r["pass"]
+        body.append([*names, *(r[key] for key in keys), over])
     return table(KERNEL_HEADER, body)
 
 
 def block_table(rows: Sequence[dict[str, Any]], markdown: bool = False) -> str:
     """Whole blocks, a line for each shape, dtype, architecture and pass."""
-    keys = ("shape", "dtype", "arch", "pass", "launches", "modelled_overlapped_us", "modelled_resident_us")
-    keys += ("modelled_serial_us", "limit_us", "limit_binds", "over_limit", "binds")
+    keys = ("shape", "dtype", "arch", "pass", "launches", "library_us", "modelled_overlapped_us")
+    keys += ("modelled_resident_us", "modelled_serial_us", "limit_us", "limit_binds", "over_limit", "binds")
     return table(
         BLOCK_HEADER,
         [[*(r[k] for k in keys), "not measured" if r["measured_us"] is None else r["measured_us"]] for r in rows],
@@ -260,10 +254,11 @@ def detail(entry: Entry) -> str:
         clocks = [region.clocks.get(pipe, 0.0) * region.executions for pipe in PIPES]
         body.append([region.name, region.instructions, f"{region.executions:g}", *(round(c) for c in clocks)])
     body.append(["all, clocks a program", "", "", *(round(m.clocks[pipe]) for pipe in PIPES)])
-    done = f"FLOP done/needed {_text(_ratio(m.flops_done, plan.flops))}, exp {_text(_ratio(m.exps_done, plan.exps))}"
+    flops, exps = (cell_text(_ratio(*pair)) for pair in ((m.flops_done, plan.flops), (m.exps_done, plan.exps)))
     head = (
-        f"{plan.name} {plan.dtype} {plan.config} sm_{entry.arch} {entry.launch.shape}: {plan.programs} programs, "
-        f"{m.waves:.2f} waves of {m.resident_blocks} a SM (by {m.resident_limit}), {m.binds} binds; {done}"
+        f"{plan.name} {plan.dtype} {short_config(plan.config)} sm_{entry.arch} {entry.launch.shape}: "
+        f"{plan.programs} programs, {m.waves:.2f} waves of {m.resident_blocks} a SM (by {m.resident_limit}), "
+        f"{m.binds} binds; FLOP done/needed {flops}, exp {exps}"
     )
     mix = [f"  {r.name}: " + " ".join(f"{op} {n}" for op, n in r.opcodes.items()) for r in m.regions[1:]]
     return "\n".join([head, table(header, body), *mix, *(f"  note: {note}" for note in m.notes)])
@@ -295,6 +290,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--arch", type=int, action="append", choices=sorted(MACHINES), help="may be given several times"
     )
+    parser.add_argument("--contiguous", action="store_true", help="maps in NCHW order instead of channels_last")
     parser.add_argument("--detail", action="store_true", help="also print clocks by pipe and loop of every launch")
     parser.add_argument("--processes", type=int, default=2, help="compilations at a time (default 2)")
     return parser.parse_args(arguments)
@@ -303,7 +299,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 1 if a kernel did not compile, 2 if nothing was asked for."""
     options = parse_arguments(arguments)
-    wanted = [(launch, arch) for arch in options.arch or sorted(MACHINES) for launch in launches(arch)]
+    wanted = [
+        (launch, arch) for arch in options.arch or sorted(MACHINES) for launch in launches(arch, not options.contiguous)
+    ]
     wanted = [
         (launch, arch)
         for launch, arch in wanted
@@ -319,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.json.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     blocks = block_rows(entries, read_measured())
     if options.markdown:
-        write_markdown(options.markdown, [r for r in blocks if r["arch"] == "sm_90"])
+        write_markdown(options.markdown, blocks)
     if options.detail:
         print("\n\n".join(detail(entry) for entry in entries), end="\n\n")
     print(

@@ -1,0 +1,138 @@
+"""The kernel report as its users run it, and what every shipped kernel must be like.
+
+The report runs in a process of its own: here kernels are imported for the interpreter, which makes no machine code.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kernel_report import BEGIN, END, block_table, read_measured, short_config, write_markdown
+from benchmarks.machine import MACHINES
+from benchmarks.shapes import STANDARD_SHAPES
+
+ROOT = Path(__file__).parents[2]
+KEYS = {
+    "kernel", "dtype", "config", "arch", "registers", "stack", "spills", "smem", "hgmma", "hmma", "mufu", "utchmma",
+    "ldg128", "resident_blocks", "shape", "pass", "modelled_overlapped_us", "modelled_serial_us", "limit_us", "binds",
+}  # fmt: skip
+
+
+def report(*arguments, interpret="0"):
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    command = [sys.executable, "-m", "benchmarks.kernel_report", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def json_of(path, *arguments, **keywords):
+    done = report("--json", str(path), *arguments, **keywords)
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text()), done.stdout
+
+
+def test_a_handful_of_kernels(tmp_path):
+    """One block for Hopper, even where the environment asks for the interpreter: contract of the rows, table, gate."""
+    rows, text = json_of(
+        tmp_path / "rows.json", "--arch", "90", "--dtype", "bf16", "--only", "unpooled-32x32", "--detail", interpret="1"
+    )
+    assert all(row.keys() >= KEYS for row in rows)
+    assert {row["pass"] for row in rows} == {"inference", "forward", "backward"}
+    assert {row["kernel"] for row in rows} >= {"projection_fwd", "attention_block_fwd", "attention_bwd_dkv"}
+    for row in rows:
+        check(row)
+    assert "nothing here was measured" in text and "not measured" in text
+    assert "forward+backward" in text and "outside loops" in text
+
+
+def check(row):
+    """What the machine code of every shipped kernel must be like."""
+    where = {key: row[key] for key in ("kernel", "dtype", "config", "arch", "shape", "pass")}
+    assert row["spills"] == row["stack"] == 0, where
+    assert row["smem"] <= row["smem_cap"] and row["resident_blocks"] >= 1, where
+    assert row["modelled_overlapped_us"] is not None, (where, row["notes"])
+    assert row["modelled_overlapped_us"] <= row["modelled_resident_us"] * 1.001 <= row["modelled_serial_us"] * 1.002
+    if row["flops_done_over_needed"] and row["dtype"] != "fp32":
+        used = {"sm_80": row["hmma"], "sm_90": row["hgmma"], "sm_100": row["utchmma"] + row["hmma"]}
+        assert used[row["arch"]] > 0, where
+    if "sweep" in row["kernel"]:
+        assert row["ldg128"] > 0, where
+
+
+def test_nothing_found_is_an_error():
+    done = report("--only", "no such kernel")
+    assert done.returncode == 2 and done.stderr == "kernel_report: no launch matches --only 'no such kernel'\n"
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    rows, _ = json_of(tmp_path_factory.mktemp("report") / "rows.json")
+    return rows
+
+
+@pytest.mark.slow
+def test_every_shipped_kernel(everything):
+    assert {row["arch"] for row in everything} == {"sm_80", "sm_90", "sm_100"}
+    assert {row["dtype"] for row in everything} >= {"fp32", "tf32", "fp16", "bf16"}
+    assert {row["shape"] for row in everything} >= {"large-128x128-C64", "official-G-32x32-C256"}
+    for row in everything:
+        check(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--arch", str(arch), "--contiguous"] for arch in (80, 90, 100)], ids=" ".join)
+def test_every_shipped_kernel_on_contiguous_maps(tmp_path, arguments):
+    for row in json_of(tmp_path / "rows.json", *arguments)[0]:
+        check(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "shape", ["feat64-G-64x64-C128", "feat64-D-64x64-C64", "biggan-G-64x64-C192", "biggan-D-64x64-C96"]
+)
+def test_large_maps_are_near_the_limit(everything, shape, dtype):
+    """Modelled with all pipes overlapped, forward takes at most 1.3 times what the block needs."""
+    block = next(s for s in STANDARD_SHAPES if s.name == shape)
+    limit, _ = MACHINES[90].limit_us(block.flops(), block.exps(), block.bytes(dtype), dtype)
+    rows = [r for r in everything if (r["shape"], r["dtype"], r["arch"]) == (shape, dtype, "sm_90")]
+    forward = [r["modelled_overlapped_us"] for r in rows if r["pass"] == "inference"]
+    assert len(forward) == 2 and sum(forward) <= 1.3 * limit
+
+
+BLOCK = {
+    "shape": "s", "dtype": "bf16", "arch": "sm_90", "pass": "forward", "launches": 2, "library_us": 0.0,
+    "modelled_overlapped_us": 2.0, "modelled_resident_us": 3.0, "modelled_serial_us": 4.0, "limit_us": 1.0,
+    "limit_binds": "mufu", "over_limit": 2.0, "binds": "l2 of k", "measured_us": None,
+}  # fmt: skip
+
+
+def test_measured_times_stand_beside_modelled_ones(tmp_path):
+    record = {"benchmark": "block_forward", "shape": "s", "dtype": "bf16", "provider": "triton", "p50_us": 12.5}
+    peer = {**record, "provider": "sdpa", "p50_us": 99.0}
+    both = {**record, "benchmark": "block_forward_backward", "p50_us": 40.0}
+    lines = [json.dumps(line) for line in (record, peer, both)]
+    (tmp_path / "h200.jsonl").write_text("\n".join([*lines, ""]))
+    assert read_measured(tmp_path) == {("s", "bf16", "forward"): 12.5, ("s", "bf16", "forward+backward"): 40.0}
+    assert read_measured(tmp_path / "nowhere") == {}
+    assert block_table([BLOCK]).splitlines()[-1].endswith("not measured")
+    assert block_table([{**BLOCK, "measured_us": 12.5}]).splitlines()[-1].endswith("12.50")
+
+
+def test_markdown_goes_between_its_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_markdown(page, [BLOCK])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "not measured**" in text and "| s | bf16 | sm_90 |" in text
+    page.write_text("no markers")
+    with pytest.raises(SystemExit, match="must hold the lines"):
+        write_markdown(page, [BLOCK])
+
+
+def test_configs_are_shortened():
+    assert short_config("AttentionConfig(BLOCK_N=64, BLOCK_M=32, num_warps=4)") == "N64 M32 warps4"
