@@ -55,11 +55,8 @@ class FolderDataset(ImageDataset):
             empty = [folder for folder, inside in classes.items() if not inside]
             if empty and num_classes != 0:
                 raise InputError(
-                    f"{name}: the class {list_some(empty)} has no images (JPEG, PNG or WebP): fill the folder or "
-                    "remove it"
-                    if len(empty) == 1
-                    else f"{name}: {len(empty)} classes ({list_some(empty)}) have no images (JPEG, PNG or WebP): fill "
-                    "their folders or remove them"
+                    f"{name}: {len(empty)} of its {len(classes)} class folders ({list_some(empty)}) "
+                    f"{'has' if len(empty) == 1 else 'have'} no JPEG, PNG or WebP images: fill or remove what is empty"
                 )
             class_names = match_classes(name, list(classes), num_classes)
             files = [file for inside in classes.values() for file in inside]
@@ -203,7 +200,9 @@ def _check_flat(name: str, root: str, num_images: int, num_classes: int | None) 
     """Raise InputError if a flat folder of images is given to a model with classes."""
     if not num_classes:
         return
-    found = f"{name} is a flat folder of {count(num_images, 'image', 'images')}, but the model has {num_classes} classes"
+    found = (
+        f"{name} is a flat folder of {count(num_images, 'image', 'images')}, but the model has {num_classes} classes"
+    )
     parent = os.path.dirname(os.path.abspath(root))
     if _has_class_beside(parent, os.path.basename(os.path.abspath(root))):
         raise InputError(f"{found}: it seems to be one class of folder:{parent}, a level too deep; give that one")

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 BACKGROUND = (255, 255, 255)
@@ -77,7 +77,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "it is not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -51,9 +51,7 @@ def batches(
         ValueError: an argument is out of range.
         InputError: (from `next`) an image is broken and the data set was opened with `on_broken="fail"`.
     """
-    order = SampleOrder(
-        len(dataset), batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size
-    )
+    order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size)
     if num_workers < 0:
         raise ValueError(f"batches: num_workers must be at least 0, got {num_workers}")
     return _Batches(dataset, order, num_workers, pin_memory)
@@ -139,7 +137,7 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
             pin_memory=pin_memory and torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
         )
-        self._iterator = iter(loader)
+        self._iterator: Iterator[Any] = iter(loader)
         if num_workers:
             atexit.register(_close_if_alive, weakref.ref(self))
 

@@ -1,4 +1,4 @@
-"""The built-in data set: 5000 drawn pictures in ten classes, half of them pairs that only fit together across the image.
+"""The built-in data set: 5000 drawn pictures in ten classes, half of them pairs that fit together across it.
 
 Single shapes have any place, size and colour. In the paired classes the second shape follows from the first (its
 mirror image, the opposite corner, the same colour), which a discriminator sees only by comparing distant places.
@@ -92,22 +92,25 @@ def draw(indices: npt.NDArray[np.int64], shape: Callable[..., Array], resolution
     return pixels
 
 
-def _between(unit: Array, low: float, high: float) -> Array:
+def _between(unit: Array, low: float | Array, high: float | Array) -> Array:
     return low + (high - low) * unit
 
 
 def _disc(x: Array, y: Array, radius: Array) -> Array:
-    return np.sqrt(x * x + y * y) - radius
+    distance: Array = np.sqrt(x * x + y * y) - radius
+    return distance
 
 
 def _box(x: Array, y: Array, half_width: Array, half_height: Array) -> Array:
-    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+    distance: Array = np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+    return distance
 
 
 def _triangle(x: Array, y: Array, size: Array) -> Array:
     """Distance to an isosceles triangle, its tip at y = -size and its base from (-size, size) to (size, size)."""
     side = (2 * np.abs(x) - y - size) / np.sqrt(5.0)
-    return np.maximum(side, y - size)
+    distance: Array = np.maximum(side, y - size)
+    return distance
 
 
 def _single(form: Callable[[Array, Array, Array], Array]) -> Callable[..., Array]:
@@ -120,7 +123,8 @@ def _single(form: Callable[[Array, Array, Array], Array]) -> Callable[..., Array
 
 
 def _ring(x: Array, y: Array, size: Array) -> Array:
-    return np.abs(_disc(x, y, 0.78 * size)) - 0.22 * size
+    distance: Array = np.abs(_disc(x, y, 0.78 * size)) - 0.22 * size
+    return distance
 
 
 def _cross(x: Array, y: Array, size: Array) -> Array:
