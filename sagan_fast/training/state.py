@@ -52,8 +52,7 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     ema = copy.deepcopy(generator).requires_grad_(False).eval()
 
     def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
-        fused = device.type == "cuda"
-        return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=fused)
+        return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=True)
 
     return TrainState(
         generator, discriminator, ema,
