@@ -33,7 +33,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises InputError if it is missing, cut off, holds more than plain data, or is no checkpoint of ours.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}") from error
     except (PermissionError, IsADirectoryError) as error:
