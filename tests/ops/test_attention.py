@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sagan_fast.kernels.attention import reference
 from torch.autograd import gradcheck, gradgradcheck
 
 from sagan_fast.functional import attention
+from sagan_fast.kernels.attention import reference
 from sagan_fast.testing import assert_close_to_truth, randn
 
 BACKENDS = ("eager", "sdpa")
