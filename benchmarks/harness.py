@@ -1,0 +1,196 @@
+"""Times providers of the same work fairly: right answers first, then interleaved, with inputs not in the cache.
+
+A case has inputs (several sets, together larger than the cache, used in turn), a float64 truth, and providers. A
+provider whose results are off is recorded as wrong and never timed; one that cannot run is recorded with its reason.
+The others are timed turn by turn, so that a change of clocks or load meets all of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.records import Record
+from sagan_fast.testing import RMS_TOLERANCE, rel_rms
+
+Run = Callable[[int], Sequence[Tensor]]
+"""Does the work once on input set i and returns its results: outputs, then gradients."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """`prepare()` builds (and compiles) what runs, and returns it; it may raise where the work cannot be done.
+
+    `truth`, where a provider rightly computes something else than the case's.
+    """
+
+    name: str
+    prepare: Callable[[], Run]
+    note: Callable[[], str] = str
+    truth: Callable[[], Sequence[Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a benchmark: the work, its truth, and who does it."""
+
+    benchmark: str
+    shape: str
+    dtype: str
+    mode: str
+    providers: Sequence[Provider]
+    truth: Callable[[], Sequence[Tensor]]
+    num_sets: int = 1
+    own: Callable[[], Sequence[Tensor]] = list
+    """inputs and parameters of set 0, which are not counted as kept for backward"""
+    config: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """needed FLOP, exponentials and bytes, for the bound"""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: rounds of every provider in turn, and calls in a sample."""
+
+    rounds: int = 21
+    warmup: int = 3
+    calls: int = 1
+
+
+def measure(
+    case: Case,
+    device: str,
+    effort: Effort,
+    methods: Iterable[str] = ("graph", "eager"),
+    bound: Callable[[Case], tuple[float, str]] | None = None,
+) -> list[Record]:
+    """Return a record for each provider and method ("graph" and "eager" on CUDA, "wall" on the CPU)."""
+    methods = ("wall",) if device == "cpu" else tuple(methods)
+    records, runs = [], {}
+    limit = bound(case) if bound else (None, None)
+
+    def record(provider: Provider, method: str, **values: Any) -> Record:
+        made = Record(
+            case.benchmark, case.shape, case.dtype, case.mode, provider.name, method,
+            config=case.config, bound_us=limit[0], bound_by=limit[1], **values,
+        )  # fmt: skip
+        records.append(made)
+        return made
+
+    truths: dict[object, list[Tensor]] = {}
+    for provider in case.providers:
+        try:
+            make = provider.truth or case.truth
+            if make not in truths:
+                truths[make] = [t.detach().double().cpu() for t in make()]
+            run = provider.prepare()
+            worst = max(rel_rms(a, t) for a, t in zip(run(0), truths[make], strict=True))
+            if not worst <= _gate(case):  # NaN is wrong too
+                record(provider, methods[0], relative_rms=worst, error=f"wrong: relative RMS error {worst:.2g}")
+                continue
+            memory = _memory(run, device, case.own())
+            runs[provider.name] = (provider, run, dict(relative_rms=worst, note=provider.note(), **memory))
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {text}")
+    for method in methods:
+        timed = {}
+        for name, (provider, run, values) in list(runs.items()):
+            try:
+                timed[name] = _timer(run, case.num_sets, method, effort)
+            except Exception as error:
+                record(provider, method, error=f"cannot run as {method}: {' '.join(str(error).split())[:300]}", **values)
+        samples: dict[str, list[float]] = {name: [] for name in timed}
+        for i in range(effort.rounds):
+            order = list(timed)
+            for name in order[i % len(order) :] + order[: i % len(order)] if order else ():
+                samples[name].append(timed[name]())
+        for name, times in samples.items():
+            provider, _, values = runs[name]
+            p20, p50, p80 = (_quantile(times, q) for q in (0.2, 0.5, 0.8))
+            record(provider, method, p20_us=p20, p50_us=p50, p80_us=p80, samples=len(times), **values)
+        timed.clear()
+    runs.clear()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return records
+
+
+def _gate(case: Case) -> float:
+    # gradients are sums of signed terms in low precision: three times the table of values
+    return RMS_TOLERANCE[case.dtype] * (1 if case.mode == "forward" else 3)
+
+
+def _timer(run: Run, num_sets: int, method: str, effort: Effort) -> Callable[[], float]:
+    """Return a function that takes one sample: microseconds of one call."""
+    for i in range(max(effort.warmup, num_sets)):
+        run(i % num_sets)
+    if method == "wall":
+        return lambda: _wall(run, num_sets, effort.calls)
+    torch.cuda.synchronize()
+    if method == "graph":
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for i in range(num_sets):
+                run(i)
+        stream.synchronize()
+        with torch.cuda.graph(graph):
+            for i in range(num_sets):
+                run(i)
+        return lambda: _events(graph.replay, num_sets)
+    return lambda: _events(lambda: [run(i) for i in range(num_sets)], num_sets)
+
+
+def _wall(run: Run, num_sets: int, calls: int) -> float:
+    began = time.perf_counter()
+    for i in range(calls):
+        run(i % num_sets)
+    return (time.perf_counter() - began) / calls * 1e6
+
+
+def _events(work: Callable[[], Any], calls: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3 / calls
+
+
+def _memory(run: Run, device: str, own: Sequence[Tensor]) -> dict[str, int | None]:
+    """Return the bytes that autograd keeps over one call, each storage once, and the peak beyond what was there."""
+    kept: dict[int, int] = {}
+    owned = {tensor.untyped_storage().data_ptr() for tensor in own}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(0)
+    peak = None
+    if device == "cuda":
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+    return {"saved_bytes": sum(size for ptr, size in kept.items() if ptr not in owned), "peak_bytes": peak}
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    if len(ordered) == 1:
+        return ordered[0]
+    return statistics.quantiles(ordered, n=100, method="inclusive")[round(share * 100) - 1]

@@ -1,0 +1,134 @@
+"""Measurements as lines of JSON: what was measured, on what, with what; appended, never changed."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass
+class Record:
+    """One provider on one case. Times in microseconds of one call, over `samples` samples; None where it failed.
+
+    `method` is "graph" (CUDA graph replay: the GPU's time), "eager" (calls as a user makes them, launches included) or
+    "wall" (CPU). `saved_bytes` is what autograd keeps for backward beyond the inputs and parameters, `peak_bytes` the
+    most memory in use during a call beyond what was there. `bound_us` is the time of the needed work at the rates
+    measured on this device in the same run. `error` says why there is no time; `relative_rms` is the worst output's.
+    """
+
+    benchmark: str
+    shape: str
+    dtype: str
+    mode: str
+    provider: str
+    method: str
+    p20_us: float | None = None
+    p50_us: float | None = None
+    p80_us: float | None = None
+    samples: int = 0
+    relative_rms: float | None = None
+    peak_bytes: int | None = None
+    saved_bytes: int | None = None
+    bound_us: float | None = None
+    bound_by: str | None = None
+    note: str = ""
+    error: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What a later record of the same measurement replaces in a table."""
+        return (self.benchmark, self.shape, self.dtype, self.mode, self.provider, self.method)
+
+
+@functools.cache
+def environment(device: str) -> dict[str, str]:
+    """Return what a record must say of where it was made: device, driver, versions, commit, date."""
+    found = {
+        "device": device_name(device),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if device == "cuda" else "",
+        "torch": str(torch.__version__),
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }
+    if _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"):
+        found["commit"] += "+"  # with changes that are not committed
+    return found
+
+
+def device_name(device: str) -> str:
+    """Return the name of the GPU, or of the processor with the number of threads used."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    model = ""
+    try:
+        match = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+        model = match.group(1) if match else ""
+    except OSError:
+        pass
+    return f"{model or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def results_file(device: str, folder: Path = RESULTS) -> Path:
+    """Return the file of this device's records: results/nvidia-h200.jsonl, results/cpu.jsonl."""
+    if device == "cpu":
+        return folder / "cpu.jsonl"
+    return folder / (re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-") + ".jsonl")
+
+
+def append(record: Record, device: str, folder: Path = RESULTS) -> None:
+    """Add `record` with its environment to the device's file, at once: a run cut off loses nothing."""
+    path = results_file(device, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({**asdict(record), **environment(device)}) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the records in `path`, the last one of each measurement; an empty list if there is no such file."""
+    latest: dict[tuple[str, ...], dict[str, Any]] = {}
+    if path.exists():
+        for line in _lines(path):
+            key = tuple(str(line[k]) for k in ("benchmark", "shape", "dtype", "mode", "provider", "method"))
+            latest.pop(key, None)
+            latest[key] = line
+    return list(latest.values())
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text().splitlines():
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
