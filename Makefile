@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint format clean
+# What `make gpu` runs on: a machine with a GPU has PyTorch already, and maybe no network to install anything from.
+GPU_PYTHON ?= $(PYTHON)
+GPU_PATH := build/path
+
+.PHONY: demo test test-all lint format clean bench gpu gpu-path report
 
 ## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
 demo: $(STAMP)
@@ -40,6 +44,27 @@ $(STAMP): setup.py pyproject.toml
 		{ echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
+
+## bench: CPU benchmarks and the kernel report, then the tables; minutes on any machine
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run --device cpu --minutes 3
+	$(BIN)/python -m benchmarks.kernel_report --arch 90 --only 64x64
+	$(BIN)/python -m benchmarks.report
+
+## gpu: GPU tests and benchmarks on one NVIDIA GPU, under nine minutes; GPU_ARGS="--only attention" for a part
+gpu: gpu-path
+	PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+
+## gpu-path: the package and the benchmarks as one folder of links, for a Python that nothing is installed into
+gpu-path:
+	rm -rf $(GPU_PATH) && mkdir -p $(GPU_PATH)/sagan_fast
+	ln -s $(CURDIR)/benchmarks $(GPU_PATH)/benchmarks
+	ln -s $(CURDIR)/sagan_fast/* $(GPU_PATH)/sagan_fast/
+	ln -s $(CURDIR)/kernels $(GPU_PATH)/sagan_fast/kernels
+
+## report: docs/benchmarks.md and the README's tables from the committed records
+report: $(STAMP)
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -106,7 +106,9 @@ def measure(
             try:
                 timed[name] = _timer(run, case.num_sets, method, effort)
             except Exception as error:
-                record(provider, method, error=f"cannot run as {method}: {' '.join(str(error).split())[:300]}", **values)
+                record(
+                    provider, method, error=f"cannot run as {method}: {' '.join(str(error).split())[:300]}", **values
+                )
         samples: dict[str, list[float]] = {name: [] for name in timed}
         for i in range(effort.rounds):
             order = list(timed)

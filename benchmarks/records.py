@@ -59,7 +59,9 @@ def environment(device: str) -> dict[str, str]:
     """Return what a record must say of where it was made: device, driver, versions, commit, date."""
     found = {
         "device": device_name(device),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if device == "cuda" else "",
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if device == "cuda"
+        else "",
         "torch": str(torch.__version__),
         "triton": _version("triton"),
         "python": platform.python_version(),

@@ -165,9 +165,7 @@ def tables_for(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Ten
     rows = []
     for index, shape in enumerate(layout.shapes):
         fields = [0] * FIELDS
-        fields[W], fields[U], fields[V] = (
-            tensor.data_ptr() for tensor in (weights[index], us[index], vs[index])
-        )
+        fields[W], fields[U], fields[V] = (tensor.data_ptr() for tensor in (weights[index], us[index], vs[index]))
         fields[R], fields[K], fields[C], fields[S] = shape.R, shape.K, shape.C, shape.S
         fields[OUT], fields[Z], fields[T], fields[PARTIAL] = (
             offsets[index] // OFFSET_UNIT for offsets in (layout.out, layout.z, layout.t, layout.partial)
@@ -184,8 +182,6 @@ def tables_for(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Ten
         *(torch.tensor(items, dtype=torch.int32).to(device) for items in (layout.sweep, layout.reduce, layout.flat)),
     )
     return _tables[key]
-
-
 
 
 def is_capturing(device: torch.device) -> bool:

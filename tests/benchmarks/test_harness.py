@@ -1,0 +1,82 @@
+import torch
+
+from benchmarks.harness import Case, Effort, Provider, measure
+
+
+def case(providers, mode="forward", truth=lambda: [torch.ones(4)]):
+    return Case("b", "s", "fp32", mode, providers, truth)
+
+
+def right(_):
+    return [torch.ones(4)]
+
+
+def test_wrong_and_impossible_providers_are_recorded_and_never_timed():
+    timed = []
+
+    def wrong():
+        def run(i):
+            timed.append(i)
+            return [torch.full((4,), 1.01)]
+
+        return run
+
+    def impossible():
+        raise RuntimeError("no such\n  backend")
+
+    def nan():
+        return lambda i: [torch.full((4,), float("nan"))]
+
+    providers = [
+        Provider("right", lambda: right),
+        Provider("wrong", wrong),
+        Provider("no", impossible),
+        Provider("nan", nan),
+    ]
+    records = {r.provider: r for r in measure(case(providers), "cpu", Effort(rounds=3))}
+    assert timed == [0]
+    assert (
+        records["right"].samples == 3 and records["right"].p20_us <= records["right"].p50_us <= records["right"].p80_us
+    )
+    assert records["right"].error == "" and records["right"].relative_rms == 0.0
+    assert records["wrong"].p50_us is None and records["wrong"].error.startswith("wrong: relative RMS error 0.01")
+    assert records["nan"].p50_us is None and "wrong" in records["nan"].error
+    assert records["no"].error == "cannot run: RuntimeError: no such backend"
+
+
+def test_providers_take_turns_and_sets_are_used_in_turn():
+    calls = []
+
+    def provider(name):
+        def prepare():
+            def run(i):
+                calls.append((name, i))
+                return [torch.ones(4)]
+
+            return run
+
+        return Provider(name, prepare)
+
+    made = Case("b", "s", "fp32", "forward", [provider("a"), provider("b")], lambda: [torch.ones(4)], num_sets=2)
+    measure(made, "cpu", Effort(rounds=2, warmup=2, calls=2))
+    timed = calls[-8:]
+    assert timed == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 0), ("b", 1), ("a", 0), ("a", 1)]
+
+
+def test_a_provider_may_have_a_truth_of_its_own():
+    own = Provider("own", lambda: lambda i: [torch.zeros(4) + 2], truth=lambda: [torch.full((4,), 2.0)])
+    (record,) = measure(case([own]), "cpu", Effort(rounds=1))
+    assert record.error == ""
+
+
+def test_bytes_kept_for_backward_are_counted_without_the_inputs():
+    x = torch.randn(1000, requires_grad=True)
+
+    def run(i):
+        y = x.exp()  # keeps its result, 4000 bytes
+        return [torch.autograd.grad((y * x).sum(), x)[0]]  # keeps x, which is an input, and y again
+
+    truth = [(x + 1) * x.exp()]
+    made = Case("b", "s", "fp32", "forward+backward", [Provider("p", lambda: run)], lambda: truth, own=lambda: [x])
+    (record,) = measure(made, "cpu", Effort(rounds=1))
+    assert record.error == "" and record.saved_bytes == 4000

@@ -1,0 +1,52 @@
+import pytest
+
+from benchmarks.records import Record, append
+from benchmarks.report import END, START, document, main, readme_block, replace_block
+
+
+def fill(folder):
+    for provider, time, kept in (("eager", 30.0, 2**22), ("sdpa", 20.0, 2**21), ("auto", 10.0, 2**20)):
+        append(
+            Record("attention", "cpu-x", "fp32", "forward", provider, "wall", p50_us=time, saved_bytes=kept),
+            "cpu",
+            folder,
+        )
+    append(
+        Record("attention", "cpu-x", "fp32", "forward", "flex", "wall", error="cannot run: no compiler"), "cpu", folder
+    )
+
+
+def test_without_records_everything_reads_not_measured(tmp_path):
+    text = document(tmp_path)
+    rows = [line for line in text.splitlines() if line.startswith("| feat64-G-64x64-C128")]
+    assert len(rows) == 4 and all(row.count("not measured") == 7 for row in rows)
+    assert "On a GPU: not measured." in readme_block(tmp_path)
+
+
+def test_tables_are_ratios_of_the_records(tmp_path):
+    fill(tmp_path)
+    row = next(line for line in document(tmp_path).splitlines() if line.startswith("| cpu-x | forward |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["cpu-x", "forward", "30.0", "20.0 (sdpa)", "10.0", "3.00", "2.00", "not measured", "1.0"]
+    assert "| flex | cpu-x | forward | cannot run: no compiler |" in document(tmp_path)
+
+
+def test_the_readme_block_comes_back_byte_for_byte_and_a_stale_one_is_found(tmp_path):
+    fill(tmp_path / "results")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"# x\n\n{START}\nold\n{END}\n\nrest\n")
+    args = ["--results", str(tmp_path / "results"), "--root", str(tmp_path)]
+    assert main([*args, "--check"]) == 1
+    assert main(args) == 0 and main([*args, "--check"]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# x\n\n" + START) and text.endswith(END + "\n\nrest\n") and "old" not in text
+    assert replace_block(text, readme_block(tmp_path / "results")) == text
+
+
+def test_the_committed_pages_are_what_the_committed_records_say():
+    assert main(["--check"]) == 0
+
+
+def test_a_readme_without_markers_is_refused():
+    with pytest.raises(ValueError, match="two benchmark markers once each"):
+        replace_block("nothing", "block")
