@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,8 @@ class Case:
     num_sets: int = 1
     own: Callable[[], Sequence[Tensor]] = list
     """inputs and parameters of set 0, which are not counted as kept for backward"""
+    methods: tuple[str, ...] = ("graph", "eager")
+    """how it is timed on CUDA"""
     config: dict[str, Any] = field(default_factory=dict)
     needs: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """needed FLOP, exponentials and bytes, for the bound"""
@@ -68,11 +70,10 @@ def measure(
     case: Case,
     device: str,
     effort: Effort,
-    methods: Iterable[str] = ("graph", "eager"),
     bound: Callable[[Case], tuple[float, str]] | None = None,
 ) -> list[Record]:
-    """Return a record for each provider and method ("graph" and "eager" on CUDA, "wall" on the CPU)."""
-    methods = ("wall",) if device == "cpu" else tuple(methods)
+    """Return a record for each provider and method (the case's on CUDA, "wall" on the CPU)."""
+    methods = ("wall",) if device == "cpu" else case.methods
     records, runs = [], {}
     limit = bound(case) if bound else (None, None)
 

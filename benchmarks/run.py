@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_spectral_norm, ceilings
+from benchmarks import bench_attention, bench_spectral_norm, bench_train_step, ceilings
 from benchmarks.harness import Case, Effort, measure
 from benchmarks.records import RESULTS, Record, append, results_file
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES
@@ -28,13 +28,16 @@ def plan(device: str, dry: bool) -> Iterator[Case]:
         tiny = [replace(s, B=1, H=8, W=8) for s in BLOCK_SHAPES]
         yield from bench_attention.cases("cpu", shapes=tiny)
         yield from bench_spectral_norm.cases("cpu", bench_spectral_norm.SMALL)
+        yield from bench_train_step.cases("cpu", (("shapes-32", 4),), tiny=True)
         return
     if device == "cpu":
         yield from bench_spectral_norm.cases("cpu")
         yield from bench_attention.cases("cpu")
+        yield from bench_train_step.cases("cpu", (("shapes-32", 32),))
         return
     yield from bench_spectral_norm.cases("cuda")
     yield from bench_attention.cases("cuda")
+    yield from bench_train_step.cases("cuda")
     yield from bench_attention.cases("cuda", ("tf32", "fp16", "fp32"), STANDARD_SHAPES)
     yield from bench_attention.cases("cuda", ("bf16",), bench_attention.sweep())
 

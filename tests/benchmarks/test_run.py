@@ -8,7 +8,7 @@ from benchmarks.run import main
 def test_the_dry_run_walks_every_case_and_records_nothing(tmp_path, capsys):
     assert main(["--dry-run", "--out", str(tmp_path), "--minutes", "30"]) == 0
     out = capsys.readouterr().out
-    assert "benchmarks: 20 cases; nothing recorded" in out and not list(tmp_path.iterdir())
+    assert "benchmarks: 21 cases; nothing recorded" in out and not list(tmp_path.iterdir())
     assert "wrong" not in out and "cannot run" not in out
 
 
