@@ -77,7 +77,8 @@ def case(preset: str, batch: int, device: str, narrow: dict[str, int]) -> Case:
 
     return Case(
         "train_step", f"{preset}-batch{batch}", precision, "forward+backward", providers, truth,
-        methods=("eager",), config={"preset": preset, "batch_size": batch},
+        # torch's spectral norm has moved u and v once more by the first loss
+        tolerance=5e-2 if precision == "bf16" else 2e-3, methods=("eager",), config={"preset": preset, "batch_size": batch},
         needs=(count_flops(config("eager")), 0.0, 0.0),
     )  # fmt: skip
 
