@@ -76,11 +76,18 @@ def case(preset: str, batch: int, device: str, narrow: dict[str, int]) -> Case:
         return list(plain_step(config("eager", "fp32"), device, False, False)(0))
 
     return Case(
-        "train_step", f"{preset}-batch{batch}", precision, "forward+backward", providers, truth,
+        "train_step",
+        f"{preset}-batch{batch}",
+        precision,
+        "forward+backward",
+        providers,
+        truth,
         # torch's spectral norm has moved u and v once more by the first loss
-        tolerance=5e-2 if precision == "bf16" else 2e-3, methods=("eager",), config={"preset": preset, "batch_size": batch},
+        tolerance=5e-2 if precision == "bf16" else 2e-3,
+        methods=("eager",),
+        config={"preset": preset, "batch_size": batch},
         needs=(count_flops(config("eager")), 0.0, 0.0),
-    )  # fmt: skip
+    )
 
 
 def set_gammas(*models: nn.Module) -> None:
