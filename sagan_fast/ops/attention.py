@@ -85,15 +85,16 @@ class _SdpaFunction(torch.autograd.Function):
         ctx.scale = scale
         with torch.enable_grad():
             ctx.leaves = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (q, k, v))
-            ctx.out = _fused(*ctx.leaves, scale)
+            q_leaf, k_leaf, v_leaf = ctx.leaves
+            ctx.out = _fused(q_leaf, k_leaf, v_leaf, scale)
         return ctx.out.detach()  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            inputs = ctx.saved_tensors
-            out = reference.attention(*inputs, ctx.scale)
+            q, k, v = inputs = ctx.saved_tensors
+            out = reference.attention(q, k, v, ctx.scale)
         else:
             inputs, out = ctx.leaves, ctx.out
         return (*gradients(out, inputs, grads[0], wanted), None)

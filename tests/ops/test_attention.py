@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from sagan_fast.kernels.attention import reference
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from sagan_fast.functional import attention
+from sagan_fast.kernels.attention import reference
 from sagan_fast.testing import assert_close_to_truth, randn
 
 needs_interpreter = pytest.mark.skipif(
