@@ -18,7 +18,6 @@ reference.attention.
 
 from __future__ import annotations
 
-
 import torch
 import triton
 import triton.language as tl

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 SMALL_N = 256
 """Up to this many queries an image has tiles of the "small" rows: half the size, so that they fill a GPU."""
 

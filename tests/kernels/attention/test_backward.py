@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sagan_fast.kernels.attention.backward import attention_bwd, block_bwd
 from sagan_fast.kernels.attention.configs import AttentionConfig
 from sagan_fast.kernels.attention.forward import attention_fwd, block_fwd
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.kernels.projection.reference import project, unproject
-
 from sagan_fast.testing import DTYPE_NAMES, RMS_TOLERANCE, assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sagan_fast.kernels.attention.configs import AttentionConfig
 from sagan_fast.kernels.attention.forward import attention_fwd, block_fwd
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.projection.reference import project, unproject
-
 from sagan_fast.testing import assert_close_to_truth, randn, rel_rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sagan_fast.kernels.projection.configs import ProjectionConfig
 from sagan_fast.kernels.projection.forward import dense, is_channels_last, projection_fwd, strides_of
 from sagan_fast.kernels.projection.reference import project
-
 from sagan_fast.testing import assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
