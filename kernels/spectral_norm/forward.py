@@ -1,0 +1,525 @@
+"""W/sigma for a list of matrices after n power iterations, in three launches (two more an iteration after the first).
+
+    z = W v,  u = z/|z|,  t = Wᵀz/|z| = Wᵀu,  v = t/|t|,  sigma = uᵀWv = |t|       (torch's order, u then v)
+
+No length is taken below eps. z and t come from one reading of W: `_sweep_kernel` holds whole rows in registers, so a
+row's z is known while the row is still there to be added to t. With `v_first` (the order of torch's older hook and of
+BigGAN, t = Wᵀu then z = W v) the roles of rows and columns are swapped: `_sweep_columns_kernel` reads a block of
+columns twice, the second time from cache.
+
+Grids: sweep, one program for each run of rows (or block of columns); reduce, one for each chunk of the vector that is
+summed over programs; scale, one for each chunk of W. Sums over programs are partial sums in memory, added in a fixed
+order: the same bits in every run and on every rank. float32 throughout. Oracle: `reference.power_iteration`,
+`reference.normalise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..checks import FLOAT_DTYPES, check_dtype, check_same_device, check_shape
+from .configs import MAX_SIZE, vector
+from .tables import FIELDS, OFFSET_UNIT, Layout, Tables, shape_of, tables_for
+
+_FIELDS = tl.constexpr(FIELDS)
+_W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (
+    tl.constexpr(i) for i in range(15)
+)
+_OFFSET_UNIT = tl.constexpr(OFFSET_UNIT)
+_MAX_CHUNKS = tl.constexpr(16)
+
+TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+@triton.jit
+def _length(norms_ptr, matrix, chunks, eps):
+    """max(|second|, eps) and |second|^2 / max(|second|, eps), from the partial sums of squares."""
+    offs = tl.arange(0, _MAX_CHUNKS)
+    square = tl.sum(tl.load(norms_ptr + matrix * _MAX_CHUNKS + offs, mask=offs < chunks, other=0.0))
+    length = tl.maximum(tl.sqrt_rn(square), eps)
+    return length, square / length
+
+
+@triton.jit
+def _load_v(v_ptr, t_ptr, offs, K, C, S, scale, FIRST: tl.constexpr):
+    """v at the stored columns `offs`: from the buffer, or the last iteration's before its division by |t|."""
+    if FIRST:
+        v = tl.load(v_ptr + (offs % C) * S + offs // C, mask=offs < K, other=0.0)
+    else:
+        v = tl.load(t_ptr + offs, mask=offs < K, other=0.0) * scale
+    return v
+
+
+@triton.jit
+def _partial_ptr(partial_ptr, matrices_ptr, items_ptr, size):
+    """Where this program's partial sums go; looked up again at the end of a sweep, not kept through it in registers,
+    of which there are just enough for two programs on a multiprocessor."""
+    item_ptr = items_ptr + tl.program_id(0) * 4
+    entry_ptr = matrices_ptr + tl.load(item_ptr) * _FIELDS
+    return partial_ptr + tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT + tl.load(item_ptr + 3).to(tl.int64) * size
+
+
+@triton.jit
+def _sweep_rows(
+    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+    BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr,
+    FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+):  # fmt: skip
+    """z and the partial sums of t, from one reading of whole rows, BLOCK_A + BLOCK_B columns wide."""
+    K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_a = tl.arange(0, BLOCK_A)
+    v_a = _load_v(v_ptr, t_ptr, offs_a, K, C, S, scale, FIRST)
+    acc_a = tl.zeros((BLOCK_R, BLOCK_A), tl.float32)
+    if BLOCK_B > 0:
+        offs_b = BLOCK_A + tl.arange(0, BLOCK_B)
+        v_b = _load_v(v_ptr, t_ptr, offs_b, K, C, S, scale, FIRST)
+        acc_b = tl.zeros((BLOCK_R, BLOCK_B), tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        row = start + offs_r
+        mask_r = row < rows
+        row_ptr = w_ptr + row.to(tl.int64)[:, None] * K
+        a = tl.load(row_ptr + offs_a[None, :], mask=mask_r[:, None] & (offs_a < K)[None, :], other=0.0).to(tl.float32)
+        z = tl.sum(a * v_a[None, :], axis=1)
+        if BLOCK_B > 0:
+            mask_b = mask_r[:, None] & (offs_b < K)[None, :]
+            b = tl.load(row_ptr + offs_b[None, :], mask=mask_b, other=0.0).to(tl.float32)
+            z += tl.sum(b * v_b[None, :], axis=1)
+        tl.store(z_ptr + row, z, mask=mask_r)
+        if ADVANCE:
+            acc_a += z[:, None] * a
+            if BLOCK_B > 0:
+                acc_b += z[:, None] * b
+    if ADVANCE:
+        partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
+        tl.store(partial_ptr + offs_a, tl.sum(acc_a, axis=0), mask=offs_a < K)
+        if BLOCK_B > 0:
+            tl.store(partial_ptr + offs_b, tl.sum(acc_b, axis=0), mask=offs_b < K)
+
+
+@triton.jit
+def _sweep_rows_twice(
+    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+):  # fmt: skip
+    """The same from two readings: for long rows that start anywhere, which do not fit the registers unvectorised."""
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_k = tl.arange(0, BLOCK_K)
+    for start in range(0, rows, BLOCK_R):
+        row = start + offs_r
+        row_ptr = w_ptr + row.to(tl.int64)[:, None] * K
+        z = tl.zeros((BLOCK_R,), tl.float32)
+        for column in range(0, K, BLOCK_K):
+            offs = column + offs_k
+            v = _load_v(v_ptr, t_ptr, offs, K, C, S, scale, FIRST)
+            mask = (row < rows)[:, None] & (offs < K)[None, :]
+            z += tl.sum(tl.load(row_ptr + offs[None, :], mask=mask, other=0.0).to(tl.float32) * v[None, :], axis=1)
+        tl.store(z_ptr + row, z, mask=row < rows)
+    if ADVANCE:
+        tl.debug_barrier()  # z is read back by other threads than those that stored it
+        partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
+        for column in range(0, K, BLOCK_K):
+            offs = column + offs_k
+            acc = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+            for start in range(0, rows, BLOCK_R):
+                row = start + offs_r
+                z = tl.load(z_ptr + row, mask=row < rows, other=0.0)
+                mask = (row < rows)[:, None] & (offs < K)[None, :]
+                row_ptr = w_ptr + row.to(tl.int64)[:, None] * K
+                acc += z[:, None] * tl.load(row_ptr + offs[None, :], mask=mask, other=0.0).to(tl.float32)
+            tl.store(partial_ptr + offs, tl.sum(acc, axis=0), mask=offs < K)
+
+
+@triton.jit
+def _sweep_kernel(
+    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 4) int32
+    z_ptr, t_ptr, partial_ptr, norms_ptr,  # rows, columns, partial sums of t, (L, 16) of |t|^2; all fp32
+    eps,
+    W_DTYPE: tl.constexpr, UNIT: tl.constexpr, WIDEST_ALIGNED: tl.constexpr, WIDEST_UNALIGNED: tl.constexpr,
+    FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+):  # fmt: skip
+    item_ptr = items_ptr + tl.program_id(0) * 4
+    matrix = tl.load(item_ptr)
+    row_0 = tl.load(item_ptr + 1).to(tl.int64)
+    rows = tl.load(item_ptr + 2)
+    entry_ptr = matrices_ptr + matrix * _FIELDS
+    w_address = tl.load(entry_ptr + _W)
+    v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+    K = tl.load(entry_ptr + _K).to(tl.int32)
+    C = tl.load(entry_ptr + _C).to(tl.int32)
+    S = tl.load(entry_ptr + _S).to(tl.int32)
+    z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT + row_0
+    t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
+    scale = 1.0
+    if not FIRST:
+        length, _ = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
+        scale = 1.0 / length
+    if tl.load(entry_ptr + _ALIGNED) != 0:
+        if WIDEST_ALIGNED > 0:
+            # Without the hint Triton loads element by element. It holds for the pointer, so each branch has its own.
+            w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16) + row_0 * (K // UNIT * UNIT)
+            if K <= 128:
+                _sweep_rows(
+                    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                    32, 128, 0, UNIT, FIRST, ADVANCE
+                )  # fmt: skip
+            elif K <= 1024:
+                if WIDEST_ALIGNED >= 1024:
+                    _sweep_rows(
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 4, 1024, 0, UNIT, FIRST, ADVANCE
+                    )  # fmt: skip
+            elif K <= 2304:
+                if WIDEST_ALIGNED >= 2304:
+                    _sweep_rows(
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 2, 2048, 256, UNIT, FIRST, ADVANCE
+                    )  # fmt: skip
+            elif K <= 4608:
+                if WIDEST_ALIGNED >= 4608:
+                    _sweep_rows(
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 1, 4096, 512, UNIT, FIRST, ADVANCE
+                    )  # fmt: skip
+            elif K <= 9216:
+                if WIDEST_ALIGNED >= 9216:
+                    _sweep_rows(
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 1, 8192, 1024, UNIT, FIRST, ADVANCE
+                    )  # fmt: skip
+            else:
+                if WIDEST_ALIGNED >= 16384:
+                    _sweep_rows(
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 1, 16384, 0, UNIT, FIRST, ADVANCE
+                    )  # fmt: skip
+    else:
+        if WIDEST_UNALIGNED > 0:
+            w_ptr = w_address.to(tl.pointer_type(W_DTYPE)) + row_0 * K
+            if K <= 128:
+                _sweep_rows(
+                    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                    32, 128, 0, 1, FIRST, ADVANCE
+                )  # fmt: skip
+            else:
+                if WIDEST_UNALIGNED >= 1024:
+                    _sweep_rows_twice(
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 8, 512, FIRST, ADVANCE
+                    )  # fmt: skip
+
+
+@triton.jit
+def _column_sums(
+    w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k,
+    UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """t of BLOCK_K columns, and their part of z = W t, read a second time from cache."""
+    K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
+    offs_r = tl.arange(0, BLOCK_R)
+    mask_k = offs_k < K
+    acc = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+    for start in range(0, R, BLOCK_R):
+        row = start + offs_r
+        u = tl.load(u_ptr + row, mask=row < R, other=0.0) * scale
+        w_tile_ptr = w_ptr + row.to(tl.int64)[:, None] * K + offs_k[None, :]
+        acc += u[:, None] * tl.load(w_tile_ptr, mask=(row < R)[:, None] & mask_k[None, :], other=0.0).to(tl.float32)
+    t = tl.sum(acc, axis=0)
+    tl.store(t_ptr + offs_k, t, mask=mask_k)
+    for start in range(0, R, BLOCK_R):
+        row = start + offs_r
+        w_tile_ptr = w_ptr + row.to(tl.int64)[:, None] * K + offs_k[None, :]
+        w = tl.load(w_tile_ptr, mask=(row < R)[:, None] & mask_k[None, :], other=0.0).to(tl.float32)
+        tl.store(partial_ptr + row, tl.sum(w * t[None, :], axis=1), mask=row < R)
+
+
+@triton.jit
+def _sweep_columns_kernel(
+    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 4) int32
+    z_ptr, t_ptr, partial_ptr, norms_ptr,  # rows, columns, partial sums of z, (L, 16) of |z|^2; all fp32
+    eps,
+    W_DTYPE: tl.constexpr, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    item_ptr = items_ptr + tl.program_id(0) * 4
+    matrix = tl.load(item_ptr)
+    part = tl.load(item_ptr + 3)
+    entry_ptr = matrices_ptr + matrix * _FIELDS
+    w_address = tl.load(entry_ptr + _W)
+    R = tl.load(entry_ptr + _R).to(tl.int32)
+    K = tl.load(entry_ptr + _K).to(tl.int32)
+    partial_ptr += tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT + part.to(tl.int64) * R
+    if FIRST:
+        u_ptr = tl.load(entry_ptr + _U).to(tl.pointer_type(tl.float32))
+        scale = 1.0
+    else:
+        u_ptr = z_ptr + tl.load(entry_ptr + _Z) * _OFFSET_UNIT
+        length, _ = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
+        scale = 1.0 / length
+    offs_k = part * BLOCK_K + tl.arange(0, BLOCK_K)
+    t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
+    if tl.load(entry_ptr + _ALIGNED) != 0:
+        w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16)
+        _column_sums(w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k, UNIT, BLOCK_R, BLOCK_K)
+    else:
+        w_ptr = w_address.to(tl.pointer_type(W_DTYPE))
+        _column_sums(w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k, 1, BLOCK_R, BLOCK_K)
+
+
+@triton.jit
+def _reduce_kernel(
+    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 2) int32
+    z_ptr, t_ptr, partial_ptr, norms_ptr,  # as in the sweep
+    eps,
+    V_FIRST: tl.constexpr, ADVANCE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Advancing: the first vector over its length; the second, summed and over that length, and its |.|^2 by chunk.
+
+    Else: u and v as they are, and u·z by chunk of rows.
+    """
+    matrix = tl.load(items_ptr + tl.program_id(0) * 2)
+    chunk = tl.load(items_ptr + tl.program_id(0) * 2 + 1)
+    entry_ptr = matrices_ptr + matrix * _FIELDS
+    R = tl.load(entry_ptr + _R).to(tl.int32)
+    K = tl.load(entry_ptr + _K).to(tl.int32)
+    chunks = tl.load(entry_ptr + _CHUNKS).to(tl.int32)
+    z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT
+    t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
+    u_ptr = tl.load(entry_ptr + _U).to(tl.pointer_type(tl.float32))
+    v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+    C = tl.load(entry_ptr + _C).to(tl.int32)
+    S = tl.load(entry_ptr + _S).to(tl.int32)
+    offs = tl.arange(0, BLOCK)
+    if ADVANCE:
+        first_ptr, second_ptr = z_ptr, t_ptr
+        first_size, second_size = R, K
+        if V_FIRST:
+            first_ptr, second_ptr = t_ptr, z_ptr
+            first_size, second_size = K, R
+        acc = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, first_size, BLOCK):
+            x = tl.load(first_ptr + start + offs, mask=start + offs < first_size, other=0.0)
+            acc += x * x
+        length = tl.maximum(tl.sqrt_rn(tl.sum(acc)), eps)
+        for start in range(chunk * BLOCK, first_size, chunks * BLOCK):
+            index = start + offs
+            mask = index < first_size
+            x = tl.load(first_ptr + index, mask=mask, other=0.0) / length
+            # The other programs still need the undivided vector: only the buffer gets the divided one.
+            if V_FIRST:
+                tl.store(v_ptr + (index % C) * S + index // C, x, mask=mask)
+            else:
+                tl.store(u_ptr + index, x, mask=mask)
+        index = chunk * BLOCK + offs
+        mask = index < second_size
+        partial_ptr += tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT
+        parts = tl.load(entry_ptr + _PARTS).to(tl.int32)
+        acc = tl.zeros((BLOCK,), tl.float32)
+        for _ in range(0, parts):
+            acc += tl.load(partial_ptr + index, mask=mask, other=0.0)
+            partial_ptr += second_size
+        acc = acc / length
+        tl.store(second_ptr + index, acc, mask=mask)
+        tl.store(norms_ptr + matrix * _MAX_CHUNKS + chunk, tl.sum(acc * acc))
+    else:
+        acc = tl.zeros((BLOCK,), tl.float32)
+        for start in range(chunk * BLOCK, R, chunks * BLOCK):
+            index = start + offs
+            u = tl.load(u_ptr + index, mask=index < R, other=0.0)
+            acc += u * tl.load(z_ptr + index, mask=index < R, other=0.0)
+        tl.store(norms_ptr + matrix * _MAX_CHUNKS + chunk, tl.sum(acc))
+
+
+@triton.jit
+def _scale_kernel(
+    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 2) int32
+    out_ptr, sigma_ptr,  # all W/sigma, (L,)
+    z_ptr, t_ptr, norms_ptr,  # as in the sweep; z and t end as copies of u and v, v in the order of W's columns
+    eps,
+    W_DTYPE: tl.constexpr, V_FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+    BLOCK: tl.constexpr, ELEMENTS: tl.constexpr,
+):  # fmt: skip
+    """sigma, W/sigma, and what is left to do for u and v."""
+    matrix = tl.load(items_ptr + tl.program_id(0) * 2)
+    chunk = tl.load(items_ptr + tl.program_id(0) * 2 + 1)
+    entry_ptr = matrices_ptr + matrix * _FIELDS
+    R = tl.load(entry_ptr + _R).to(tl.int32)
+    K = tl.load(entry_ptr + _K).to(tl.int32)
+    size = R * K
+    if ADVANCE:
+        length, sigma = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
+    else:
+        offs_n = tl.arange(0, _MAX_CHUNKS)
+        mask_n = offs_n < tl.load(entry_ptr + _CHUNKS)
+        sigma = tl.sum(tl.load(norms_ptr + matrix * _MAX_CHUNKS + offs_n, mask=mask_n, other=0.0))
+    if chunk == 0:
+        tl.store(sigma_ptr + matrix, sigma)
+    offs = tl.arange(0, BLOCK)
+
+    z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT
+    t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
+    u_ptr = tl.load(entry_ptr + _U).to(tl.pointer_type(tl.float32))
+    v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+    C = tl.load(entry_ptr + _C).to(tl.int32)
+    S = tl.load(entry_ptr + _S).to(tl.int32)
+    stride = tl.cdiv(size, ELEMENTS) * BLOCK
+    for start in range(chunk * BLOCK, R, stride):
+        index = start + offs
+        if ADVANCE and V_FIRST:
+            u = tl.load(z_ptr + index, mask=index < R, other=0.0) / length
+            tl.store(u_ptr + index, u, mask=index < R)
+        else:
+            u = tl.load(u_ptr + index, mask=index < R, other=0.0)
+        tl.store(z_ptr + index, u, mask=index < R)
+    for start in range(chunk * BLOCK, K, stride):
+        index = start + offs
+        element = (index % C) * S + index // C
+        if ADVANCE and not V_FIRST:
+            v = tl.load(t_ptr + index, mask=index < K, other=0.0) / length
+            tl.store(v_ptr + element, v, mask=index < K)
+        else:
+            v = tl.load(v_ptr + element, mask=index < K, other=0.0)
+        tl.store(t_ptr + index, v, mask=index < K)
+
+    w_address = tl.load(entry_ptr + _W)
+    out_ptr += tl.load(entry_ptr + _OUT) * _OFFSET_UNIT
+    factor = 1.0 / sigma
+    begin = chunk * ELEMENTS
+    if tl.load(entry_ptr + _FLAT_ALIGNED) != 0:
+        w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16)
+        _scale(w_ptr, out_ptr, factor, begin, size, BLOCK, ELEMENTS)
+    else:
+        _scale(w_address.to(tl.pointer_type(W_DTYPE)), out_ptr, factor, begin, size, BLOCK, ELEMENTS)
+
+
+@triton.jit
+def _scale(w_ptr, out_ptr, factor, begin, size, BLOCK: tl.constexpr, ELEMENTS: tl.constexpr):
+    for start in range(begin, tl.minimum(begin + ELEMENTS, size), 4 * BLOCK):
+        offs = start + tl.arange(0, 4 * BLOCK)
+        # size is a multiple of nothing in general: the last block is masked, all others are loaded in one piece each.
+        if start + 4 * BLOCK <= size:
+            tl.store(out_ptr + offs, (tl.load(w_ptr + offs).to(tl.float32) * factor).to(out_ptr.dtype.element_ty))
+        else:
+            w = tl.load(w_ptr + offs, mask=offs < size, other=0.0).to(tl.float32)
+            tl.store(out_ptr + offs, (w * factor).to(out_ptr.dtype.element_ty), mask=offs < size)
+
+
+class Normalised(NamedTuple):
+    """W/sigma of all matrices in one flat tensor, and what the gradient needs; `tables.layout` has the offsets.
+
+    `sigmas` (L,) float32; `u` and `v` flat float32 copies, v in the order in which W's columns are stored.
+    """
+
+    out: Tensor
+    sigmas: Tensor
+    u: Tensor
+    v: Tensor
+    tables: Tables
+
+
+def spectral_norm_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    *,
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    update: bool = True,
+    v_first: bool = False,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Normalised:
+    """Return W/sigma of every one of `weights` and, with `update`, advance `us` and `vs` in place.
+
+    `weights` of one dtype, (R, ...) each, contiguous or channels_last; `us` (R,) and `vs` (K,) float32. `out`, a flat
+    tensor as an earlier call returned it, is written instead of a new one. `v_first` is the order of torch's older
+    hook. A matrix of zeros gives NaN, as in torch.
+
+    Raises ValueError for shapes and strides that do not fit and sizes over 16384, TypeError for dtypes, RuntimeError
+    if a CUDA graph is being captured and the addresses were not seen before.
+    """
+    _check(weights, us, vs, n_power_iterations)
+    tables = tables_for(weights, us, vs, v_first and update)
+    layout, config, device, dtype = tables.layout, tables.layout.config, weights[0].device, weights[0].dtype
+    out_size, z_size, t_size, partial_size = layout.sizes
+    if out is None:
+        out = torch.empty(out_size, device=device, dtype=out_dtype or dtype)
+    z, t = torch.empty(z_size, device=device), torch.empty(t_size, device=device)
+    partial = torch.empty(partial_size, device=device)
+    norms = torch.empty(len(weights) * 16, device=device)
+    sigmas = torch.empty(len(weights), device=device)
+    shared = dict(matrices_ptr=tables.matrices, z_ptr=z, t_ptr=t, norms_ptr=norms, eps=eps)
+    with torch.cuda.device_of(weights[0]):
+        for iteration in range(n_power_iterations if update else 1):
+            launch_sweep(shared, tables, partial, TRITON_DTYPES[dtype], iteration == 0, update)
+            _reduce_kernel[(len(layout.reduce),)](
+                items_ptr=tables.reduce, partial_ptr=partial, **shared,
+                V_FIRST=layout.v_first, ADVANCE=update, BLOCK=config.chunk, num_warps=config.num_warps,
+                enable_fp_fusion=True,
+            )  # fmt: skip
+        _scale_kernel[(len(layout.flat),)](
+            items_ptr=tables.flat, out_ptr=out, sigma_ptr=sigmas, **shared,
+            W_DTYPE=TRITON_DTYPES[dtype], V_FIRST=layout.v_first, ADVANCE=update,
+            BLOCK=config.chunk, ELEMENTS=config.scale_elements, num_warps=config.num_warps, enable_fp_fusion=True,
+        )  # fmt: skip
+    return Normalised(out, sigmas, z, t, tables)
+
+
+def launch_sweep(shared, tables: Tables, partial: Tensor, dtype, first: bool, advance: bool) -> None:
+    """Launch the sweep over rows or, for a layout with `v_first`, over columns."""
+    layout, config = tables.layout, tables.layout.config
+    arguments = dict(items_ptr=tables.sweep, partial_ptr=partial, **shared, **sweep_constexprs(layout, dtype, first))
+    if layout.v_first:
+        _sweep_columns_kernel[(len(layout.sweep),)](**arguments, num_warps=config.num_warps, enable_fp_fusion=True)
+        return
+    options = {} if config.sweep_maxnreg is None else {"maxnreg": config.sweep_maxnreg}
+    _sweep_kernel[(len(layout.sweep),)](
+        **arguments, ADVANCE=advance, num_warps=config.sweep_warps, enable_fp_fusion=True, **options
+    )
+
+
+def sweep_constexprs(layout: Layout, dtype, first: bool) -> dict:
+    """Return the compile-time arguments of the sweep of `layout`, but for ADVANCE."""
+    unit = vector(dtype.primitive_bitwidth // 8)
+    if layout.v_first:
+        return dict(W_DTYPE=dtype, UNIT=unit, BLOCK_R=128, BLOCK_K=layout.config.columns, FIRST=first)
+    return dict(
+        W_DTYPE=dtype,
+        UNIT=unit,
+        WIDEST_ALIGNED=layout.widest_aligned,
+        WIDEST_UNALIGNED=layout.widest_unaligned,
+        FIRST=first,
+    )
+
+
+def _check(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int) -> None:
+    op = "spectral_norm_fwd"
+    if not weights or not len(weights) == len(us) == len(vs):
+        sizes = f"{len(weights)}, {len(us)} and {len(vs)}"
+        raise ValueError(f"{op}: weights, us and vs must have one length = 1 or more, got {sizes}")
+    if n_power_iterations < 1:
+        raise ValueError(f"{op}: n_power_iterations must be positive = 1 or more, got {n_power_iterations}")
+    check_dtype(op, "weights[0]", weights[0], FLOAT_DTYPES)
+    for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
+        refusal = refusal_of(weight)
+        if refusal is not None:
+            raise ValueError(f"{op}: weights[{i}] must {refusal}, got shape {tuple(weight.shape)}")
+        check_dtype(op, f"weights[{i}]", weight, (weights[0].dtype,))
+        check_dtype(op, f"us[{i}]", u, (torch.float32,))
+        check_dtype(op, f"vs[{i}]", v, (torch.float32,))
+        check_shape(op, f"us[{i}]", u, (weight.shape[0],), "R,")
+        check_shape(op, f"vs[{i}]", v, (weight.numel() // weight.shape[0],), "K,")
+        if not (u.is_contiguous() and v.is_contiguous()):
+            raise ValueError(f"{op}: us[{i}] and vs[{i}] must be contiguous = stride 1, got {u.stride()}, {v.stride()}")
+        check_same_device(op, "weights[0]", weights[0], **{f"weights[{i}]": weight, f"us[{i}]": u, f"vs[{i}]": v})
+
+
+def refusal_of(weight: Tensor) -> str | None:
+    """Return what `weight` must be for the kernels, or None if it is that."""
+    if weight.ndim < 2:
+        return "have rows and columns = 2 axes or more"
+    shape = shape_of(weight)
+    if shape is None:
+        return "be dense = contiguous or channels_last"
+    if not (1 <= shape.R <= MAX_SIZE and 1 <= shape.K <= MAX_SIZE):
+        return f"have rows and columns = 1 to {MAX_SIZE}"
+    return None
