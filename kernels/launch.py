@@ -134,7 +134,8 @@ def _plan(
     for key, value in args.items():
         if isinstance(value, Tensor):
             signature[key] = POINTERS[value.dtype]
-            aligned.append(key)
+            if value.storage_offset() * value.element_size() % 16 == 0:
+                aligned.append(key)
         elif isinstance(value, float):
             signature[key] = "fp32"
         elif value is None or value == 1:  # as Triton's specialisation has it

@@ -7,6 +7,11 @@ dv = Pᵀ d_o, dk = scale dSᵀ q, dq = scale dS k. Three kernels, deterministic
 - `_bwd_dkv_kernel`, grid cdiv(M, BLOCK_M) * B: one program owns BLOCK_M keys and goes through all queries. dk and dv
   are stored straight at their positions before the max-pool, side by side with dq (projection/backward.py).
 - `_bwd_dq_kernel`, grid cdiv(N, BLOCK_N) * B: one program owns BLOCK_N queries and goes through all keys.
+One pass instead of two was tried: `_bwd_dkv_kernel` storing each block of keys' share of dq costs 15 to 20 % more
+instructions (sm_90, (16, 64), 128 x 64: 730 issue clocks a tile against 620, and 504 for the tile in `_bwd_dq_kernel`),
+but the shares, 4 * D_QK bytes for every 128 scores, are written and read: 395 clocks a tile of an H200's bandwidth at
+D_QK 16, 790 at 32. It wins at most a fifth, and nothing from C = 256 on; and its memory is O(N*M), half the map's at
+D_QK 32. Atomics would be O(N) but not deterministic.
 Products accumulate in float32, P and dS are rounded to the inputs' dtype before them. Oracle: autograd through
 reference.attention.
 """
@@ -23,9 +28,9 @@ from torch import Tensor
 from ..launch import Needs, arch_of, launch, precision_of, size_of
 from ..projection.backward import projection_bwd_input, projection_bwd_weight, store_unpooled
 from ..projection.configs import padded
-from ..projection.forward import strides_of
+from ..projection.forward import is_channels_last, strides_of
 from .configs import AttentionConfig, lookup_delta, lookup_dkv, lookup_dq
-from .forward import LOG2_E
+from .forward import LOG2_E, is_packed
 
 
 @triton.jit
@@ -84,7 +89,8 @@ def _bwd_dkv_kernel(
     stride_d_o_b, stride_d_o_n, stride_d_o_d,
     stride_dk_b, stride_dk_m, stride_dv_b, stride_dv_m,
     N, M, W, scale, scale_log2,
-    D_QK: tl.constexpr, D_V: tl.constexpr, POOL: tl.constexpr, EVEN_N: tl.constexpr,
+    D_QK: tl.constexpr, D_V: tl.constexpr, POOL: tl.constexpr, PACKED: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D_QK: tl.constexpr, BLOCK_D_V: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -99,6 +105,11 @@ def _bwd_dkv_kernel(
     mask_v = offs_v < D_V
     mask_mk = mask_m[:, None] & mask_qk[None, :]
     mask_mv = mask_m[:, None] & mask_v[None, :]
+    if PACKED:
+        stride_q_n = D_QK
+        stride_k_m = D_QK
+        stride_v_m = D_V
+        stride_d_o_n = D_V
     m = offs_m[:, None].to(tl.int64)
     k = tl.load(k_ptr + b * stride_k_b + m * stride_k_m + offs_qk[None, :] * stride_k_d, mask=mask_mk, other=0.0)
     v = tl.load(v_ptr + b * stride_v_b + m * stride_v_m + offs_v[None, :] * stride_v_d, mask=mask_mv, other=0.0)
@@ -114,6 +125,8 @@ def _bwd_dkv_kernel(
         lse = tl.load(lse_ptrs, mask=mask_n, other=float("inf"))
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
         p = tl.exp2(s * scale_log2 - lse[None, :])  # (BLOCK_M, BLOCK_N), zero for queries past the end
+        if not EVEN_M:  # exp2(0 - lse) may be infinite, and infinity times a zero k is NaN
+            p = tl.where(mask_m[:, None], p, 0.0)
         d_o = tl.load(d_o_ptrs, mask=mask_n[:, None] & mask_v[None, :], other=0.0)
         dv = tl.dot(p.to(d_o.dtype), d_o, dv, input_precision=PRECISION, out_dtype=ACC)
         dp = tl.dot(v, tl.trans(d_o), input_precision=PRECISION, out_dtype=ACC)
@@ -141,7 +154,7 @@ def _bwd_dq_kernel(
     stride_d_o_b, stride_d_o_n, stride_d_o_d,
     stride_dq_b, stride_dq_n,
     N, M, scale, scale_log2,
-    D_QK: tl.constexpr, D_V: tl.constexpr, EVEN_M: tl.constexpr,
+    D_QK: tl.constexpr, D_V: tl.constexpr, PACKED: tl.constexpr, EVEN_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D_QK: tl.constexpr, BLOCK_D_V: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -156,6 +169,11 @@ def _bwd_dq_kernel(
     mask_v = offs_v < D_V
     mask_nk = mask_n[:, None] & mask_qk[None, :]
     mask_nv = mask_n[:, None] & mask_v[None, :]
+    if PACKED:
+        stride_q_n = D_QK
+        stride_k_m = D_QK
+        stride_v_m = D_V
+        stride_d_o_n = D_V
     n = offs_n[:, None].to(tl.int64)
     rows = b * N + offs_n
     q = tl.load(q_ptr + b * stride_q_b + n * stride_q_n + offs_qk[None, :] * stride_q_d, mask=mask_nk, other=0.0)
@@ -253,7 +271,8 @@ def _dkv(
             N=N, M=M, W=W, scale=float(scale), scale_log2=scale * LOG2_E,
         ),
         dict(
-            D_QK=D_QK, D_V=D_V, POOL=argmax is not None, EVEN_N=N % config.BLOCK_N == 0,
+            D_QK=D_QK, D_V=D_V, POOL=argmax is not None, PACKED=is_packed(q, k, v, d_o),
+            EVEN_N=N % config.BLOCK_N == 0, EVEN_M=M % config.BLOCK_M == 0,
             BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M, BLOCK_D_QK=padded(D_QK), BLOCK_D_V=padded(D_V),
             PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
         ),
@@ -290,7 +309,7 @@ def _dq(
             N=N, M=M, scale=float(scale), scale_log2=scale * LOG2_E,
         ),
         dict(
-            D_QK=D_QK, D_V=D_V, EVEN_M=M % config.BLOCK_M == 0,
+            D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v, d_o), EVEN_M=M % config.BLOCK_M == 0,
             BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M, BLOCK_D_QK=padded(D_QK), BLOCK_D_V=padded(D_V),
             PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
         ),
@@ -346,32 +365,39 @@ def block_bwd(
     *,
     need_input: bool = True,
     need_weights: bool = True,
+    need_biases: bool = True,
     delta_config: AttentionConfig | None = None,
     dkv_config: AttentionConfig | None = None,
     dq_config: AttentionConfig | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """Return d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o and d_gamma of the block.
 
-    `x` and `d_y` (B, C, H, W) share a dtype and a memory format; `w_qkv` (2 * D_QK + D_V, C) is theta, phi and g one
-    below the other, `w_o` (C, D_V) or None; q, k, v, o, lse from `block_fwd`, `argmax` from `projection_fwd` (None
-    without pooling). d_x is like x, the weights' and biases' gradients (float32 sums) are in the products' dtype,
-    d_gamma is a float32 scalar. Without `need_input` d_x is None, without `need_weights` the four after it are.
+    `x` (B, C, H, W), contiguous or channels_last, and `d_y`, of any strides, share shape and dtype; `w_qkv`
+    (2 * D_QK + D_V, C) is theta, phi and g one below the other, `w_o` (C, D_V) or None; q, k, v, o, lse from
+    `block_fwd`, `argmax` from `projection_fwd` (None without pooling). d_x is like x, the weights' and biases'
+    gradients are in the products' dtype, d_gamma is a scalar in that of lse. d_x is None without `need_input`, d_w_qkv
+    and d_w_o without `need_weights`, d_b_qkv and d_b_o without `need_biases`; d_w_o and d_b_o where w_o is.
     """
-    B, C, H, W = x.shape
+    B, _, H, W = x.shape
     (_, N, D_QK), D_V = q.shape, v.shape[2]
-    d_o, delta, d_gamma = _delta(d_y, strides_of(d_y), w_o, b_o, o, gamma, delta_config)
-    D = 2 * D_QK + D_V
+    d_y = d_y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+    d_o, delta, d_gamma = _delta(d_y, strides_of(x), w_o, b_o, o, gamma, delta_config)
     has_gaps = argmax is not None and (H % 2 == 1 or W % 2 == 1)  # rows and columns in no window
-    G = (torch.zeros if has_gaps else torch.empty)((B, N, D), device=q.device, dtype=q.dtype)
+    allocate = torch.zeros if has_gaps else torch.empty
+    G = allocate((B, N, 2 * D_QK + D_V), device=q.device, dtype=q.dtype)
     dq, dk, dv = G.split((D_QK, D_QK, D_V), dim=2)
     _dkv(q, k, v, d_o, lse, delta, dk, dv, argmax, W, 1.0, dkv_config)
     _dq(q, k, v, d_o, lse, delta, dq, 1.0, dq_config)
 
-    d_x = projection_bwd_input(G, w_qkv, d_y) if need_input else None
-    d_w_qkv = d_b_qkv = d_w_o = d_b_o = None
+    d_x = d_w_qkv = d_b_qkv = d_w_o = d_b_o = None
+    if need_input:
+        d_x = projection_bwd_input(G, w_qkv, d_y, is_channels_last(x))
     if need_weights:
-        d_w_qkv, d_b_qkv = projection_bwd_weight(G, x), G.sum((0, 1), dtype=delta.dtype)
+        d_w_qkv = projection_bwd_weight(G, x, is_channels_last(x))
         if w_o is not None:
-            d_w_o = projection_bwd_weight(o, d_y).T * gamma.to(o.dtype)
-            d_b_o = d_y.sum((0, 2, 3), dtype=delta.dtype) * gamma
+            d_w_o = (projection_bwd_weight(o, d_y, is_channels_last(x)) * gamma.to(o.dtype)).T.contiguous()
+    if need_biases:
+        d_b_qkv = G.sum((0, 1), dtype=lse.dtype).to(G.dtype)
+        if w_o is not None:
+            d_b_o = (d_y.sum((0, 2, 3), dtype=lse.dtype) * gamma).to(G.dtype)
     return d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma

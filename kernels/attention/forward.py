@@ -70,7 +70,7 @@ def _fwd_kernel(
     stride_k_b, stride_k_m, stride_k_d,
     stride_v_b, stride_v_m, stride_v_d,
     N, M, scale_log2,
-    D_QK: tl.constexpr, D_V: tl.constexpr, EVEN_M: tl.constexpr, NEGATE: tl.constexpr,
+    D_QK: tl.constexpr, D_V: tl.constexpr, PACKED: tl.constexpr, EVEN_M: tl.constexpr, NEGATE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D_QK: tl.constexpr, BLOCK_D_V: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -80,6 +80,10 @@ def _fwd_kernel(
     offs_qk = tl.arange(0, BLOCK_D_QK)
     offs_v = tl.arange(0, BLOCK_D_V)
     mask_n = offs_n < N
+    if PACKED:  # known at compile time, so that rows of 8 or 24 are loaded as aligned as they are
+        stride_q_n = D_QK
+        stride_k_m = D_QK
+        stride_v_m = D_V
     q_ptrs = q_ptr + b * stride_q_b + offs_n[:, None].to(tl.int64) * stride_q_n + offs_qk[None, :] * stride_q_d
     q = tl.load(q_ptrs, mask=mask_n[:, None] & (offs_qk < D_QK)[None, :], other=0.0)
     if NEGATE:
@@ -118,13 +122,13 @@ def _block_fwd_kernel(
     mask_qk = offs_qk < D_QK
     mask_v = offs_v < D_V
     rows = b * N + offs_n
-    x_tile = x_ptr + b * stride_x_b + offs_n[:, None].to(tl.int64) * stride_x_n
+    x_tile = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
 
     acc_q = tl.zeros((BLOCK_N, BLOCK_D_QK), ACC)
     for start_c in tl.range(0, C, BLOCK_C):
         c = start_c + offs_c
         mask_c = (c < C) | EVEN_C
-        x = tl.load(x_tile + c[None, :].to(tl.int64) * stride_x_c, mask=mask_n[:, None] & mask_c[None, :], other=0.0)
+        x = tl.load(x_tile + c[None, :] * stride_x_c, mask=mask_n[:, None] & mask_c[None, :], other=0.0)
         w = tl.load(w_theta_ptr + c[:, None] + offs_qk[None, :] * C, mask=mask_c[:, None] & mask_qk[None, :], other=0.0)
         acc_q = tl.dot(x.to(dtype), w, acc_q, input_precision=PRECISION, out_dtype=ACC)
     if b_theta_ptr is not None:
@@ -143,7 +147,7 @@ def _block_fwd_kernel(
         tl.store(lse_ptr + rows, lse, mask=mask_n)
 
     gamma = tl.load(gamma_ptr).to(ACC)
-    y_tile = y_ptr + b * stride_x_b + offs_n[:, None].to(tl.int64) * stride_x_n
+    y_tile = y_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
     if w_o_ptr is not None:
         for start_c in tl.range(0, C, BLOCK_C):
             c = start_c + offs_c
@@ -153,14 +157,19 @@ def _block_fwd_kernel(
             y = tl.dot(o, w, input_precision=PRECISION, out_dtype=ACC)
             if b_o_ptr is not None:
                 y += tl.load(b_o_ptr + c, mask=mask_c, other=0.0)[None, :]
-            x = tl.load(x_tile + c[None, :].to(tl.int64) * stride_x_c, mask=mask_nc, other=0.0)
+            x = tl.load(x_tile + c[None, :] * stride_x_c, mask=mask_nc, other=0.0)
             y = x.to(ACC) + gamma * y
-            tl.store(y_tile + c[None, :].to(tl.int64) * stride_x_c, y.to(y_ptr.dtype.element_ty), mask=mask_nc)
+            tl.store(y_tile + c[None, :] * stride_x_c, y.to(y_ptr.dtype.element_ty), mask=mask_nc)
     else:
         mask_nv = mask_n[:, None] & mask_v[None, :]
-        x = tl.load(x_tile + offs_v[None, :].to(tl.int64) * stride_x_c, mask=mask_nv, other=0.0)
+        x = tl.load(x_tile + offs_v[None, :] * stride_x_c, mask=mask_nv, other=0.0)
         y = x.to(ACC) + gamma * out
-        tl.store(y_tile + offs_v[None, :].to(tl.int64) * stride_x_c, y.to(y_ptr.dtype.element_ty), mask=mask_nv)
+        tl.store(y_tile + offs_v[None, :] * stride_x_c, y.to(y_ptr.dtype.element_ty), mask=mask_nv)
+
+
+def is_packed(*tensors: Tensor) -> bool:
+    """Whether in each of `tensors` (B, rows, D) a row follows the other without a gap."""
+    return all(t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in tensors)
 
 
 def attention_fwd(
@@ -192,7 +201,7 @@ def attention_fwd(
             N=N, M=M, scale_log2=abs(scale) * LOG2_E,
         ),
         dict(
-            D_QK=D_QK, D_V=D_V, EVEN_M=M % config.BLOCK_M == 0, NEGATE=scale < 0,
+            D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v), EVEN_M=M % config.BLOCK_M == 0, NEGATE=scale < 0,
             BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M, BLOCK_D_QK=padded(D_QK), BLOCK_D_V=padded(D_V),
             PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
         ),

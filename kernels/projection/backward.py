@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .forward import is_channels_last, pixel_of
+from .forward import pixel_of
 
 
 @triton.jit
@@ -27,23 +27,23 @@ def store_unpooled(
     """Store `grad`, of the windows `offs_m` and columns `offs_d`, at the position each winner had before the pool."""
     value = grad.to(out_ptr.dtype.element_ty)
     if POOL:
-        argmax = tl.load(argmax_ptr + offs_m[:, None].to(tl.int64) * stride_a_m + offs_d[None, :], mask=mask, other=0)
-        for j in tl.static_range(4):
-            offs_n = pixel_of(offs_m, j, W, POOL).to(tl.int64)
+        argmax = tl.load(argmax_ptr + offs_m[:, None] * stride_a_m + offs_d[None, :], mask=mask, other=0)
+        for j in range(4):  # not unrolled: the addresses of four windows do not fit in the registers
+            offs_n = pixel_of(offs_m, j, W, POOL)
             out_ptrs = out_ptr + offs_n[:, None] * stride_out_n + offs_d[None, :]
             tl.store(out_ptrs, tl.where(argmax == j, value, 0.0), mask=mask)
     else:
-        tl.store(out_ptr + offs_m[:, None].to(tl.int64) * stride_out_n + offs_d[None, :], value, mask=mask)
+        tl.store(out_ptr + offs_m[:, None] * stride_out_n + offs_d[None, :], value, mask=mask)
 
 
-def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor) -> Tensor:
+def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor, channels_last: bool) -> Tensor:
     """Return dx = d_y + G `weight`, (B, C, H, W) in the dtype and memory format of `d_y`.
 
-    `G` (B, N, D) and `weight` (D, C) share a dtype; `d_y` (B, C, H, W), contiguous or channels_last and of any float
+    `G` (B, N, D) and `weight` (D, C) share a dtype; `d_y` (B, C, H, W), contiguous or `channels_last`, of any float
     dtype, is the gradient that comes past the block.
     """
     B, C, H, W = d_y.shape
-    if is_channels_last(d_y):
+    if channels_last:
         rows, flat = d_y.permute(0, 2, 3, 1).reshape(B * H * W, C), G.reshape(B * H * W, -1)
         d_x = torch.addmm(rows, flat, weight) if d_y.dtype == G.dtype else rows + flat @ weight
         return d_x.view(B, H, W, C).permute(0, 3, 1, 2)
@@ -53,14 +53,14 @@ def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor) -> Tensor:
     return (maps + torch.bmm(columns, G.transpose(1, 2))).view(B, C, H, W)
 
 
-def projection_bwd_weight(G: Tensor, x: Tensor) -> Tensor:
+def projection_bwd_weight(G: Tensor, x: Tensor, channels_last: bool) -> Tensor:
     """Return dW = sum over images and positions of Gᵀ x, (D, C) in the dtype of G.
 
-    `G` (B, N, D); `x` (B, C, H, W), contiguous or channels_last, of any float dtype. channels_last is one product over
+    `G` (B, N, D); `x` (B, C, H, W), contiguous or `channels_last`, of any float dtype. The latter is one product over
     all positions; otherwise it is one an image, and their sum.
     """
     B, C, H, W = x.shape
-    if is_channels_last(x):
+    if channels_last:
         rows = x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(G.dtype)
         return G.reshape(B * H * W, -1).T @ rows
     maps = x.view(B, C, H * W).to(G.dtype)

@@ -54,14 +54,14 @@ def _fwd_kernel(
     argmax_k = tl.zeros((BLOCK_M, BLOCK_D_QK), tl.uint8)
     argmax_v = tl.zeros((BLOCK_M, BLOCK_D_V), tl.uint8)
     for j in range(4 if POOL else 1):
-        offs_n = pixel_of(offs_m, j, W, POOL).to(tl.int64)
+        offs_n = pixel_of(offs_m, j, W, POOL)
         x_tile = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
         acc_k = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
         acc_v = tl.zeros((BLOCK_M, BLOCK_D_V), ACC)
         for start_c in tl.range(0, C, BLOCK_C):
             c = start_c + offs_c
             mask_c = (c < C) | EVEN_C
-            x_ptrs = x_tile + c[None, :].to(tl.int64) * stride_x_c
+            x_ptrs = x_tile + c[None, :] * stride_x_c
             x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_c[None, :], other=0.0).to(w_phi_ptr.dtype.element_ty)
             phi_ptrs = w_phi_ptr + c[:, None] + offs_qk[None, :] * C
             w_phi = tl.load(phi_ptrs, mask=mask_c[:, None] & mask_qk[None, :], other=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sagan_fast.kernels.attention import reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
-from sagan_fast.ops.backends import choose
+from sagan_fast.ops.backends import choose, product_dtype
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: str = "auto") -> Tensor:
@@ -20,8 +21,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: s
     as in SAGAN, not 1/sqrt(D_QK). `backend` is "eager" (the map in memory), "sdpa" (PyTorch's fused attention),
     "triton" (our kernels) or "auto"; all can be differentiated twice.
 
-    Raises ValueError for shapes that do not fit and unknown backends, TypeError for dtypes that differ, RuntimeError
-    if "triton" is asked for where it cannot run.
+    Raises ValueError for shapes that do not fit, unknown backends and sizes above what "triton" covers (D_QK 64,
+    D_V 256) where it is asked for, TypeError for dtypes that differ, RuntimeError if "triton" is asked for where it
+    cannot run.
     """
     check_ndim("attention", "q", q, "B, N, D_QK")
     check_ndim("attention", "v", v, "B, M, D_V")
@@ -42,6 +44,8 @@ def attention_on(chosen: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
     """Run attention on a backend already chosen, without checks."""
     if chosen == "eager":
         return reference.attention(q, k, v, scale)
+    if chosen == "triton":
+        return _fused_by_triton(q, k, v, scale)
     return sdpa(q, k, v, scale)
 
 
@@ -92,13 +96,102 @@ class _SdpaFunction(torch.autograd.Function):
             out = reference.attention(*inputs, ctx.scale)
         else:
             inputs, out = ctx.leaves, ctx.out
-        found = iter(
-            torch.autograd.grad(
-                out,
-                [tensor for tensor, want in zip(inputs, wanted, strict=True) if want],
-                grads[0],
-                create_graph=torch.is_grad_enabled(),
-                retain_graph=True,
-            )
+        return (*gradients(out, inputs, grads[0], wanted), None)
+
+
+def gradients(
+    out: Tensor, inputs: Sequence[Tensor | None], d_out: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `out` for those of `inputs` that are `wanted`, None for the others.
+
+    In grad mode (inside a backward with create_graph=True) they can be differentiated again.
+    """
+    found = iter(
+        torch.autograd.grad(
+            out,
+            [tensor for tensor, want in zip(inputs, wanted, strict=True) if want and tensor is not None],
+            d_out,
+            create_graph=torch.is_grad_enabled(),
+            retain_graph=True,
+            allow_unused=True,
         )
-        return (*(next(found) if want else None for want in wanted), None)
+    )
+    return tuple(next(found) if want else None for want in wanted)
+
+
+def _fused_by_triton(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    dtype = product_dtype(q)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _TritonFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+    return torch.ops.sagan_fast.attention(q, k, v, scale, False)[0]  # type: ignore[no-any-return]
+
+
+class _TritonFunction(torch.autograd.Function):
+    """Our kernels both ways, unless a graph of the backward is asked for: then the reference.
+
+    Keeps q, k, v, the output and a float32 a query, O(N).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        out, lse = torch.ops.sagan_fast.attention(q, k, v, scale, True)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale = scale
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with torch.autocast(q.device.type, enabled=False):
+                return (*gradients(reference.attention(q, k, v, ctx.scale), (q, k, v), grads[0], wanted), None)
+        found = torch.ops.sagan_fast.attention_backward(grads[0], q, k, v, out, lse, ctx.scale)
+        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
+
+
+# Opaque to torch.compile; differentiated by the Function above, so that a second derivative can take another way.
+LIBRARY = torch.library.Library("sagan_fast", "FRAGMENT")
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale, bool save) -> (Tensor, Tensor)", tags=TAGS)
+LIBRARY.define(
+    "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=TAGS,
+)
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums over products of `dtype` are kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.impl(LIBRARY, "attention", "CompositeExplicitAutograd")
+def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tuple[Tensor, Tensor]:
+    from sagan_fast.kernels.attention.forward import attention_fwd
+
+    out, lse = attention_fwd(q, k, v, scale, save_lse=save)
+    return out, q.new_empty(0, dtype=lse_dtype(q.dtype)) if lse is None else lse
+
+
+@torch.library.register_fake("sagan_fast::attention", lib=LIBRARY)
+def _attention_fake(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tuple[Tensor, Tensor]:
+    B, N, _ = q.shape
+    return q.new_empty(B, N, v.shape[2]), q.new_empty((B, N) if save else (0,), dtype=lse_dtype(q.dtype))
+
+
+@torch.library.impl(LIBRARY, "attention_backward", "CompositeExplicitAutograd")
+def _attention_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from sagan_fast.kernels.attention.backward import attention_bwd
+
+    return attention_bwd(d_out, q, k, v, out, lse, scale)
+
+
+@torch.library.register_fake("sagan_fast::attention_backward", lib=LIBRARY)
+def _attention_backward_fake(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ BACKENDS = ("auto", "eager", "sdpa", "triton")
 # the caches) and keys on; below, the map in memory is faster. Measured: docs/log.md, "Attention on the CPU".
 CPU_FUSED_MIN_SCORES = 2**22
 CPU_FUSED_MIN_KEYS = 256
+
+# The widest heads whose tiles stay in registers; kernels/attention/configs.py has a config for every one of them.
+MAX_D_QK = 64
+MAX_D_V = 256
 
 _logger = logging.getLogger("sagan_fast")
 
@@ -29,21 +35,51 @@ class Choice:
         return f"{self.backend} ({self.reason})"
 
 
-def triton_refusal(device: torch.device, dtype: torch.dtype, D_QK: int, D_V: int) -> str | None:
-    """Return why the Triton kernels cannot run here on these sizes, or None where they can."""
-    return "this version has no Triton kernel for attention"
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which products with `x` are computed: autocast's, where it is on and x is not float64."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the Triton kernels cannot run on `device` with products in `dtype`, or None where they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        if properties.major < 8:
+            return f"{properties.name} has compute capability {properties.major}.{properties.minor}, below 8.0"
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"{dtype} is not float32, float16 or bfloat16"
+        return None
+    if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {device.type}, not on a CUDA device"
+    if dtype not in (torch.float64, torch.float32, torch.float16):
+        return f"Triton's interpreter does not compute {dtype} rightly"
+    return None
+
+
+def too_wide(D_QK: int, D_V: int) -> str | None:
+    """Return why heads of these widths do not fit the Triton kernels, or None where they do."""
+    if D_QK <= MAX_D_QK and D_V <= MAX_D_V:
+        return None
+    return f"D_QK = {D_QK}, D_V = {D_V} is over what its tiles hold, {MAX_D_QK} and {MAX_D_V}"
 
 
 def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
     """Return the backend that runs `op` on the device and dtype of `like`, with B images of N queries and M keys.
 
-    Raises ValueError for a name that is not in `BACKENDS`, RuntimeError if "triton" was asked for and cannot run:
-    an explicit choice is never replaced by another.
+    Raises ValueError for a name that is not in `BACKENDS`, and if "triton" was asked for and cannot run ValueError
+    where the widths are at fault, RuntimeError otherwise: an explicit choice is never replaced by another.
     """
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend must be one of = {BACKENDS}, got {backend!r}")
     if backend == "triton":
-        refusal = triton_refusal(like.device, like.dtype, D_QK, D_V)
+        refusal = too_wide(D_QK, D_V)
+        if refusal is not None:
+            raise ValueError(f"{op}: backend must be 'sdpa' or 'eager' for these widths = 'sdpa', got 'triton': {refusal}")
+        refusal = triton_refusal(like.device, product_dtype(like))
         if refusal is not None:
             raise RuntimeError(f"{op}: backend must be able to run here = 'sdpa' or 'eager', got 'triton': {refusal}")
         return Choice("triton", "asked for")
@@ -57,9 +93,9 @@ def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: in
 
 def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
     if like.device.type == "cuda":
-        refusal = triton_refusal(like.device, like.dtype, D_QK, D_V)
+        refusal = too_wide(D_QK, D_V) or triton_refusal(like.device, product_dtype(like))
         if refusal is None:
-            return Choice("triton", f"{like.device} and {like.dtype} are supported")
+            return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")
         return Choice("sdpa", f"not triton: {refusal}")
     sizes = f"{B} maps of {N} x {M}"
     if like.device.type == "cpu" and (B * N * M < CPU_FUSED_MIN_SCORES or M < CPU_FUSED_MIN_KEYS):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
+from sagan_fast.kernels.attention import reference
 from sagan_fast.kernels.projection.reference import project, unproject
-from sagan_fast.ops.attention import attention_on
-from sagan_fast.ops.backends import Choice, choose
+from sagan_fast.ops.attention import LIBRARY, TAGS, attention_on, gradients, lse_dtype
+from sagan_fast.ops.backends import Choice, choose, product_dtype
 
 _OP = "self_attention_2d"
 
@@ -37,11 +41,19 @@ def self_attention_2d(
     or None: then v has C channels and is the output of the attention; `gamma` of shape () or (1,); biases `b_theta`,
     `b_phi` (D_QK,), `b_g` (D_V,), `b_o` (C,). `backend` as in `attention`. The result has the dtype of x.
 
-    Raises ValueError for shapes that do not fit (a map too small to pool among them) and unknown backends,
-    RuntimeError if "triton" is asked for where it cannot run.
+    "triton" computes products in the dtype of x, or autocast's; the weights may be of another (float32 beside a
+    bfloat16 x), gamma enters as it is. Beyond x it keeps, for backward, (N + M) * D_QK + M * D_V + N * D_V elements of
+    that dtype, N float32 and, pooled, M * (D_QK + D_V) bytes an image, M = N/4 or N: for the default widths 0.78 to
+    0.9 times the bytes of a bfloat16 x pooled, 1.4 unpooled, and never the N x M map.
+
+    Raises ValueError for shapes that do not fit (a map too small to pool among them), unknown backends and widths
+    "triton" has no tiles for (D_QK above 64, D_V above 256) where it is asked for, RuntimeError if it is asked for
+    where it cannot run.
     """
     _check(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
     chosen = choose_block(x, w_theta, w_g, pool, backend).backend
+    if chosen == "triton":
+        return _fused_by_triton(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
     q = project(x, w_theta, b_theta)
     k = project(x, w_phi, b_phi, pool)
     v = project(x, w_g, b_g, pool)
@@ -85,3 +97,151 @@ def _check(
         _OP, "x", x, w_theta=w_theta, w_phi=w_phi, w_g=w_g, w_o=w_o, gamma=gamma,
         b_theta=b_theta, b_phi=b_phi, b_g=b_g, b_o=b_o,
     )  # fmt: skip
+
+
+def _fused_by_triton(
+    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
+) -> Tensor:  # fmt: skip
+    dtype = product_dtype(x)
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    w_theta, w_phi, w_g = (w.flatten(1).to(dtype).contiguous() for w in (w_theta, w_phi, w_g))
+    w_o = None if w_o is None else w_o.flatten(1).to(dtype).contiguous()
+    b_theta, b_phi, b_g, b_o = (None if b is None else b.to(dtype) for b in (b_theta, b_phi, b_g, b_o))
+    args = (x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in args):
+        return _TritonFunction.apply(*args, pool)  # type: ignore[no-any-return,no-untyped-call]
+    return torch.ops.sagan_fast.self_attention_2d(*args, pool, False)[0]  # type: ignore[no-any-return]
+
+
+class _TritonFunction(torch.autograd.Function):
+    """Our kernels both ways, unless a graph of the backward is asked for: then the reference."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        y, *kept = torch.ops.sagan_fast.self_attention_2d(*args, True)
+        ctx.save_for_backward(*args[:-1], *kept)
+        ctx.pool = args[-1]
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, kept = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
+        x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o = inputs
+        wanted = ctx.needs_input_grad[:10]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with torch.autocast(x.device.type, enabled=False):
+                return (*gradients(_reference(*inputs, ctx.pool), inputs, grads[0], wanted), None)
+        d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma = torch.ops.sagan_fast.self_attention_2d_backward(
+            grads[0], x, w_theta, w_phi, w_g, w_o, b_o, gamma, *kept,
+            ctx.pool, wanted[0], any(wanted[1:5]), any(wanted[6:]),
+        )  # fmt: skip
+        D_QK, D_V = w_theta.shape[0], w_g.shape[0]
+        d_w = d_w_qkv.split((D_QK, D_QK, D_V)) if any(wanted[1:5]) else (None,) * 3
+        d_b = d_b_qkv.split((D_QK, D_QK, D_V)) if any(wanted[6:]) else (None,) * 3
+        found = (d_x, *d_w, d_w_o, d_gamma, *d_b, d_b_o)
+        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
+
+
+def _reference(
+    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
+) -> Tensor:  # fmt: skip
+    """The block in plain PyTorch, on the flat weights the op takes."""
+    w_theta, w_phi, w_g = (w[:, :, None, None] for w in (w_theta, w_phi, w_g))
+    w_o = None if w_o is None else w_o[:, :, None, None]
+    cast = x.to(w_theta.dtype)
+    q, k, v = project(cast, w_theta, b_theta), project(cast, w_phi, b_phi, pool), project(cast, w_g, b_g, pool)
+    return unproject(reference.attention(q, k, v), x, w_o, b_o, gamma).to(x.dtype)
+
+
+LIBRARY.define(
+    "self_attention_2d(Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o, Tensor gamma, Tensor? b_theta,"
+    " Tensor? b_phi, Tensor? b_g, Tensor? b_o, bool pool, bool save)"
+    " -> (Tensor y, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax)",
+    tags=TAGS,
+)
+LIBRARY.define(
+    "self_attention_2d_backward(Tensor d_y, Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o,"
+    " Tensor? b_o, Tensor gamma, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax, bool pool,"
+    " bool need_input, bool need_weights, bool need_biases)"
+    " -> (Tensor d_x, Tensor d_w_qkv, Tensor d_b_qkv, Tensor d_w_o, Tensor d_b_o, Tensor d_gamma)",
+    tags=TAGS,
+)
+
+
+@torch.library.impl(LIBRARY, "self_attention_2d", "CompositeExplicitAutograd")
+def _self_attention_2d(
+    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    from sagan_fast.kernels.attention.forward import block_fwd
+    from sagan_fast.kernels.projection.forward import projection_fwd
+
+    k, v, argmax = projection_fwd(x, w_phi, w_g, b_phi, b_g, pool=pool, save_argmax=save)
+    y, q, o, lse = block_fwd(x, w_theta, k, v, w_o, gamma, b_theta, b_o, save=save)
+    if argmax is None:
+        argmax = k.new_empty(0, dtype=torch.uint8)
+    if q is None or o is None or lse is None:
+        return (y, *(k.new_empty(0) for _ in range(4)), k.new_empty(0, dtype=lse_dtype(k.dtype)), argmax)
+    return y, q, k, v, o, lse, argmax
+
+
+@torch.library.register_fake("sagan_fast::self_attention_2d", lib=LIBRARY)
+def _self_attention_2d_fake(
+    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    B, _, H, W = x.shape
+    D_QK, D_V, N = w_theta.shape[0], w_g.shape[0], H * W
+    M = (H // 2) * (W // 2) if pool else N
+    new = w_theta.new_empty
+    empty = save is False
+    return (
+        torch.empty_like(x),
+        new(0 if empty else (B, N, D_QK)),
+        new(0 if empty else (B, M, D_QK)),
+        new(0 if empty else (B, M, D_V)),
+        new(0 if empty else (B, N, D_V)),
+        new(0 if empty else (B, N), dtype=lse_dtype(w_theta.dtype)),
+        new((B, M, D_QK + D_V) if pool and save else 0, dtype=torch.uint8),
+    )
+
+
+@torch.library.impl(LIBRARY, "self_attention_2d_backward", "CompositeExplicitAutograd")
+def _self_attention_2d_backward(
+    d_y: Tensor, x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, b_o: Tensor | None,
+    gamma: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, argmax: Tensor,
+    pool: bool, need_input: bool, need_weights: bool, need_biases: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    from sagan_fast.kernels.attention.backward import block_bwd
+
+    with torch.autocast(x.device.type, enabled=False):
+        d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma = block_bwd(
+            d_y, x, torch.cat([w_theta, w_phi, w_g]), w_o, b_o, gamma, q, k, v, o, lse, argmax if pool else None,
+            need_input=need_input, need_weights=need_weights, need_biases=need_biases,
+        )  # fmt: skip
+    absent = w_theta.new_empty
+    return tuple(
+        absent(0) if grad is None else grad
+        for grad in (d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma.to(gamma.dtype).reshape(gamma.shape))
+    )
+
+
+@torch.library.register_fake("sagan_fast::self_attention_2d_backward", lib=LIBRARY)
+def _self_attention_2d_backward_fake(
+    d_y: Tensor, x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, b_o: Tensor | None,
+    gamma: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, argmax: Tensor,
+    pool: bool, need_input: bool, need_weights: bool, need_biases: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    D, C = 2 * w_theta.shape[0] + w_g.shape[0], w_theta.shape[1]
+    new = w_theta.new_empty
+    return (
+        torch.empty_like(x) if need_input else new(0),
+        new((D, C) if need_weights else 0),
+        new(D if need_biases else 0),
+        new(0 if w_o is None or not need_weights else w_o.shape),
+        new(0 if w_o is None or not need_biases else C),
+        gamma.new_empty(gamma.shape),
+    )
