@@ -127,8 +127,8 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def _ratio(done: float, needed: float) -> float | None:
-    return round(done / needed, 3) if needed else None
+def _ratio(done: float | None, needed: float) -> float | None:
+    return round(done / needed, 3) if done is not None and needed else None
 
 
 def block_rows(entries: Sequence[Entry], measured: dict[tuple[str, str, str], float]) -> list[dict[str, Any]]:
@@ -253,7 +253,8 @@ def detail(entry: Entry) -> str:
     for region in m.regions:
         clocks = [region.clocks.get(pipe, 0.0) * region.executions for pipe in PIPES]
         body.append([region.name, region.instructions, f"{region.executions:g}", *(round(c) for c in clocks)])
-    body.append(["all, clocks a program", "", "", *(round(m.clocks[pipe]) for pipe in PIPES)])
+    if m.regions:
+        body.append(["all, clocks a program", "", "", *(round(m.clocks[pipe]) for pipe in PIPES)])
     flops, exps = (cell_text(_ratio(*pair)) for pair in ((m.flops_done, plan.flops), (m.exps_done, plan.exps)))
     head = (
         f"{plan.name} {plan.dtype} {short_config(plan.config)} sm_{entry.arch} {entry.launch.shape}: "
@@ -261,7 +262,7 @@ def detail(entry: Entry) -> str:
         f"{m.binds} binds; FLOP done/needed {flops}, exp {exps}"
     )
     mix = [f"  {r.name}: " + " ".join(f"{op} {n}" for op, n in r.opcodes.items()) for r in m.regions[1:]]
-    return "\n".join([head, table(header, body), *mix, *(f"  note: {note}" for note in m.notes)])
+    return "\n".join([head, *([table(header, body)] if body else []), *mix, *(f"  note: {note}" for note in m.notes)])
 
 
 BEGIN, END = "<!-- kernel report: begin -->", "<!-- kernel report: end -->"

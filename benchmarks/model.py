@@ -51,7 +51,7 @@ class Region:
 
 @dataclass
 class Model:
-    """Times in microseconds, None where the code cannot be modelled; `notes` say what is not certain and why."""
+    """Times in microseconds, None where they cannot be told; `notes` say what is not certain and why."""
 
     regions: list[Region]
     clocks: dict[str, float]
@@ -64,8 +64,8 @@ class Model:
     binds: str
     limit_us: float
     limit_binds: str
-    flops_done: float
-    exps_done: float
+    flops_done: float | None
+    exps_done: float | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -124,51 +124,64 @@ def _both_shared(instruction: Instruction) -> bool:
 
 
 def model(plan: Any, compiled: Compiled, machine: Machine) -> Model:
-    """Model the launch `plan` from its machine code on `machine`."""
+    """Model the launch `plan` from its machine code on `machine`.
+
+    Where the trips of a loop are not known, only the bytes against the bandwidth are: `serial_us` and `resident_us`
+    are None then, and the notes say why.
+    """
     code, warps = compiled.code(), compiled.warps
     kernel = read_ttir(compiled.ttir)
-    notes = count_trips(kernel.loops, plan.loops)
+    problem = count_trips(kernel.loops, plan.loops)
+    if code.count("USETMAXREG"):
+        problem = "warps have roles, and which of them runs which loop is not known"
+    blocks, limited_by = resident_blocks(machine, compiled.registers, warps, compiled.shared, compiled.tmem)
+    needed_bytes = plan.bytes_read + plan.bytes_written
+    limit, limit_binds = machine.limit_us(plan.flops, plan.exps, needed_bytes, plan.dtype)
+    times = {"hbm": needed_bytes / machine.hbm_bytes_per_s * 1e6}
+    found = Model(
+        regions=[],
+        clocks={},
+        resident_blocks=blocks,
+        resident_limit=limited_by,
+        waves=plan.programs / (machine.sms * max(blocks, 1)),
+        overlapped_us=times["hbm"],
+        resident_us=None,
+        serial_us=None,
+        binds="hbm",
+        limit_us=limit,
+        limit_binds=limit_binds,
+        flops_done=None,
+        exps_done=None,
+    )
+    if blocks == 0:
+        found.overlapped_us = None
+        found.notes.append(f"does not fit on an SM: {limited_by}")
+        return found
+    if problem:
+        found.notes.append(f"only bytes are modelled: {problem}")
+        return found
     mapping = map_loops(code, kernel, warps)
-    notes += mapping.notes
     work = Work()
     work.add(kernel.outside)
     for loop in kernel.loops:
         work.add(loop.work, loop.total)
-    regions = _regions(code, mapping, machine, warps)
-    clocks = {pipe: sum(r.clocks.get(pipe, 0.0) * r.executions for r in regions) for pipe in PIPES}
+    found.regions = _regions(code, mapping, machine, warps)
+    clocks = {pipe: sum(r.clocks.get(pipe, 0.0) * r.executions for r in found.regions) for pipe in PIPES}
     if code.count("UTCHMMA"):
         clocks["tensor"] += work.flops / machine.flop_rate(plan.dtype if plan.dtype != "fp32" else "tf32")
     clocks["l2"] += work.descriptor_bytes / machine.l2_bytes
-    blocks, limited_by = resident_blocks(machine, compiled.registers, warps, compiled.shared, compiled.tmem)
     each = -(-plan.programs // machine.sms)  # programs of the busiest SM
-    hbm = (plan.bytes_read + plan.bytes_written) / machine.hbm_bytes_per_s * 1e6
-    times = {pipe: machine.us(clocks[pipe] * each) for pipe in PIPES} | {"hbm": hbm}
-    binds = max(times, key=times.__getitem__)
-    serial = sum(times[pipe] for pipe in SERIAL) + max(times["l2"], hbm)
-    overlapped: float | None = times[binds]
-    if code.count("USETMAXREG"):
-        notes.append("warps have roles: which of them runs which loop is not known, so no time is given")
-        overlapped = None
-    if blocks == 0:
-        notes.append(f"does not fit on an SM: {limited_by}")
-        overlapped = None
-    limit, limit_binds = machine.limit_us(plan.flops, plan.exps, plan.bytes_read + plan.bytes_written, plan.dtype)
-    return Model(
-        regions=regions,
-        clocks=clocks,
-        resident_blocks=blocks,
-        resident_limit=limited_by,
-        waves=plan.programs / (machine.sms * max(blocks, 1)),
-        overlapped_us=overlapped,
-        resident_us=None if overlapped is None else max(overlapped, serial / min(blocks, each)),
-        serial_us=None if overlapped is None else max(serial, overlapped),
-        binds=binds,
-        limit_us=limit,
-        limit_binds=limit_binds,
-        flops_done=work.flops * plan.programs,
-        exps_done=work.exps * plan.programs,
-        notes=notes,
-    )
+    times |= {pipe: machine.us(clocks[pipe] * each) for pipe in PIPES}
+    serial = sum(times[pipe] for pipe in SERIAL) + max(times["l2"], times["hbm"])
+    found.clocks = clocks
+    found.binds = max(times, key=times.__getitem__)
+    found.overlapped_us = times[found.binds]
+    found.resident_us = max(times[found.binds], serial / min(blocks, each))
+    found.serial_us = max(serial, times[found.binds])
+    found.flops_done = work.flops * plan.programs
+    found.exps_done = work.exps * plan.programs
+    found.notes += mapping.notes
+    return found
 
 
 def _regions(code: Any, mapping: Mapping, machine: Machine, warps: int) -> list[Region]:

@@ -117,12 +117,19 @@ def test_bytes_bind_when_there_are_more_of_them():
     assert m.serial_us == pytest.approx(10 + 5121 / 1.83e3)
 
 
-def test_warps_with_roles_are_not_modelled():
-    plan, compiled = launch(programs=132)
+def test_warps_with_roles_have_only_their_bytes_modelled():
+    plan, compiled = launch(programs=132, bytes_read=48 * 10**6)
     text = compiled.sass.replace("FFMA R1, R2, R3, R4", "USETMAXREG.DEALLOC.CTAPOOL 0x18")
     m = model(plan, Compiled(**{**vars(compiled), "sass": text}), H200)
-    assert m.overlapped_us is m.serial_us is m.resident_us is None
-    assert "roles" in m.notes[-1]
+    assert m.overlapped_us == pytest.approx(10) and m.serial_us is m.resident_us is None
+    assert "only bytes" in m.notes[0] and "roles" in m.notes[0]
+
+
+def test_without_trip_counts_only_bytes_are_modelled():
+    m = model(*launch(programs=132, bytes_read=48 * 10**6, loops=()), H200)
+    assert m.overlapped_us == pytest.approx(10) and m.binds == "hbm"
+    assert m.serial_us is m.resident_us is m.flops_done is None
+    assert m.notes == ["only bytes are modelled: the plan gives 0 trip counts, the kernel has 1 run-time loops"]
 
 
 def test_what_does_not_fit_has_no_time():

@@ -1,6 +1,7 @@
 """The recorded launches: what they are for, and that together they need what the block needs."""
 
 import pytest
+
 from benchmarks.shapes import BlockShape
 from benchmarks.shipped import BACKWARD, FORWARD, INFERENCE, block_launches, library_products
 
