@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"sagan-fast: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         from sagan_fast.training.health import Diverged
 

@@ -18,8 +18,6 @@ reference.attention.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -343,7 +341,9 @@ def attention_bwd(
     dq, dk, dv = (torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (q, k, v))
     if k.shape[1] == 0 or q.shape[1] == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    _, delta, _ = _delta(d_out, (d_out.stride(0), d_out.stride(2), d_out.stride(1)), None, None, out, None, delta_config)
+    _, delta, _ = _delta(
+        d_out, (d_out.stride(0), d_out.stride(2), d_out.stride(1)), None, None, out, None, delta_config
+    )
     _dkv(q, k, v, d_out, lse, delta, dk, dv, None, 0, scale, dkv_config)
     _dq(q, k, v, d_out, lse, delta, dq, scale, dq_config)
     return dq, dk, dv

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..projection.configs import MAX_D_QK, MAX_D_V, padded, table_arch
-
 SMALL_N = 256
 """Up to this many queries an image has tiles of the "small" rows: half the size, so that they fill a GPU."""
 
@@ -24,3 +22,19 @@ class AttentionConfig:
     BLOCK_C: int
     num_warps: int
     num_stages: int
+
+
+def lookup_forward(arch, precision, D_QK, D_V, N, M):
+    return AttentionConfig(64, 64, 64, 4, 3)
+
+
+def lookup_dkv(arch, precision, D_QK, D_V, N, M):
+    return AttentionConfig(64, 64, 64, 4, 3)
+
+
+def lookup_dq(arch, precision, D_QK, D_V, N, M):
+    return AttentionConfig(64, 64, 64, 4, 3)
+
+
+def lookup_delta(arch, precision, D_V):
+    return AttentionConfig(64, 64, 64, 4, 3)

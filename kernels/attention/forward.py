@@ -198,7 +198,7 @@ def attention_fwd(
             stride_q_b=q.stride(0), stride_q_n=q.stride(1), stride_q_d=q.stride(2),
             stride_k_b=k.stride(0), stride_k_m=k.stride(1), stride_k_d=k.stride(2),
             stride_v_b=v.stride(0), stride_v_m=v.stride(1), stride_v_d=v.stride(2),
-            N=N, M=M, scale_log2=abs(scale) * LOG2_E,
+            N=N, M=M, scale_log2=abs(scale) * LOG2_E or 2.0**-100,  # -inf * 0 is NaN
         ),
         dict(
             D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v), EVEN_M=M % config.BLOCK_M == 0, NEGATE=scale < 0,
@@ -235,7 +235,7 @@ def block_fwd(
     are in the dtype of `k` (B, M, D_QK), `v` (B, M, D_V), `w_theta` (D_QK, C) and `w_o` (C, D_V), all contiguous;
     with `w_o` None, D_V is C. `gamma` holds one element of any float dtype and is read by the kernel.
     """
-    (B, C, H, W), N = x.shape, x.shape[2] * x.shape[3]
+    B, C, N = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     (_, M, D_QK), D_V = k.shape, v.shape[2]
     y = torch.empty_like(x)
     stride_b, stride_c, stride_n = strides_of(x)

@@ -44,7 +44,7 @@ def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor, channels_last: 
     """
     B, C, H, W = d_y.shape
     if channels_last:
-        rows, flat = d_y.permute(0, 2, 3, 1).reshape(B * H * W, C), G.reshape(B * H * W, -1)
+        rows, flat = d_y.permute(0, 2, 3, 1).reshape(B * H * W, C), G.flatten(0, 1)
         d_x = torch.addmm(rows, flat, weight) if d_y.dtype == G.dtype else rows + flat @ weight
         return d_x.view(B, H, W, C).permute(0, 3, 1, 2)
     maps, columns = d_y.view(B, C, H * W), weight.T.expand(B, C, -1)
@@ -62,6 +62,6 @@ def projection_bwd_weight(G: Tensor, x: Tensor, channels_last: bool) -> Tensor:
     B, C, H, W = x.shape
     if channels_last:
         rows = x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(G.dtype)
-        return G.reshape(B * H * W, -1).T @ rows
+        return G.flatten(0, 1).T @ rows
     maps = x.view(B, C, H * W).to(G.dtype)
     return torch.bmm(G.transpose(1, 2), maps.transpose(1, 2)).sum(0)

@@ -126,9 +126,9 @@ def projection_fwd(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return k (B, M, D_QK), v (B, M, D_V) in the dtype of `w_phi`, and the pool's argmax (B, M, D_QK + D_V).
 
-    `x` (B, C, H, W) of any float dtype, contiguous or channels_last; `w_phi` (D_QK, C) and `w_g` (D_V, C), contiguous,
-    `b_phi` (D_QK,) and `b_g` (D_V,) share a dtype, in which products are computed. M is H*W, or (H//2)*(W//2) with `pool`. The argmax, uint8 (0..3, row by
-    row of the window), is None without `pool` or without `save_argmax`.
+    `x` (B, C, H, W) of any float dtype, contiguous or channels_last; `w_phi` (D_QK, C), `w_g` (D_V, C), contiguous, and
+    `b_phi` (D_QK,), `b_g` (D_V,) share a dtype, in which products are computed. M is H*W, or (H//2)*(W//2) with
+    `pool`. The argmax, uint8 (0..3, row by row of the window), is None without `pool` or without `save_argmax`.
     """
     B, C, H, W = x.shape
     D_QK, D_V = w_phi.shape[0], w_g.shape[0]

@@ -33,4 +33,5 @@ class ConditionalBatchNorm2d(nn.Module):
             raise ValueError(f"ConditionalBatchNorm2d: y must be given for {self.num_classes} classes = (B,), got None")
         gain = self.gain(y).to(x.dtype)[:, :, None, None]
         bias = self.bias(y).to(x.dtype)[:, :, None, None]
-        return gain * normalised + bias
+        out: Tensor = gain * normalised + bias
+        return out

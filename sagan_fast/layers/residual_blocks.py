@@ -34,7 +34,7 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the block's output for `x` (B, in, H, W) and classes `y` (B,)."""
-        h = self.conv1(F.interpolate(F.relu(self.norm1(x, y)), scale_factor=2, mode="nearest"))
+        h: Tensor = self.conv1(F.interpolate(F.relu(self.norm1(x, y)), scale_factor=2, mode="nearest"))
         h = self.conv2(F.relu(self.norm2(h, y)))
         # a 1x1 convolution and nearest up-sampling commute: convolving first is a quarter of the work
         return h + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")

@@ -33,12 +33,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises InputError if it is missing, cut off, holds more than plain data, or is no checkpoint of ours.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}") from error
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise InputError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(
             f"{path} is no checkpoint of sagan-fast: cut off, or holding more than plain data "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"

@@ -85,15 +85,16 @@ class _SdpaFunction(torch.autograd.Function):
         ctx.scale = scale
         with torch.enable_grad():
             ctx.leaves = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (q, k, v))
-            ctx.out = _fused(*ctx.leaves, scale)
+            q_leaf, k_leaf, v_leaf = ctx.leaves
+            ctx.out = _fused(q_leaf, k_leaf, v_leaf, scale)
         return ctx.out.detach()  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            inputs = ctx.saved_tensors
-            out = reference.attention(*inputs, ctx.scale)
+            q, k, v = inputs = ctx.saved_tensors
+            out = reference.attention(q, k, v, ctx.scale)
         else:
             inputs, out = ctx.leaves, ctx.out
         return (*gradients(out, inputs, grads[0], wanted), None)
@@ -153,12 +154,18 @@ class _TritonFunction(torch.autograd.Function):
 
 # Opaque to torch.compile; differentiated by the Function above, so that a second derivative can take another way.
 LIBRARY = torch.library.Library("sagan_fast", "FRAGMENT")
-TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale, bool save) -> (Tensor, Tensor)", tags=TAGS)
-LIBRARY.define(
+
+
+def define(schema: str) -> None:
+    """Define an op of `LIBRARY` that keeps the strides of its inputs under torch.compile."""
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    LIBRARY.define(schema, tags=tags)  # type: ignore[no-untyped-call]
+
+
+define("attention(Tensor q, Tensor k, Tensor v, float scale, bool save) -> (Tensor, Tensor)")
+define(
     "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale)"
     " -> (Tensor, Tensor, Tensor)",
-    tags=TAGS,
 )
 
 
@@ -175,7 +182,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tup
     return out, q.new_empty(0, dtype=lse_dtype(q.dtype)) if lse is None else lse
 
 
-@torch.library.register_fake("sagan_fast::attention", lib=LIBRARY)
+@torch.library.register_fake("sagan_fast::attention", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _attention_fake(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tuple[Tensor, Tensor]:
     B, N, _ = q.shape
     return q.new_empty(B, N, v.shape[2]), q.new_empty((B, N) if save else (0,), dtype=lse_dtype(q.dtype))
@@ -190,7 +197,7 @@ def _attention_backward(
     return attention_bwd(d_out, q, k, v, out, lse, scale)
 
 
-@torch.library.register_fake("sagan_fast::attention_backward", lib=LIBRARY)
+@torch.library.register_fake("sagan_fast::attention_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _attention_backward_fake(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -78,7 +78,9 @@ def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: in
     if backend == "triton":
         refusal = too_wide(D_QK, D_V)
         if refusal is not None:
-            raise ValueError(f"{op}: backend must be 'sdpa' or 'eager' for these widths = 'sdpa', got 'triton': {refusal}")
+            raise ValueError(
+                f"{op}: backend must be 'sdpa' or 'eager' for these widths = 'sdpa', got 'triton': {refusal}"
+            )
         refusal = triton_refusal(like.device, product_dtype(like))
         if refusal is not None:
             raise RuntimeError(f"{op}: backend must be able to run here = 'sdpa' or 'eager', got 'triton': {refusal}")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
 from sagan_fast.kernels.attention import reference
+from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
 from sagan_fast.kernels.projection.reference import project, unproject
-from sagan_fast.ops.attention import LIBRARY, TAGS, attention_on, gradients, lse_dtype
+from sagan_fast.ops.attention import LIBRARY, attention_on, define, gradients, lse_dtype
 from sagan_fast.ops.backends import Choice, choose, product_dtype
 
 _OP = "self_attention_2d"
@@ -132,7 +132,7 @@ class _TritonFunction(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:10]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.autocast(x.device.type, enabled=False):
-                return (*gradients(_reference(*inputs, ctx.pool), inputs, grads[0], wanted), None)
+                return (*gradients(_reference(inputs, ctx.pool), inputs, grads[0], wanted), None)
         d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma = torch.ops.sagan_fast.self_attention_2d_backward(
             grads[0], x, w_theta, w_phi, w_g, w_o, b_o, gamma, *kept,
             ctx.pool, wanted[0], any(wanted[1:5]), any(wanted[6:]),
@@ -144,11 +144,9 @@ class _TritonFunction(torch.autograd.Function):
         return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
 
 
-def _reference(
-    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
-) -> Tensor:  # fmt: skip
-    """The block in plain PyTorch, on the flat weights the op takes."""
+def _reference(inputs: tuple[Tensor, ...], pool: bool) -> Tensor:
+    """The block in plain PyTorch, on the inputs of the op."""
+    x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o = inputs
     w_theta, w_phi, w_g = (w[:, :, None, None] for w in (w_theta, w_phi, w_g))
     w_o = None if w_o is None else w_o[:, :, None, None]
     cast = x.to(w_theta.dtype)
@@ -156,18 +154,16 @@ def _reference(
     return unproject(reference.attention(q, k, v), x, w_o, b_o, gamma).to(x.dtype)
 
 
-LIBRARY.define(
+define(
     "self_attention_2d(Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o, Tensor gamma, Tensor? b_theta,"
     " Tensor? b_phi, Tensor? b_g, Tensor? b_o, bool pool, bool save)"
     " -> (Tensor y, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax)",
-    tags=TAGS,
 )
-LIBRARY.define(
+define(
     "self_attention_2d_backward(Tensor d_y, Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o,"
     " Tensor? b_o, Tensor gamma, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax, bool pool,"
     " bool need_input, bool need_weights, bool need_biases)"
     " -> (Tensor d_x, Tensor d_w_qkv, Tensor d_b_qkv, Tensor d_w_o, Tensor d_b_o, Tensor d_gamma)",
-    tags=TAGS,
 )
 
 
@@ -188,7 +184,7 @@ def _self_attention_2d(
     return y, q, k, v, o, lse, argmax
 
 
-@torch.library.register_fake("sagan_fast::self_attention_2d", lib=LIBRARY)
+@torch.library.register_fake("sagan_fast::self_attention_2d", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _self_attention_2d_fake(
     x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
     b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool, save: bool,
@@ -229,7 +225,7 @@ def _self_attention_2d_backward(
     )
 
 
-@torch.library.register_fake("sagan_fast::self_attention_2d_backward", lib=LIBRARY)
+@torch.library.register_fake("sagan_fast::self_attention_2d_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _self_attention_2d_backward_fake(
     d_y: Tensor, x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, b_o: Tensor | None,
     gamma: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, argmax: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -14,7 +14,8 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) ->
     and v above all: an average of unit vectors is shorter than one, and sigma would come out too small.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    averages, values = list(average.parameters()), [p.detach() for p in model.parameters()]
+    averages: list[Tensor] = list(average.parameters())
+    values = [p.detach() for p in model.parameters()]
     buffers = dict(model.named_buffers())
     for name, buffer in average.named_buffers():
         if name.endswith(("running_mean", "running_var")):

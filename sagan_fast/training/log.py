@@ -37,7 +37,7 @@ class RunLog:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            columns = (BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self.progress = Progress(*columns, console=Console(file=self.stream))
             self.task = self.progress.add_task("starting", total=steps, completed=step)
             self.progress.start()
@@ -54,7 +54,7 @@ class RunLog:
             f"D real {values['d_real']:+.2f}  D fake {values['d_fake']:+.2f}  {values['images_per_s']:.0f} images/s"
         )
         if self.progress is not None:
-            self.progress.update(self.task, completed=step, description=short)
+            self.progress.update(self.task, completed=step, description=short.split("  D real")[0])
         else:
             self.say(f"step {step}/{self.steps}  {short}")
 

@@ -48,12 +48,13 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
     torch.set_rng_state(rng)
     for model in (generator, discriminator):
-        model.to(device=device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
+        model.to(device)
+        if device.type == "cuda":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(generator).requires_grad_(False).eval()
 
     def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
-        fused = device.type == "cuda"
-        return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=fused)
+        return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=True)
 
     return TrainState(
         generator, discriminator, ema,

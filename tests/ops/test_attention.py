@@ -1,15 +1,21 @@
 """softmax(q kᵀ) v on every backend against float64: values, gradients, second gradients, layouts, errors."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
-from sagan_fast.kernels.attention import reference
 from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
 
 from sagan_fast.functional import attention
+from sagan_fast.kernels.attention import reference
 from sagan_fast.testing import assert_close_to_truth, randn
 
-BACKENDS = ("eager", "sdpa")
+needs_interpreter = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"
+)
+BACKENDS = ("eager", "sdpa", pytest.param("triton", marks=needs_interpreter))
 SHAPES = [  # B, N, M, D_QK, D_V
     (2, 64, 16, 8, 32),
     (1, 35, 12, 3, 7),  # nothing a multiple of anything
@@ -25,6 +31,11 @@ def inputs(shape, generator, dtype=torch.float64):
     return [randn(*size, generator=generator).to(dtype) for size in sizes]
 
 
+def skip_what_the_interpreter_cannot(backend, dtype):
+    if backend == "triton" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter does not compute bfloat16")
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_reference_is_the_formula(shape, generator):
     q, k, v, _ = inputs(shape, generator)
@@ -37,6 +48,7 @@ def test_the_reference_is_the_formula(shape, generator):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_and_gradients_match_float64(shape, dtype, backend, generator):
+    skip_what_the_interpreter_cannot(backend, dtype)
     q, k, v, d_out = (tensor.to(dtype) for tensor in inputs(shape, generator))
     leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
     exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
@@ -57,14 +69,12 @@ def test_forward_and_gradients_match_float64(shape, dtype, backend, generator):
             assert error <= 2 * (eager_grad.double() - exact_grad).norm() + floor * exact_grad.norm() + 1e-6
 
 
-def test_large_logits_neither_overflow_nor_vanish(generator):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_logits_neither_overflow_nor_vanish(backend, generator):
     q, k, v, _ = inputs((2, 33, 64, 16, 32), generator, torch.float32)
     q = q * 40  # logits of some hundreds
-    for backend in BACKENDS:
-        assert_close_to_truth(
-            backend, attention(q, k, v, backend=backend), reference.attention(q.double(), k.double(), v.double()),
-            reference.attention(q, k, v),
-        )  # fmt: skip
+    truth = reference.attention(q.double(), k.double(), v.double())
+    assert_close_to_truth("out", attention(q, k, v, backend=backend), truth, reference.attention(q, k, v))
 
 
 def test_sdpa_keeps_scale_one_and_takes_another(generator):
@@ -80,8 +90,9 @@ def test_gradcheck_and_gradgradcheck(backend, generator):
     def function(q, k, v):
         return attention(q, k, v, backend=backend)
 
-    assert gradcheck(function, leaves)
-    assert gradgradcheck(function, leaves)
+    fast = backend == "triton"  # the interpreter is slow
+    assert gradcheck(function, leaves, fast_mode=fast)
+    assert gradgradcheck(function, leaves, fast_mode=fast)
 
 
 def test_only_the_gradients_asked_for_are_made(generator):
@@ -106,12 +117,14 @@ def test_sdpa_really_fuses_on_the_cpu(generator):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_gives_bfloat16_near_float64(backend, generator):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_gives_its_dtype_near_float64(dtype, backend, generator):
+    skip_what_the_interpreter_cannot(backend, dtype)
     q, k, v, _ = inputs((2, 64, 16, 8, 32), generator, torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         out = attention(q, k, v, backend=backend)
-    assert out.dtype == torch.bfloat16
-    truth = reference.attention(*(t.bfloat16().double() for t in (q, k, v)))
+    assert out.dtype == dtype
+    truth = reference.attention(*(t.to(dtype).double() for t in (q, k, v)))
     assert_close_to_truth("out", out, truth)
 
 
@@ -150,3 +163,56 @@ def test_errors_name_the_argument():
         attention(q[0], k, v)
     with pytest.raises(TypeError, match="attention: v must have the dtype of q = torch.float32, got torch.float64"):
         attention(q, k, v.double())
+
+
+@needs_interpreter
+def test_the_ops_of_triton_pass_opcheck(generator):
+    q, k, v, d_out = inputs((2, 20, 12, 3, 7), generator, torch.float32)
+    strided = q.transpose(1, 2).contiguous().transpose(1, 2)
+    forward, backward = torch.ops.sagan_fast.attention.default, torch.ops.sagan_fast.attention_backward.default
+    for save in (True, False):
+        opcheck(forward, (strided, k, v, 0.5, save))
+    opcheck(backward, (d_out, strided, k, v, *forward(strided, k, v, 0.5, True), 0.5))
+
+
+@needs_interpreter
+def test_triton_differentiated_twice_is_the_reference(generator):
+    q, k, v, d_out = inputs((2, 20, 12, 3, 7), generator, torch.float32)
+    found = {}
+    for backend in ("eager", "triton"):
+        leaves = [t.detach().double().requires_grad_() for t in (q, k, v)]
+        first = torch.autograd.grad(
+            attention(*leaves, scale=0.5, backend=backend), leaves, d_out.double(), create_graph=True
+        )
+        found[backend] = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
+    torch.testing.assert_close(found["triton"], found["eager"])
+
+
+@needs_interpreter
+def test_triton_keeps_no_map_for_backward(generator):
+    leaves = [t.requires_grad_() for t in inputs((2, 96, 64, 3, 7), generator, torch.float32)[:3]]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = attention(*leaves, backend="triton")
+    assert sum(t.numel() for t in kept) == sum(t.numel() for t in leaves) + out.numel() + 2 * 96
+
+
+def test_triton_refuses_by_name_what_it_cannot_do():
+    q, k, v = torch.zeros(1, 4, 65), torch.zeros(1, 4, 65), torch.zeros(1, 4, 8)
+    with pytest.raises(ValueError, match=r"attention: backend must .*'sdpa'.* D_QK = 65, D_V = 8 .* 64 and 256"):
+        attention(q, k, v, backend="triton")
+    with pytest.raises(RuntimeError, match=r"attention: backend must .* = 'sdpa' or 'eager', got 'triton': "):
+        attention(*(t[..., :8].bfloat16() for t in (q, k, v)), backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_on_a_gpu_auto_is_triton_and_matches_float64(dtype, generator):
+    leaves = [t.to("cuda", dtype).requires_grad_() for t in inputs((2, 300, 130, 24, 96), generator)[:3]]
+    leaves[0].data *= 24**-0.5
+    found, eager = attention(*leaves), reference.attention(*leaves)
+    truth = reference.attention(*(t.double() for t in leaves))
+    assert "_TritonFunction" in type(found.grad_fn).__name__
+    assert_close_to_truth("out", found, truth, eager)
+    found.square().sum().backward()
+    assert all(t.grad.isfinite().all() for t in leaves)

@@ -1,13 +1,19 @@
 """The block on every backend against float64: pooled and unpooled, odd and oblong maps, both layouts, errors."""
 
+import os
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
 
 from sagan_fast.functional import self_attention_2d
-from sagan_fast.testing import assert_close_to_truth, randn
+from sagan_fast.testing import DTYPE_NAMES, RMS_TOLERANCE, assert_close_to_truth, randn
 
-BACKENDS = ("eager", "sdpa")
+needs_interpreter = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"
+)
+BACKENDS = ("eager", "sdpa", pytest.param("triton", marks=needs_interpreter))
 SHAPES = [  # B, C, H, W, D_QK, D_V
     (2, 16, 8, 8, 2, 8),
     (1, 12, 7, 9, 3, 5),  # odd
@@ -78,9 +84,14 @@ def test_forward_and_all_gradients_match_float64(shape, out_proj, pool, backend,
     assert_close_to_truth("y", out, truth)
     summands = (truth - exact["x"]).norm() / 0.7 * d_out.norm()
     assert abs(single["gamma"].grad - exact["gamma"].grad) <= 1e-6 * summands  # one number, left over of many
-    for name in NAMES:
-        if name != "gamma" and exact[name] is not None and exact[name].grad.norm() > 1e-8:  # one key: none for q, k
+    for name in NAMES[:5]:
+        if exact[name] is not None and exact[name].grad.norm() > 1e-8:  # with one key none reaches q and k
             assert_close_to_truth(f"d_{name}", single[name].grad, exact[name].grad)
+    for name in NAMES[6:]:
+        weight = exact[name.replace("b_", "w_")]
+        if exact[name] is not None and weight.grad.norm() > 1e-8:  # sums of signed terms, as a weight's columns are
+            length = exact[name].grad.norm() + weight.grad.norm() / shape[1] ** 0.5
+            assert (single[name].grad - exact[name].grad).norm() <= 1e-5 * length, name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -92,8 +103,9 @@ def test_gradcheck_and_gradgradcheck(pool, backend, generator):
         return self_attention_2d(**dict(zip(NAMES, tensors, strict=True)), pool=pool, backend=backend)
 
     tensors = [made[name] for name in NAMES]
-    assert gradcheck(function, tensors)
-    assert gradgradcheck(function, tensors)
+    fast = backend == "triton"  # the interpreter is slow
+    assert gradcheck(function, tensors, fast_mode=fast)
+    assert gradgradcheck(function, tensors, fast_mode=fast)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -116,13 +128,18 @@ def test_gamma_of_shape_one_and_of_float32_beside_half(generator):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_under_autocast_the_residual_stays_float32(backend, generator):
-    made = arguments((2, 16, 8, 8, 2, 8), generator, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_the_residual_stays_float32(dtype, backend, generator):
+    if backend == "triton" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter does not compute bfloat16")
+    made = leaves_of(arguments((2, 16, 8, 8, 2, 8), generator, dtype=torch.float32))
+    with torch.autocast("cpu", dtype):
         out = self_attention_2d(**made, backend=backend)
     assert out.dtype == torch.float32
     exact = {name: t.double() for name, t in made.items()}
     assert_close_to_truth("y", out, by_hand(**exact), precision="bf16")
+    out.square().sum().backward()
+    assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in made.values())
 
 
 def test_an_empty_batch(generator):
@@ -136,8 +153,138 @@ def test_an_empty_batch(generator):
 def test_compiles_without_a_break(generator):
     made = leaves_of(arguments((1, 16, 6, 6, 2, 8), generator, dtype=torch.float32))
     compiled = torch.compile(self_attention_2d, fullgraph=True, backend="aot_eager")
-    for backend in BACKENDS:
+    for backend in ("eager", "sdpa"):
         torch.testing.assert_close(compiled(**made, backend=backend), self_attention_2d(**made))
+
+
+@needs_interpreter
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_triton_compiles_without_a_break_forward_and_backward(channels_last, generator):
+    made = arguments((1, 16, 6, 6, 2, 8), generator, dtype=torch.float32)
+    if channels_last:
+        made["x"] = made["x"].to(memory_format=torch.channels_last)
+    compiled = torch.compile(self_attention_2d, fullgraph=True, backend="aot_eager")
+    found = {}
+    for name, function in (("compiled", compiled), ("plain", self_attention_2d)):
+        leaves = leaves_of(made)
+        out = function(**leaves, backend="triton")
+        out.square().sum().backward()
+        found[name] = [out, *(t.grad for t in leaves.values())]
+    torch.testing.assert_close(found["compiled"], found["plain"])
+    assert found["compiled"][0].stride() == made["x"].stride()
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    "pool, out_proj, bias, channels_last", [(True, True, True, True), (False, False, False, False)]
+)
+def test_the_ops_of_triton_pass_opcheck(pool, out_proj, bias, channels_last, generator):
+    made = arguments((2, 16, 5, 6, 2, 8), generator, bias=bias, out_proj=out_proj, dtype=torch.float32)
+    if channels_last:
+        made["x"] = made["x"].to(memory_format=torch.channels_last)
+    args = [t if t is None or t.ndim != 4 or name == "x" else t.flatten(1) for name, t in made.items()]
+    forward = torch.ops.sagan_fast.self_attention_2d.default
+    for save in (True, False):
+        opcheck(forward, (*args, pool, save))
+    kept = forward(*args, pool, True)[1:]
+    backward = torch.ops.sagan_fast.self_attention_2d_backward.default
+    for needs in ((True, True, bias), (False, False, False)):
+        opcheck(backward, (torch.ones_like(args[0]), *args[:5], args[9], args[5], *kept, pool, *needs))
+
+
+@needs_interpreter
+def test_triton_takes_any_strides_and_an_expanded_gradient(generator):
+    made = arguments((2, 16, 8, 6, 2, 8), generator, dtype=torch.float64)
+    wide = torch.zeros(2, 16, 8, 12, dtype=torch.float64)
+    cut = wide[..., ::2].copy_(made["x"])
+    grads = {}
+    for backend, x in (("eager", made["x"]), ("triton", cut)):
+        leaves = leaves_of({**made, "x": x})
+        self_attention_2d(**leaves, backend=backend).sum().backward()
+        grads[backend] = [t.grad for t in leaves.values()]
+    torch.testing.assert_close(grads["triton"], grads["eager"])
+
+
+@needs_interpreter
+def test_triton_takes_float32_weights_beside_half_x(generator):
+    made = arguments((2, 16, 8, 6, 2, 8), generator, dtype=torch.float32)
+    leaves = leaves_of({name: t.half() if name == "x" else t for name, t in made.items()})
+    out = self_attention_2d(**leaves, backend="triton")
+    assert out.dtype == torch.float16
+    assert_close_to_truth("y", out, by_hand(**{name: t.double() for name, t in leaves.items()}))
+    out.float().square().sum().backward()
+    assert all(t.grad.dtype == t.dtype for t in leaves.values())
+
+
+@needs_interpreter
+def test_triton_makes_only_the_gradients_asked_for(generator):
+    made = arguments((1, 16, 4, 6, 2, 8), generator)
+    full = leaves_of(made)
+    self_attention_2d(**full, backend="triton").square().sum().backward()
+    for wanted in ({"x"}, {"w_g", "b_o"}, {"gamma"}, {"w_o"}):
+        some = {name: t.detach().requires_grad_(name in wanted) for name, t in made.items()}
+        self_attention_2d(**some, backend="triton").square().sum().backward()
+        assert {name for name, t in some.items() if t.grad is not None} == wanted
+        for name in wanted:
+            torch.testing.assert_close(some[name].grad, full[name].grad)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
+def test_triton_keeps_what_its_docstring_says(pool, generator):
+    B, C, H, W, D_QK, D_V = shape = (2, 64, 16, 16, 8, 32)
+    made = leaves_of(arguments(shape, generator, bias=False, dtype=torch.float16))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        self_attention_2d(**made, pool=pool, backend="triton")
+    N = H * W
+    M = N // 4 if pool else N
+    inputs = {t.untyped_storage().data_ptr() for t in made.values() if t is not None}
+    own = sum(t.numel() * t.element_size() for t in kept if t.untyped_storage().data_ptr() not in inputs)
+    pooled = M * (D_QK + D_V) if pool else 0
+    assert own == B * (2 * ((N + M) * D_QK + M * D_V + N * D_V) + 4 * N + pooled)
+    assert own <= (1.5 if pool else 3.0) * made["x"].numel() * 2
+
+
+def test_triton_refuses_what_it_cannot_do_and_names_another(generator):
+    made = arguments((1, 260, 4, 4, 2, 260), generator, out_proj=False, bias=False, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"self_attention_2d: backend must .*'sdpa'.* D_V = 260"):
+        self_attention_2d(**made, backend="triton")
+    made = arguments((1, 16, 4, 4, 2, 8), generator, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"self_attention_2d: .*'triton': .*"):
+        self_attention_2d(**made, backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_on_a_gpu_every_gradient_matches_float64(dtype, channels_last, generator):
+    made = arguments((2, 128, 20, 18, 16, 64), generator, dtype=torch.float64)
+    made = {name: t.to("cuda", dtype) * (0.3 if name.startswith("w") else 1.0) for name, t in made.items()}
+    if channels_last:
+        made["x"] = made["x"].to(memory_format=torch.channels_last)
+    found = {}
+    for backend, kind in (("triton", dtype), ("eager", dtype), ("eager", torch.float64)):
+        leaves = leaves_of({name: t.to(kind) for name, t in made.items()})
+        out = self_attention_2d(**leaves, backend=backend)
+        out.backward(made["x"].to(kind))
+        found[backend, kind] = [out.detach(), *(t.grad for t in leaves.values())]
+    for name, ours, eager, truth in zip(("y", *NAMES), *found.values(), strict=True):
+        error, limit = (ours.double() - truth).norm(), 2 * (eager.double() - truth).norm()
+        assert error <= limit + RMS_TOLERANCE[DTYPE_NAMES[dtype]] * truth.norm().clamp_min(1e-3), name
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_cuda_graph_replays_the_block(generator):
+    made = arguments((2, 64, 16, 16, 8, 32), generator, dtype=torch.float64)
+    made = {name: t.to("cuda", torch.bfloat16) for name, t in made.items()}
+    self_attention_2d(**made, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = self_attention_2d(**made, backend="triton")
+    made["x"].normal_()
+    graph.replay()
+    assert torch.equal(out, self_attention_2d(**made, backend="triton"))
 
 
 @pytest.mark.parametrize(

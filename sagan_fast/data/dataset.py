@@ -1,0 +1,136 @@
+"""What every data set is to the trainer: square uint8 images with integer labels, and a rule for broken files."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from sagan_fast.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLACEMENTS = 100
+"""So many broken images in a row mean a lost disk or a wrong folder, not a few bad files."""
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Images of one size with their labels; `dataset[i]` is (uint8 tensor (3, R, R), int label).
+
+    Attributes:
+        name: the spec it was opened with.
+        resolution: R, in pixels.
+        class_names: one name per label; empty for an unconditional set, whose labels are all 0.
+        labels: int64 array (len(dataset),).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        resolution: int,
+        class_names: Sequence[str],
+        labels: npt.NDArray[np.int64],
+        on_broken: str = "fail",
+    ) -> None:
+        self.name = name
+        self.resolution = resolution
+        self.class_names = list(class_names)
+        self.labels = labels if self.class_names else np.zeros(len(labels), np.int64)
+        self.on_broken = on_broken
+        self._broken: dict[int, str] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 when unconditional."""
+        return len(self.class_names)
+
+    @property
+    def num_broken(self) -> int:
+        """Number of files found broken and skipped so far, those met by the loader's workers among them."""
+        return len(self._broken)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label, _ = self.read(range(len(self))[index])
+        return image, label
+
+    def read(self, index: int) -> tuple[Tensor, int, dict[int, str]]:
+        """Return image and label of `index`, and what is broken at it: {index: sentence}, empty if nothing is.
+
+        With `on_broken="skip"` a broken file gives way to the next readable one of its class, always the same one.
+
+        Raises:
+            InputError: the file is broken and `on_broken` is "fail", or too many in a row are.
+        """
+        broken: dict[int, str] = {}
+        candidate = index
+        while True:
+            if candidate not in self._broken:
+                try:
+                    return self.load(candidate), int(self.labels[index]), broken
+                except InputError as error:
+                    if self.on_broken == "fail":
+                        raise
+                    self.note_broken({candidate: str(error)})
+            broken[candidate] = self._broken[candidate]
+            candidate = self._next_of_class(candidate)
+            if candidate == index or len(broken) == MAX_REPLACEMENTS:
+                raise InputError(
+                    f"{self.name}: {len(broken)} images in a row could not be read, nothing is left to replace them; "
+                    f"the first: {broken[index]}"
+                )
+
+    def note_broken(self, broken: Mapping[int, str]) -> None:
+        """Count the files of `broken` (index: sentence); log each once, in the main process."""
+        for index, sentence in broken.items():
+            if index not in self._broken:
+                self._broken[index] = sentence
+                if get_worker_info() is None:
+                    logger.warning("%s; it is skipped and another image of its class is read instead", sentence)
+
+    @abstractmethod
+    def load(self, index: int) -> Tensor:
+        """Return image `index` as uint8 (3, R, R).
+
+        Raises:
+            InputError: the image is broken; the sentence names the file and the reason.
+        """
+
+    def _next_of_class(self, index: int) -> int:
+        same = np.flatnonzero(self.labels == self.labels[index])
+        return int(same[(np.searchsorted(same, index) + 1) % len(same)])
+
+
+def match_classes(name: str, class_names: Sequence[str], num_classes: int | None) -> list[str]:
+    """Return the classes the model is to learn: all of `class_names`, or none when `num_classes` is 0.
+
+    Raises:
+        InputError: `num_classes` is neither None, 0 nor the number of classes found.
+    """
+    if num_classes == 0:
+        return []
+    if num_classes is not None and num_classes != len(class_names):
+        raise InputError(
+            f"{name} has {count(len(class_names), 'class', 'classes')} ({list_some(class_names)}), but the model is "
+            f"made for {num_classes}: give a data set of {num_classes}, or set `num_classes: {len(class_names)}` in "
+            "the config, which changes the model"
+        )
+    return list(class_names)
+
+
+def count(number: int, singular: str, plural: str) -> str:
+    """Return number and noun, such as "1 class" or "12 classes"."""
+    return f"{number} {singular if number == 1 else plural}"
+
+
+def list_some(names: Sequence[str], limit: int = 4) -> str:
+    """Return the first few of `names` in a row, with "..." where some were left out."""
+    return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])

@@ -1,0 +1,172 @@
+"""Endless batches in an order that depends on nothing but the seed and the number of samples consumed.
+
+Sample p of a run (counted over all ranks from its beginning) is image `epoch_order(n, seed, p // n)[p % n]`, so a run
+resumed at p goes on bit for bit as if it had never stopped, with any number of workers, and no epoch is padded with
+duplicates or cut short.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sagan_fast.data.dataset import ImageDataset
+from sagan_fast.errors import InputError
+
+
+def batches(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return an endless iterator over (images uint8 (batch_size, 3, R, R), labels int64 (batch_size,)).
+
+    Every epoch is a fresh permutation of the data set; a batch runs on into the next epoch, so none is short. Neither
+    the global random state nor the number of workers matters. The returned object has a `close()` that ends its
+    workers; dropping it does the same.
+
+    Args:
+        batch_size: images per rank and batch; a global batch is `batch_size * world_size` consecutive samples.
+        start: samples consumed by all ranks together since the beginning of the run.
+        num_workers: processes that read images; 0 reads in this one.
+        rank: takes samples rank, rank + world_size, ... of every global batch.
+        pin_memory: return batches in page-locked memory (where there is a CUDA device).
+
+    Raises:
+        ValueError: an argument is out of range.
+        InputError: (from `next`) an image is broken and the data set was opened with `on_broken="fail"`.
+    """
+    order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size)
+    if num_workers < 0:
+        raise ValueError(f"batches: num_workers must be at least 0, got {num_workers}")
+    return _Batches(dataset, order, num_workers, pin_memory)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the permutation of `range(num_samples)` for one epoch, int64 (num_samples,).
+
+    It sorts raw Philox words keyed by (seed, epoch): NumPy guarantees those never to change, unlike
+    `Generator.permutation` (https://numpy.org/neps/nep-0019-rng-policy.html).
+    """
+    key = np.array([seed % 2**64, epoch % 2**64], np.uint64)
+    words = np.random.Philox(key=key).random_raw(num_samples)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+class SampleOrder(Sampler[list[int]]):
+    """The indices of one rank's batches, without end; arguments as in `batches`."""
+
+    def __init__(
+        self, num_samples: int, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        for name, value, low in [
+            ("len(dataset)", num_samples, 1),
+            ("batch_size", batch_size, 1),
+            ("start", start, 0),
+            ("world_size", world_size, 1),
+        ]:
+            if value < low:
+                raise ValueError(f"batches: {name} must be at least {low}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"batches: rank must be in range(world_size) = range({world_size}), got {rank}")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.rank + self.world_size * np.arange(self.batch_size, dtype=np.int64)
+        position, epoch, order = self.start, -1, np.empty(0, np.int64)
+        while True:
+            indices = np.empty(self.batch_size, np.int64)
+            epochs, offsets = np.divmod(position % self.num_samples + share, self.num_samples)
+            for ahead in np.unique(epochs):
+                if position // self.num_samples + int(ahead) != epoch:
+                    epoch = position // self.num_samples + int(ahead)
+                    order = epoch_order(self.num_samples, self.seed, epoch)
+                indices[epochs == ahead] = order[offsets[epochs == ahead]]
+            yield indices.tolist()
+            position += self.batch_size * self.world_size
+
+
+class _BatchReader(Dataset[Any]):
+    """Reads whole batches. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, dict[int, str]] | InputError:
+        images, labels, broken = [], [], {}
+        try:
+            for index in indices:
+                image, label, found = self.dataset.read(index)
+                images.append(image)
+                labels.append(label)
+                broken.update(found)
+        except InputError as error:
+            return InputError(*error.args)
+        return torch.stack(images), torch.tensor(labels, dtype=torch.int64), broken
+
+
+class _Batches(Iterator[tuple[Tensor, Tensor]]):
+    def __init__(self, dataset: ImageDataset, order: SampleOrder, num_workers: int, pin_memory: bool) -> None:
+        self._dataset = dataset
+        loader: DataLoader[Any] = DataLoader(
+            _BatchReader(dataset),
+            batch_sampler=order,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_ignore_stop_signals,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
+        )
+        self._iterator: Iterator[Any] = iter(loader)
+        if num_workers:
+            atexit.register(_close_if_alive, weakref.ref(self))
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        batch = next(self._iterator)
+        if isinstance(batch, InputError):
+            self.close()
+            raise batch
+        images, labels, broken = batch
+        self._dataset.note_broken(broken)
+        return images, labels
+
+    def close(self) -> None:
+        """End the workers; there are no batches after this."""
+        self._iterator = iter(())
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_stop_signals(worker_id: int) -> None:
+    # Ctrl-C and schedulers signal every process of a run, and a dead worker would break the main process in the midst
+    # of the step or checkpoint that it wants to finish. Workers end when the iterator closes or the main process dies.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _close_if_alive(stream: weakref.ref[_Batches]) -> None:
+    # multiprocessing ends its workers with SIGTERM at exit, which ours ignore
+    if (alive := stream()) is not None:
+        alive.close()

@@ -1,0 +1,183 @@
+"""The built-in data set: 5000 drawn pictures in ten classes, half of them pairs that fit together across it.
+
+Single shapes have any place, size and colour. In the paired classes the second shape follows from the first (its
+mirror image, the opposite corner, the same colour), which a discriminator sees only by comparing distant places.
+Coverage comes from signed distances, so edges are antialiased at any resolution. Parameters are raw Philox words and
+the drawing uses only + - * / and sqrt in float64: every machine draws the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sagan_fast.data.dataset import ImageDataset, match_classes
+from sagan_fast.errors import InputError
+
+Array = npt.NDArray[np.float64]
+
+NUM_IMAGES = 5000
+MIN_RESOLUTION, MAX_RESOLUTION = 16, 256
+CLASS_NAMES = (
+    "circle", "square", "triangle", "ring", "cross",
+    "mirrored circles", "diagonal squares", "mirrored triangles", "circle and square", "four dots",
+)  # fmt: skip
+BACKGROUNDS = np.array(
+    [  # top and bottom colour; all darker than any foreground
+        [(18, 32, 74), (44, 82, 140)],
+        [(10, 66, 66), (24, 116, 104)],
+        [(66, 20, 74), (122, 48, 118)],
+        [(84, 24, 34), (140, 60, 52)],
+        [(30, 34, 42), (76, 82, 96)],
+        [(28, 62, 26), (78, 112, 46)],
+    ],
+    np.float64,
+)
+FOREGROUNDS = np.array(
+    [(255, 209, 84), (255, 148, 122), (244, 244, 238), (126, 224, 255), (172, 240, 142), (255, 172, 222)], np.float64
+)
+NUM_PARAMETERS = 6
+BLOCK = 100  # images drawn at once: their pixels stay in the cache
+
+
+class ShapesDataset(ImageDataset):
+    """5000 images of drawn shapes, class `index % 10`, all held as one uint8 tensor (5000, 3, R, R).
+
+    Raises:
+        InputError: `resolution` is not in 16..256, or `num_classes` is neither None, 0 nor 10.
+    """
+
+    def __init__(self, *, resolution: int, num_classes: int | None = None) -> None:
+        if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+            raise InputError(
+                f"shapes is drawn with {MIN_RESOLUTION} to {MAX_RESOLUTION} pixels a side, not with {resolution}: set "
+                "a resolution in this range or give another data set"
+            )
+        super().__init__(
+            "shapes",
+            resolution=resolution,
+            class_names=match_classes("shapes", CLASS_NAMES, num_classes),
+            labels=np.arange(NUM_IMAGES, dtype=np.int64) % len(CLASS_NAMES),
+        )
+        images = np.empty((NUM_IMAGES, 3, resolution, resolution), np.uint8)
+        for label, shape in enumerate(SHAPES):
+            indices = np.arange(label, NUM_IMAGES, len(SHAPES))
+            for block in np.split(indices, range(BLOCK, len(indices), BLOCK)):
+                images[block] = draw(block, shape, resolution)
+        self._images = torch.from_numpy(images)
+
+    def load(self, index: int) -> Tensor:
+        """Return image `index` as uint8 (3, R, R)."""
+        return self._images[index].clone()
+
+
+def draw(indices: npt.NDArray[np.int64], shape: Callable[..., Array], resolution: int) -> npt.NDArray[np.uint8]:
+    """Return the images `indices` showing `shape`, uint8 (len(indices), 3, resolution, resolution)."""
+    words = np.random.Philox(key=np.array([2018, 8], np.uint64)).random_raw(NUM_IMAGES * NUM_PARAMETERS)
+    unit = (words >> np.uint64(11)).astype(np.float64) / 2**53
+    parameters = unit.reshape(NUM_IMAGES, NUM_PARAMETERS)[indices].T[..., None, None]  # each (B, 1, 1), in [0, 1)
+    centres = (np.arange(resolution) + 0.5) / resolution * 2 - 1
+    x, y = centres[None, None, :], centres[None, :, None]
+    distance = shape(x, y, *parameters[:4])  # (B, R, R), in half image sides
+    coverage = np.clip(0.5 - distance * (resolution / 2), 0, 1)[:, None]
+
+    background = BACKGROUNDS[(parameters[4, :, 0, 0] * len(BACKGROUNDS)).astype(np.int64)][..., None, None]
+    colour = FOREGROUNDS[(parameters[5, :, 0, 0] * len(FOREGROUNDS)).astype(np.int64)][..., None, None]
+    ground = background[:, 0] + (background[:, 1] - background[:, 0]) * ((y[:, None] + 1) / 2)
+    pixels: npt.NDArray[np.uint8] = np.floor(ground + (colour - ground) * coverage + 0.5).astype(np.uint8)
+    return pixels
+
+
+def _between(unit: Array, low: float | Array, high: float | Array) -> Array:
+    return low + (high - low) * unit
+
+
+def _disc(x: Array, y: Array, radius: Array) -> Array:
+    distance: Array = np.sqrt(x * x + y * y) - radius
+    return distance
+
+
+def _box(x: Array, y: Array, half_width: Array, half_height: Array) -> Array:
+    distance: Array = np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+    return distance
+
+
+def _triangle(x: Array, y: Array, size: Array) -> Array:
+    """Distance to an isosceles triangle, its tip at y = -size and its base from (-size, size) to (size, size)."""
+    side = (2 * np.abs(x) - y - size) / np.sqrt(5.0)
+    distance: Array = np.maximum(side, y - size)
+    return distance
+
+
+def _single(form: Callable[[Array, Array, Array], Array]) -> Callable[..., Array]:
+    def shape(x: Array, y: Array, a: Array, b: Array, c: Array, d: Array) -> Array:
+        size = _between(a, 0.38, 0.58)
+        room = 0.92 - size
+        return form(x - room * (2 * b - 1), y - room * (2 * c - 1), size)
+
+    return shape
+
+
+def _ring(x: Array, y: Array, size: Array) -> Array:
+    distance: Array = np.abs(_disc(x, y, 0.78 * size)) - 0.22 * size
+    return distance
+
+
+def _cross(x: Array, y: Array, size: Array) -> Array:
+    return np.minimum(_box(x, y, size, 0.3 * size), _box(x, y, 0.3 * size, size))
+
+
+def _mirrored_circles(x: Array, y: Array, a: Array, b: Array, c: Array, d: Array) -> Array:
+    size = _between(a, 0.22, 0.36)
+    away = _between(b, size + 0.08, 0.92 - size)
+    return _disc(np.abs(x) - away, y - (0.92 - size) * (2 * c - 1), size)
+
+
+def _corner(size: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
+    """A place in the upper half, on the left or, where d >= 1/2, on the right."""
+    away = _between(b, size + 0.06, 0.92 - size)
+    return np.where(d < 0.5, -away, away), -_between(c, size + 0.06, 0.92 - size)
+
+
+def _diagonal_squares(x: Array, y: Array, a: Array, b: Array, c: Array, d: Array) -> Array:
+    size = _between(a, 0.22, 0.34)
+    left, top = _corner(size, b, c, d)
+    return np.minimum(_box(x - left, y - top, size, size), _box(x + left, y + top, size, size))
+
+
+def _mirrored_triangles(x: Array, y: Array, a: Array, b: Array, c: Array, d: Array) -> Array:
+    size = _between(a, 0.24, 0.36)
+    away = _between(b, size + 0.06, 0.92 - size)
+    return _triangle(x - (0.92 - size) * (2 * c - 1), away - np.abs(y), size)
+
+
+def _circle_and_square(x: Array, y: Array, a: Array, b: Array, c: Array, d: Array) -> Array:
+    size = _between(a, 0.24, 0.36)
+    left, top = _corner(size, b, c, d)
+    return np.minimum(_disc(x - left, y - top, 1.1 * size), _box(x + left, y + top, 0.9 * size, 0.9 * size))
+
+
+def _four_dots(x: Array, y: Array, a: Array, b: Array, c: Array, d: Array) -> Array:
+    size = _between(a, 0.15, 0.24)
+    return _disc(
+        np.abs(x) - _between(b, size + 0.08, 0.9 - size), np.abs(y) - _between(c, size + 0.08, 0.9 - size), size
+    )
+
+
+SHAPES: tuple[Callable[..., Array], ...] = (
+    _single(_disc),
+    _single(lambda x, y, size: _box(x, y, 0.9 * size, 0.9 * size)),
+    _single(_triangle),
+    _single(_ring),
+    _single(_cross),
+    _mirrored_circles,
+    _diagonal_squares,
+    _mirrored_triangles,
+    _circle_and_square,
+    _four_dots,
+)
+"""Signed distance functions (x, y, then four numbers in [0, 1)), one per class name."""

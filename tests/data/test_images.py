@@ -1,0 +1,100 @@
+"""Files to tensors: torchvision's crop and resize as the truth, every colour mode, broken files."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from sagan_fast.data.images import BrokenImageError, crop_and_resize, read_image, to_rgb
+
+
+def noise(*size):
+    return np.random.default_rng().integers(0, 256, size, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (41, 64), (63, 40), (64, 41), (100, 33), (32, 90), (20, 9), (7, 1)])
+@pytest.mark.parametrize("resolution", [32, 9])
+def test_crop_and_resize_are_torchvisions(size, resolution):
+    image = Image.fromarray(noise(size[1], size[0], 3))
+    expected = transforms.Compose([transforms.CenterCrop(min(size)), transforms.Resize((resolution, resolution))])
+    assert np.array_equal(np.asarray(crop_and_resize(image, resolution)), np.asarray(expected(image)))
+
+
+def test_shrinking_is_antialiased():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = np.asarray(crop_and_resize(Image.fromarray(stripes), 16)).astype(int)
+    assert np.abs(small - 127.5).max() < 20
+
+
+def test_png_of_the_right_size_is_read_exactly(tmp_path):
+    pixels = noise(16, 16, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png", 16)
+    assert image.dtype == torch.uint8 and image.is_contiguous()
+    assert np.array_equal(image.numpy(), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_formats(tmp_path, name):
+    Image.new("RGB", (20, 30), (200, 40, 90)).save(tmp_path / name)
+    image = read_image(tmp_path / name, 8)
+    assert (image.float() - torch.tensor([200.0, 40, 90])[:, None, None]).abs().max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (4, 4), 77), (77, 77, 77)),
+        (Image.new("1", (4, 4), 1), (255, 255, 255)),
+        (Image.new("I;16", (4, 4), 77 * 256 + 255), (77, 77, 77)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 255)), (255, 0, 0)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 51)), (255, 204, 204)),
+        (Image.new("LA", (4, 4), (0, 0)), (255, 255, 255)),
+        (Image.new("CMYK", (4, 4), (0, 255, 0, 0)), (255, 0, 255)),
+        (Image.new("RGB", (4, 4), (10, 150, 250)).quantize(4), (10, 150, 250)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
+)
+def test_colour_modes(image, expected, tmp_path):
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB" and np.asarray(rgb)[2, 2].tolist() == list(expected)
+    name = tmp_path / ("a.jpg" if image.mode == "CMYK" else "a.png")
+    image.save(name)
+    assert read_image(name, 4)[:, 2, 2].tolist() == pytest.approx(expected, abs=3)
+
+
+def test_transparent_palette_entry_is_white(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 9, 8, 7])
+    image.save(tmp_path / "a.png", transparency=1)
+    assert read_image(tmp_path / "a.png", 4)[:, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_exif_orientation_turns_the_image_upright(tmp_path):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255  # white above
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # shown turned clockwise: white to the right
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    shown = read_image(tmp_path / "a.jpg", 16).float().mean(0)
+    assert shown[:, 9:].mean() > 240 and shown[:, :7].mean() < 15
+
+
+def test_broken_files_say_why(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    for name, reason in [
+        ("text.jpg", "not an image that Pillow can read"),
+        ("empty.png", "not an image that Pillow can read"),
+        ("cut.jpg", "truncated"),
+        ("gone.jpg", "No such file"),
+    ]:
+        with pytest.raises(BrokenImageError, match=reason):
+            read_image(tmp_path / name, 8)

@@ -1,0 +1,193 @@
+"""The forward kernels in the interpreter (on a GPU where there is one) against the reference in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sagan_fast.kernels.attention.configs import AttentionConfig
+from sagan_fast.kernels.attention.forward import attention_fwd, block_fwd
+from sagan_fast.kernels.attention.reference import attention
+from sagan_fast.kernels.projection.reference import project, unproject
+from sagan_fast.testing import assert_close_to_truth, randn, rel_rms
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
+SHAPES = [  # B, N, M, D_QK, D_V
+    (2, 64, 64, 8, 32),
+    (1, 150, 70, 12, 48),
+    (1, 130, 129, 24, 96),
+    (1, 33, 65, 3, 5),
+    (2, 1, 1, 1, 1),
+    (1, 20, 40, 64, 256),
+    (0, 16, 16, 8, 32),
+]
+CASES = [  # B, C, H, W, D_QK, D_V, pool, out_proj, bias
+    (2, 64, 16, 16, 8, 32, True, True, False),
+    (1, 40, 9, 13, 5, 20, True, True, True),
+    (1, 24, 8, 7, 4, 24, False, False, True),
+    (2, 20, 2, 2, 2, 10, True, True, True),
+    (1, 96, 10, 12, 12, 48, True, True, False),
+    (0, 16, 4, 4, 2, 8, True, True, False),
+]
+
+
+def qkv(shape, generator, dtype):
+    B, N, M, D_QK, D_V = shape
+    sizes = ((B, N, D_QK), (B, M, D_QK), (B, M, D_V))
+    spread = (2.0 / D_QK**0.5) ** 0.5  # logits of a standard deviation of 2
+    q, k, v = (randn(*size, generator=generator).to(DEVICE) for size in sizes)
+    return (q * spread).to(dtype), (k * spread).to(dtype), v.to(dtype)
+
+
+def block(case, generator, dtype, x_dtype=None):
+    """Return x, the flat weights, biases and gamma of a block, and k, v, on DEVICE."""
+    B, C, H, W, D_QK, D_V, pool, out_proj, bias = case
+    sizes = {"x": (B, C, H, W), "w_theta": (D_QK, C), "w_o": (C, D_V), "b_theta": (D_QK,), "b_o": (C,)}
+    made = {name: randn(*size, generator=generator).to(DEVICE, dtype) for name, size in sizes.items()}
+    made["x"] = made["x"].to(x_dtype or dtype)
+    made["w_theta"] = made["w_theta"] * (C * D_QK) ** -0.5
+    made["w_o"] = made["w_o"] * D_V**-0.5
+    M = (H // 2) * (W // 2) if pool else H * W
+    made["k"] = randn(B, M, D_QK, generator=generator).to(DEVICE, dtype)
+    made["v"] = randn(B, M, D_V, generator=generator).to(DEVICE, dtype)
+    made["gamma"] = torch.tensor(0.7, device=DEVICE)
+    if not out_proj:
+        made["w_o"] = made["b_o"] = None
+    if not bias:
+        made["b_theta"] = made["b_o"] = None
+    return made
+
+
+def block_reference(x, w_theta, w_o, b_theta, b_o, k, v, gamma):
+    q = project(x.to(k.dtype), w_theta[:, :, None, None], b_theta)
+    rows = attention(q, k, v)
+    return unproject(rows, x, None if w_o is None else w_o[:, :, None, None], b_o, gamma), q, rows
+
+
+def double(tensors):
+    return {name: None if t is None else t.double() for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_and_its_log_sum_exp_match_float64(shape, dtype, generator):
+    q, k, v = qkv(shape, generator, dtype)
+    out, lse = attention_fwd(q, k, v)
+    exact = [t.double() for t in (q, k, v)]
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    assert_close_to_truth("out", out, attention(*exact), attention(q, k, v))
+    assert_close_to_truth("lse", lse * np.log(2), torch.logsumexp(exact[0] @ exact[1].mT, 2), precision="fp32")
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    shape=st.tuples(*(st.integers(1, high) for high in (2, 80, 80, 40, 50))),
+    scale=st.sampled_from([1.0, 0.25, -0.5, 0.0]),
+    order=st.permutations([0, 1, 2]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_scale_and_strides(shape, scale, order, seed):
+    inverse = [order.index(axis) for axis in range(3)]
+    tensors = qkv(shape, torch.Generator().manual_seed(seed), torch.float32)
+    strided = [t.permute(order).contiguous().permute(inverse) for t in tensors]
+    truth = attention(*(t.double() for t in tensors), scale)
+    assert_close_to_truth("out", attention_fwd(*strided, scale, save_lse=False)[0], truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("level", [-120.0, 120.0])
+@pytest.mark.parametrize("M", [64, 50])
+def test_logits_far_from_zero(M, level, dtype, generator):
+    """Log-sum-exps near -120, where exp underflows float32: the rows are those of the logits shifted to zero."""
+    q, k, v = qkv((2, 70, M, 15, 8), generator, dtype)
+    q = torch.cat([q, torch.full_like(q[..., :1], level / 8)], 2)
+    k = torch.cat([k, torch.full_like(k[..., :1], 8)], 2)
+    out, lse = attention_fwd(q, k, v)
+    assert_close_to_truth("out", out, attention(q.double(), k.double(), v.double()))
+    assert (lse.sign() == np.sign(level)).all() and 100 < lse.abs().min() * np.log(2) < 140
+
+
+def test_equal_keys_give_the_mean_of_the_values(generator):
+    q, k, v = qkv((1, 40, 60, 8, 16), generator, torch.float32)
+    out, _ = attention_fwd(q, k[:, :1].expand_as(k), v)
+    assert_close_to_truth("out", out, v.double().mean(1, keepdim=True).expand(1, 40, 16))
+
+
+def test_no_keys_give_zero(generator):
+    q, k, v = qkv((2, 5, 3, 4, 6), generator, torch.float32)
+    out, lse = attention_fwd(q, k[:, :0], v[:, :0])
+    assert out.eq(0).all() and lse.eq(-torch.inf).all()
+
+
+def test_nan_stays_in_its_row(generator):
+    q, k, v = qkv((1, 70, 70, 8, 16), generator, torch.float32)
+    q[0, 3] = torch.nan
+    out, _ = attention_fwd(q, k, v)
+    assert out[0, 3].isnan().all() and out[0, torch.arange(70) != 3].isfinite().all()
+
+
+def test_offsets_beyond_32_bits(generator):
+    """The images of q lie 2**31 elements apart (in memory never touched)."""
+    q, k, v = qkv((2, 40, 40, 8, 16), generator, torch.float16)
+    far = torch.from_numpy(np.zeros(2**31 + q[0].numel(), np.float16)).as_strided(q.shape, (2**31, *q.stride()[1:]))
+    far[:] = q.cpu()
+    if DEVICE == "cuda":
+        pytest.skip("the memory would be touched; test_more_elements_than_32_bits_count covers it")
+    assert torch.equal(attention_fwd(far, k, v)[0], attention_fwd(q, k, v)[0])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_block_matches_float64(case, dtype, channels_last, generator):
+    made = block(case, generator, dtype)
+    if channels_last:
+        made["x"] = made["x"].contiguous(memory_format=torch.channels_last)
+    y, q, o, _ = block_fwd(**made)
+    truth, q_truth, o_truth = block_reference(**double(made))
+    eager = block_reference(**made)
+    assert y.stride() == made["x"].stride() and y.dtype == dtype
+    assert_close_to_truth("q", q, q_truth)
+    assert_close_to_truth("o", o, o_truth, eager[2])
+    assert_close_to_truth("y", y, truth, eager[0])
+
+
+def test_float32_x_beside_half_weights_keeps_its_own_precision(generator):
+    made = block(CASES[1], generator, torch.float16, torch.float32)
+    made["gamma"] = made["gamma"] * 1e-6  # so that y shows how exactly x came through
+    y = block_fwd(**made)[0]
+    assert y.dtype == torch.float32
+    assert rel_rms(y, block_reference(**double(made))[0]) < 1e-7
+
+
+@pytest.mark.parametrize("config", [AttentionConfig(16, 16, 16, 4, 1), AttentionConfig(128, 32, 64, 8, 2)], ids=str)
+def test_any_config_computes_the_same(config, generator):
+    made = block(CASES[1], generator, torch.float32)
+    assert_close_to_truth("y", block_fwd(**made, config=config)[0], block_reference(**double(made))[0])
+
+
+def test_the_same_input_gives_the_same_bits_and_nothing_is_saved_unasked(generator):
+    made = block(CASES[0], generator, torch.float32)
+    first, second = block_fwd(**made), block_fwd(**made, save=False)
+    assert torch.equal(first[0], second[0]) and second[1:] == (None, None, None)
+
+
+@pytest.mark.gpu
+def test_more_elements_than_32_bits_count():
+    made = block((1, 64, 16, 16, 8, 32, False, True, False), torch.Generator().manual_seed(0), torch.bfloat16)
+    B = 2**31 // made["x"].numel() + 2
+    many = {name: t.expand(B, *t.shape[1:]).contiguous() if name in "xkv" else t for name, t in made.items()}
+    y = block_fwd(**many, save=False)[0]
+    assert torch.equal(y[-1], y[0])
+    assert_close_to_truth("y", y[-1:], block_reference(**double(made))[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(4, 4096, 1024, 16, 64), (4, 4096, 1024, 24, 96), (2, 1024, 256, 64, 256)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_real_shapes(shape, dtype, generator):
+    q, k, v = qkv(shape, generator, dtype)
+    out, _ = attention_fwd(q, k, v)
+    assert_close_to_truth("out", out, attention(q.double(), k.double(), v.double()), attention(q, k, v))

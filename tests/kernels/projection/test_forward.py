@@ -1,0 +1,113 @@
+"""Keys and values with the pool inside against the reference in float64, max_pool2d's rules among it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sagan_fast.kernels.projection.configs import ProjectionConfig
+from sagan_fast.kernels.projection.forward import dense, is_channels_last, projection_fwd, strides_of
+from sagan_fast.kernels.projection.reference import project
+from sagan_fast.testing import assert_close_to_truth, randn
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
+CASES = [  # B, C, H, W, D_QK, D_V
+    (2, 64, 16, 16, 8, 32),
+    (1, 40, 9, 13, 5, 20),
+    (1, 3, 2, 3, 1, 1),
+    (1, 70, 6, 22, 12, 48),
+    (0, 16, 4, 4, 2, 8),
+]
+
+
+def inputs(case, generator, dtype, bias=True):
+    B, C, H, W, D_QK, D_V = case
+    sizes = ((B, C, H, W), (D_QK, C), (D_V, C), (D_QK,), (D_V,))
+    x, w_phi, w_g, b_phi, b_g = (randn(*size, generator=generator).to(DEVICE, dtype) for size in sizes)
+    return x, w_phi * C**-0.5, w_g * C**-0.5, *((b_phi, b_g) if bias else (None, None))
+
+
+def reference(x, w_phi, w_g, b_phi, b_g, pool):
+    return (
+        project(x, w_phi[:, :, None, None], b_phi, pool),
+        project(x, w_g[:, :, None, None], b_g, pool),
+    )
+
+
+def in_double(tensors):
+    return [None if t is None else t.double() for t in tensors]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_keys_and_values_match_float64(case, dtype, pool, channels_last, generator):
+    x, *rest = inputs(case, generator, dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    k, v, argmax = projection_fwd(x, *rest, pool=pool)
+    truth_k, truth_v = reference(*in_double([x, *rest]), pool)
+    eager_k, eager_v = reference(x, *rest, pool)
+    assert (argmax is not None) == pool
+    assert_close_to_truth("k", k, truth_k, eager_k)
+    assert_close_to_truth("v", v, truth_v, eager_v)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    case=st.tuples(*(st.integers(low, high) for low, high in ((1, 2), (1, 40), (2, 11), (2, 11), (1, 20), (1, 40)))),
+    seed=st.integers(0, 2**31),
+    bias=st.booleans(),
+)
+def test_argmax_is_max_pool2ds(case, seed, bias):
+    x, *rest = inputs(case, torch.Generator().manual_seed(seed), torch.float32, bias)
+    k, v, argmax = projection_fwd(x, *rest, pool=True)
+    W = case[3]
+    wide = torch.cat([project(x.double(), w[:, :, None, None].double()) for w in rest[:2]], 2)
+    maps = wide.transpose(1, 2).unflatten(2, case[2:4])
+    _, flat = torch.nn.functional.max_pool2d(maps, 2, return_indices=True)  # flat positions row * W + column
+    truth = (flat // W % 2 * 2 + flat % W % 2).flatten(2).transpose(1, 2)
+    assert torch.equal(argmax.long(), truth)
+
+
+def test_of_equal_values_the_first_wins_and_nan_over_all():
+    x = torch.zeros(1, 1, 2, 8)
+    x[0, 0, :, 0:2] = 3.0  # four equal
+    x[0, 0, :, 2:4] = torch.tensor([[1.0, 2.0], [2.0, 0.0]])  # two equal
+    x[0, 0, :, 4:6] = torch.tensor([[9.0, 1.0], [torch.nan, 2.0]])
+    x[0, 0, :, 6:8] = -torch.inf
+    one = torch.ones(1, 1, device=DEVICE)
+    k, v, argmax = projection_fwd(x.to(DEVICE), one, one, pool=True)
+    expected = torch.tensor([3.0, 2.0, torch.nan, -torch.inf])
+    torch.testing.assert_close(k[0, :, 0].cpu(), expected, equal_nan=True)
+    torch.testing.assert_close(v[0, :, 0].cpu(), expected, equal_nan=True)
+    assert argmax[0].tolist() == [[0, 0], [1, 1], [2, 2], [0, 0]]
+
+
+def test_float32_x_beside_half_weights(generator):
+    x, *rest = inputs(CASES[1], generator, torch.float16)
+    wide = projection_fwd(x.float(), *rest, pool=True)
+    narrow = projection_fwd(x, *rest, pool=True)
+    assert all(torch.equal(a, b) for a, b in zip(wide, narrow, strict=True)) and wide[0].dtype == torch.float16
+
+
+@pytest.mark.parametrize("config", [ProjectionConfig(16, 16, 4, 1), ProjectionConfig(128, 64, 8, 2)], ids=str)
+def test_any_config_computes_the_same(config, generator):
+    x, *rest = inputs(CASES[1], generator, torch.float32)
+    k, v, argmax = projection_fwd(x, *rest, pool=True, save_argmax=False, config=config)
+    truth_k, truth_v = reference(*in_double([x, *rest]), True)
+    assert argmax is None
+    assert_close_to_truth("k", k, truth_k)
+    assert_close_to_truth("v", v, truth_v)
+
+
+def test_strides_do_not_trust_axes_of_size_one():
+    x = torch.zeros(2, 6, 5, 1)
+    assert strides_of(x) == (30, 5, 1)
+    last = torch.zeros(2, 5, 1, 6).permute(0, 3, 1, 2)
+    assert is_channels_last(last) and strides_of(last) == (30, 1, 6)
+    assert dense(x) is x and dense(last) is last
+    cut = torch.zeros(2, 6, 5, 8)[..., ::2]
+    assert dense(cut).is_contiguous()

@@ -1,0 +1,45 @@
+"""The blocks against the official order of operations, written out; nothing rectified in place."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
+from sagan_fast.testing import randn
+
+
+def up(x):
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_generator_block_is_the_official_one(generator):
+    block = GeneratorBlock(4, 6, num_classes=3).double().eval()
+    x, y = randn(2, 4, 5, 5, generator=generator), torch.tensor([2, 0])
+    kept = x.clone()
+    h = block.conv1(up(block.norm1(x, y).relu()))
+    h = block.conv2(block.norm2(h, y).relu())
+    torch.testing.assert_close(block(x, y), h + block.shortcut(up(x)))
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize(("channels", "first", "downsample"), [(3, True, True), (6, False, True), (4, False, True)])
+def test_discriminator_block_is_the_official_one(channels, first, downsample, generator):
+    block = DiscriminatorBlock(channels, 6, downsample, first).double().eval()
+    x = randn(2, channels, 8, 8, generator=generator)
+    kept = x.clone()
+    h = block.conv2(block.conv1(x if first else x.relu()).relu())
+    expected = F.avg_pool2d(h, 2) + F.avg_pool2d(block.shortcut(x), 2)
+    torch.testing.assert_close(block(x), expected)
+    assert torch.equal(x, kept)
+
+
+def test_the_last_discriminator_block_has_an_identity_shortcut(generator):
+    block = DiscriminatorBlock(6, 6, downsample=False).double().eval()
+    x = randn(2, 6, 4, 4, generator=generator)
+    assert block.shortcut is None
+    torch.testing.assert_close(block(x), block.conv2(block.conv1(x.relu()).relu()) + x)
+
+
+def test_hidden_width_is_the_output_width():
+    assert DiscriminatorBlock(4, 32).conv1.out_channels == 32
+    assert GeneratorBlock(32, 4, 0).conv1.out_channels == 4

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from sagan_fast import Generator
+
+
+def test_parameter_counts_are_the_official_ones():
+    with torch.device("meta"):
+        counts = {
+            name: sum(p.numel() for p in Generator.from_preset(name).parameters())
+            for name in ("official-128-feat32", "official-128-feat64")
+        }
+    assert counts == {"official-128-feat32": 42_078_852, "official-128-feat64": 42_017_412}
+
+
+@pytest.mark.parametrize("name", ["shapes-32", "cifar-32", "tiny-imagenet-64"])
+def test_images_are_of_the_presets_size_and_in_range(name):
+    model = Generator.from_preset(name, base_channels=4)
+    out = model(torch.randn(3, 128), torch.tensor([0, 1, 2]))
+    size = model.config.resolution
+    assert out.shape == (3, 3, size, size) and out.abs().max() <= 1 and out.std() > 0.01
+
+
+def test_unconditional():
+    model = Generator.from_preset("shapes-32", num_classes=0)
+    assert model(torch.randn(2, 128)).shape == (2, 3, 32, 32)
+    assert not any("gain" in name for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match=r"Generator: y must be = None \(unconditional\), got \(2,\)"):
+        model(torch.randn(2, 128), torch.zeros(2, dtype=torch.long))
+
+
+def test_the_class_changes_the_image_once_the_tables_do():
+    model = Generator.from_preset("shapes-32").eval()
+    z = torch.randn(1, 128)
+    same = [model(z, torch.tensor([c])) for c in (0, 1)]
+    torch.testing.assert_close(*same)
+    with torch.no_grad():
+        model.blocks[0].norm1.gain.weight[1].mul_(2)
+    assert not torch.allclose(model(z, torch.tensor([0])), model(z, torch.tensor([1])))
+
+
+def test_spectral_norm_is_on_every_layer_but_the_norms_tables():
+    model = Generator.from_preset("official-128-feat32", base_channels=1)
+    bare = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear, torch.nn.Embedding))
+        and not hasattr(module, "parametrizations")
+    ]
+    assert bare and all(name.endswith((".gain", ".bias")) for name in bare)
+
+
+def test_attention_stands_where_the_list_says():
+    model = Generator.from_preset("shapes-32", attention_resolutions=[8, 32])
+    assert list(model.attentions) == ["8", "32"]
+    assert model.attentions["8"].channels == 64 and model.attentions["32"].channels == 16
+    assert list(Generator.from_preset("shapes-32", attention_resolutions=[]).attentions) == []
+
+
+def test_errors():
+    model = Generator.from_preset("shapes-32")
+    with pytest.raises(ValueError, match=r"z must have shape \(B, z_dim\) = \(B, 128\), got \(2, 64\)"):
+        model(torch.zeros(2, 64), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"y must be = \(B,\) classes 0..9, got None"):
+        model(torch.zeros(2, 128))
+    with pytest.raises(ValueError, match="did you mean 'num_classes'?"):
+        Generator.from_preset("shapes-32", num_class=3)

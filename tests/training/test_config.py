@@ -1,0 +1,58 @@
+import pytest
+
+from sagan_fast.errors import InputError
+from sagan_fast.models.config import preset_names
+from sagan_fast.training.config import TrainConfig, merge, read_yaml
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_config_survives_its_yaml_form(name, tmp_path):
+    import yaml
+
+    config = TrainConfig.from_preset(name, data="shapes", out=str(tmp_path))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    assert TrainConfig.from_dict(read_yaml(path)) == config
+
+
+def test_what_both_networks_share_is_stated_once():
+    config = TrainConfig.from_preset("shapes-32", out="x", num_classes=0, backend="sdpa")
+    assert config.generator.num_classes == config.discriminator.num_classes == 0
+    assert config.generator.backend == config.discriminator.backend == "sdpa"
+    with pytest.raises(InputError, match="unknown key 'generator.num_classes': num_classes is stated once"):
+        TrainConfig.from_preset("shapes-32", out="x", generator={"num_classes": 3})
+
+
+def test_nested_overrides_keep_the_rest():
+    config = TrainConfig.from_preset("shapes-32", out="x", generator={"base_channels": 4})
+    assert config.generator.base_channels == 4 and config.generator.channel_multipliers == (8, 4, 2, 1)
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": None}, "data must be given: --data SPEC"),
+        ({"out": ""}, "out must be given: --out FOLDER"),
+        ({"stesp": 3}, "unknown key 'stesp': did you mean 'steps'?"),
+        ({"generator": {"z_dm": 3}}, "unknown key 'generator.z_dm': did you mean 'z_dim'?"),
+        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"g_lr": -1.0}, "g_lr must be positive, got -1.0"),
+        ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
+        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
+        ({"on_broken": "ignore"}, "on_broken must be one of fail, skip, got 'ignore'"),
+        ({"num_workers": -1}, "num_workers must be 0 or more, got -1"),
+    ],
+)
+def test_bad_values_are_refused_in_a_sentence(change, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig.from_preset("shapes-32", **{"out": "x", **change})
+
+
+def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path):
+    for text, message in (("- a\n- b\n", "must hold keys and values, got list"), ("a: [1", "is not valid YAML")):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_yaml(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match="cannot read .*none.yaml: No such file"):
+        read_yaml(tmp_path / "none.yaml")

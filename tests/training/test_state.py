@@ -1,0 +1,47 @@
+import torch
+
+from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.state import new_state
+
+
+def small(**overrides):
+    narrow = {"base_channels": 4}
+    return TrainConfig.from_preset("shapes-32", out="x", generator=narrow, discriminator=narrow, **overrides)
+
+
+def flat(tree):
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in flat(tree[key])]
+    return [leaf for item in tree for leaf in flat(item)] if isinstance(tree, (list, tuple)) else [tree]
+
+
+def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone():
+    torch.manual_seed(5)
+    first = new_state(small(seed=3), torch.device("cpu"))
+    drawn = torch.rand(3)
+    second = new_state(small(seed=3), torch.device("cpu"))
+    other = new_state(small(seed=4), torch.device("cpu"))
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), drawn)
+    weights = [s.generator.linear.parametrizations.weight.original for s in (first, second, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_state_is_what_its_dictionary_says(tmp_path):
+    state, other = (new_state(small(seed=s), torch.device("cpu")) for s in (1, 2))
+    for model, optimizer in ((state.generator, state.g_optimizer), (state.discriminator, state.d_optimizer)):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    state.step = 17
+    torch.save(state.state_dict(), tmp_path / "s.pt")
+    other.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
+    for a, b in zip(flat(state.state_dict()), flat(other.state_dict()), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_the_averaged_generator_starts_as_the_generator_and_learns_nothing_itself():
+    state = new_state(small(), torch.device("cpu"))
+    assert not state.ema.training and not any(p.requires_grad for p in state.ema.parameters())
+    z, y = torch.randn(2, 128), torch.tensor([1, 2])
+    torch.testing.assert_close(state.ema(z, y), state.generator.eval()(z, y))

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from sagan_fast.errors import InputError
+from sagan_fast.visualize.grids import save_grid, save_png, to_uint8
+
+
+def read(path):
+    from torchvision.io import ImageReadMode, decode_image
+
+    return decode_image(path.read_bytes() and str(path), ImageReadMode.RGB)
+
+
+def test_pixels_are_rounded_and_clipped():
+    values = torch.tensor([-1.0, 1.0, 0.0, 2.0, -3.0, 1 / 127.5 - 1]).reshape(1, 1, 1, 6).expand(1, 3, 1, 6)
+    assert to_uint8(values)[0, 0, 0].tolist() == [0, 255, 128, 255, 0, 1]
+
+
+def test_a_png_holds_the_pixels(tmp_path):
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
+    save_png(image, tmp_path / "new" / "i.png")
+    assert torch.equal(read(tmp_path / "new" / "i.png"), image)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["i.png"]
+
+
+def test_a_grid_has_the_images_in_rows(tmp_path):
+    images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 3, 64, 64)
+    save_grid(images, tmp_path / "g.png", columns=3)
+    grid = read(tmp_path / "g.png")
+    assert grid.shape == (3, 2 * 66 + 2, 3 * 66 + 2)
+    assert [grid[0, 2 + 66 * (i // 3), 2 + 66 * (i % 3)].item() for i in range(6)] == to_uint8(images)[
+        :, 0, 0, 0
+    ].tolist()
+    save_grid(images[:, :, :32, :32], tmp_path / "small.png", columns=6)
+    assert read(tmp_path / "small.png").shape == (3, 68, 6 * 66 + 2)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write"):
+        save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "file" / "i.png")
