@@ -201,7 +201,7 @@ def read_measured(folder: Path = RESULTS) -> dict[tuple[str, str, str], float]:
             record = json.loads(line) if line.strip() else {}
             if record.get("provider") in ("triton", "sagan_fast") and "p50_us" in record:
                 part = PASSES["backward" in str(record.get("benchmark", ""))]
-                found[record.get("shape"), record.get("dtype"), part] = record["p50_us"]
+                found[str(record.get("shape")), str(record.get("dtype")), part] = record["p50_us"]
     return found
 
 
@@ -223,8 +223,8 @@ def short_config(config: str) -> str:
 
 def kernel_table(rows: Sequence[dict[str, Any]]) -> str:
     """All launches, a line each; times in microseconds."""
-    keys = ("registers", "spills", "smem", "hgmma", "hmma", "utchmma", "mufu", "ldg128", "resident_blocks")
-    keys += ("modelled_overlapped_us", "modelled_resident_us", "modelled_serial_us", "binds", "limit_us")
+    keys = ["registers", "spills", "smem", "hgmma", "hmma", "utchmma", "mufu", "ldg128", "resident_blocks"]
+    keys += ["modelled_overlapped_us", "modelled_resident_us", "modelled_serial_us", "binds", "limit_us"]
     body = []
     for r in rows:
         known = r["modelled_overlapped_us"] is not None and r["limit_us"]
@@ -236,8 +236,8 @@ def kernel_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def block_table(rows: Sequence[dict[str, Any]], markdown: bool = False) -> str:
     """Whole blocks, a line for each shape, dtype, architecture and pass."""
-    keys = ("shape", "dtype", "arch", "pass", "launches", "library_us", "modelled_overlapped_us")
-    keys += ("modelled_resident_us", "modelled_serial_us", "limit_us", "limit_binds", "over_limit", "binds")
+    keys = ["shape", "dtype", "arch", "pass", "launches", "library_us", "modelled_overlapped_us"]
+    keys += ["modelled_resident_us", "modelled_serial_us", "limit_us", "limit_binds", "over_limit", "binds"]
     return table(
         BLOCK_HEADER,
         [[*(r[k] for k in keys), "not measured" if r["measured_us"] is None else r["measured_us"]] for r in rows],

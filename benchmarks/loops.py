@@ -91,8 +91,8 @@ def _sources(code: Code, kernel: Source, warps: int) -> list[int | None]:
         elif len(twins) > 1:
             for index in machine:
                 instructions = code.own_instructions(index)
-                ratios = {j: _ratio(instructions, _inclusive(loops, j, set()), warps) or math.inf for j in twins}
-                found[index] = min(twins, key=lambda j, ratios=ratios: abs(math.log(ratios[j])))
+                ratios = [_ratio(instructions, _inclusive(loops, j, set()), warps) or math.inf for j in twins]
+                found[index] = min(zip(ratios, twins, strict=True), key=lambda pair: abs(math.log(pair[0])))[1]
     return found
 
 
