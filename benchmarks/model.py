@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.compile import Compiled
 from benchmarks.loops import Mapping, access_bytes, count_trips, map_loops, tensor_flops
 from benchmarks.machine import SMEM_RESERVED, Machine
-from benchmarks.sass import Instruction
-from benchmarks.ttir import Work, read_ttir
+from benchmarks.sass import Code, Instruction
+from benchmarks.ttir import Source, Work, read_ttir
 
 PIPES = ("issue", "tensor", "mufu", "fp32", "alu", "lsu", "l2")
 """issue: warp instructions. tensor, mufu, fp32, alu: the units. lsu: loads, stores, shuffles and shared memory, the
@@ -165,7 +164,7 @@ def model(plan: Any, compiled: Compiled, machine: Machine) -> Model:
     work.add(kernel.outside)
     for loop in kernel.loops:
         work.add(loop.work, loop.total)
-    found.regions = _regions(code, mapping, machine, warps)
+    found.regions = _regions(code, kernel, mapping, machine, warps)
     clocks = {pipe: sum(r.clocks.get(pipe, 0.0) * r.executions for r in found.regions) for pipe in PIPES}
     if code.count("UTCHMMA"):
         clocks["tensor"] += work.flops / machine.flop_rate(plan.dtype if plan.dtype != "fp32" else "tf32")
@@ -184,18 +183,31 @@ def model(plan: Any, compiled: Compiled, machine: Machine) -> Model:
     return found
 
 
-def _regions(code: Any, mapping: Mapping, machine: Machine, warps: int) -> list[Region]:
+def _regions(code: Code, kernel: Source, mapping: Mapping, machine: Machine, warps: int) -> list[Region]:
     """The code outside all loops, then every loop."""
-    indices: Sequence[int | None] = [None, *range(len(code.loops))]
     regions = []
-    for index in indices:
+    for index in (None, *range(len(code.loops))):
         clocks: dict[str, float] = {}
         instructions = code.own_instructions(index)
         for instruction in instructions:
-            for pipe, value in instruction_clocks(instruction, machine, warps).items():
+            costs = instruction_clocks(instruction, machine, warps)
+            if instruction.base == "LDGSTS" and _is_ahead(instruction, index, kernel, mapping):
+                costs = {"issue": costs["issue"]}
+            for pipe, value in costs.items():
                 clocks[pipe] = clocks.get(pipe, 0.0) + value
         name = "outside loops" if index is None else f"loop at {code.blocks[code.loops[index].header][0].address:#x}"
         runs = 1.0 if index is None else mapping.executions[index]
         opcodes = dict(Counter(i.base for i in instructions).most_common())
         regions.append(Region(name, len(instructions), runs, clocks, opcodes))
     return regions
+
+
+def _is_ahead(copy: Instruction, index: int | None, kernel: Source, mapping: Mapping) -> bool:
+    """Whether a copy stands before a loop to fetch its first tiles: the copies inside are then off in the last trips,
+    and counting those in every trip counts all."""
+    owner = kernel.owner.get(copy.line) if copy.line else None
+    machine = [i for i, source in enumerate(mapping.source) if source is not None and source == owner]
+    if not machine or index in machine:
+        return False
+    trips = sum(mapping.executions[i] * mapping.unroll[i] for i in machine)
+    return owner is not None and trips >= kernel.loops[owner].total  # no trip was peeled off, with its copies

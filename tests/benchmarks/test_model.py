@@ -105,6 +105,17 @@ def test_a_launch_is_its_loops_times_their_trips():
     assert m.resident_blocks == 4 and m.waves == pytest.approx(0.75)
 
 
+def test_copies_before_a_loop_are_counted_in_it():
+    plan, compiled = launch(programs=132)
+    copy = '\t//## File "kernel.py", line 2\n        /*000{}*/  @P1 LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;\n'
+    inside = compiled.sass.replace(".L_x_0:\n", ".L_x_0:\n" + copy.format(2))
+    both = copy.format(1) + inside
+    times = [model(plan, Compiled(**{**vars(compiled), "sass": text}), H200) for text in (inside, both)]
+    assert times[0].clocks["lsu"] == times[1].clocks["lsu"] == 10 * 4 * 512 / 128
+    assert times[0].clocks["l2"] == times[1].clocks["l2"] > 0
+    assert times[1].clocks["issue"] == times[0].clocks["issue"] + 1
+
+
 def test_the_busiest_sm_sets_the_time():
     times = [model(*launch(programs=n), H200).overlapped_us for n in (1, 132, 133)]
     assert times[0] == times[1] == times[2] / 2
