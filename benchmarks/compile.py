@@ -18,7 +18,7 @@ from typing import Any
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what the launchers ask for; Triton 3.9 warns when unset
 
-from benchmarks import sass
+from benchmarks.sass import Code, parse
 
 _RESOURCE = re.compile(r"(REG|STACK|LOCAL):(\d+)")
 
@@ -42,17 +42,17 @@ class Compiled:
         """Loads and stores of local memory in the code, and bytes of local memory: 0 is the only good answer."""
         return self.code().count("LDL", "STL") + self.local
 
-    def code(self) -> sass.Code:
+    def code(self) -> Code:
         """The machine code, parsed."""
         return _parsed(self.sass)
 
 
-_PARSED: dict[str, sass.Code] = {}
+_PARSED: dict[str, Code] = {}
 
 
-def _parsed(text: str) -> sass.Code:
+def _parsed(text: str) -> Code:
     if text not in _PARSED:
-        _PARSED[text] = sass.parse(text)
+        _PARSED[text] = parse(text)
     return _PARSED[text]
 
 
@@ -120,7 +120,7 @@ def _cached(cubin: bytes, version: str) -> dict[str, Any]:
     name = hashlib.sha256(version.encode() + cubin).hexdigest()[:32]
     path = cache_folder() / "disassembled" / f"{name}.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return dict(json.loads(path.read_text()))
     record = _disassemble(cubin)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -127,8 +127,8 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def _ratio(done: float, needed: float) -> float | None:
-    return round(done / needed, 3) if needed else None
+def _ratio(done: float | None, needed: float) -> float | None:
+    return round(done / needed, 3) if done is not None and needed else None
 
 
 def block_rows(entries: Sequence[Entry], measured: dict[tuple[str, str, str], float]) -> list[dict[str, Any]]:
@@ -201,7 +201,7 @@ def read_measured(folder: Path = RESULTS) -> dict[tuple[str, str, str], float]:
             record = json.loads(line) if line.strip() else {}
             if record.get("provider") in ("triton", "sagan_fast") and "p50_us" in record:
                 part = PASSES["backward" in str(record.get("benchmark", ""))]
-                found[record.get("shape"), record.get("dtype"), part] = record["p50_us"]
+                found[str(record.get("shape")), str(record.get("dtype")), part] = record["p50_us"]
     return found
 
 
@@ -223,8 +223,8 @@ def short_config(config: str) -> str:
 
 def kernel_table(rows: Sequence[dict[str, Any]]) -> str:
     """All launches, a line each; times in microseconds."""
-    keys = ("registers", "spills", "smem", "hgmma", "hmma", "utchmma", "mufu", "ldg128", "resident_blocks")
-    keys += ("modelled_overlapped_us", "modelled_resident_us", "modelled_serial_us", "binds", "limit_us")
+    keys = ["registers", "spills", "smem", "hgmma", "hmma", "utchmma", "mufu", "ldg128", "resident_blocks"]
+    keys += ["modelled_overlapped_us", "modelled_resident_us", "modelled_serial_us", "binds", "limit_us"]
     body = []
     for r in rows:
         known = r["modelled_overlapped_us"] is not None and r["limit_us"]
@@ -236,8 +236,8 @@ def kernel_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def block_table(rows: Sequence[dict[str, Any]], markdown: bool = False) -> str:
     """Whole blocks, a line for each shape, dtype, architecture and pass."""
-    keys = ("shape", "dtype", "arch", "pass", "launches", "library_us", "modelled_overlapped_us")
-    keys += ("modelled_resident_us", "modelled_serial_us", "limit_us", "limit_binds", "over_limit", "binds")
+    keys = ["shape", "dtype", "arch", "pass", "launches", "library_us", "modelled_overlapped_us"]
+    keys += ["modelled_resident_us", "modelled_serial_us", "limit_us", "limit_binds", "over_limit", "binds"]
     return table(
         BLOCK_HEADER,
         [[*(r[k] for k in keys), "not measured" if r["measured_us"] is None else r["measured_us"]] for r in rows],
@@ -253,7 +253,8 @@ def detail(entry: Entry) -> str:
     for region in m.regions:
         clocks = [region.clocks.get(pipe, 0.0) * region.executions for pipe in PIPES]
         body.append([region.name, region.instructions, f"{region.executions:g}", *(round(c) for c in clocks)])
-    body.append(["all, clocks a program", "", "", *(round(m.clocks[pipe]) for pipe in PIPES)])
+    if m.regions:
+        body.append(["all, clocks a program", "", "", *(round(m.clocks[pipe]) for pipe in PIPES)])
     flops, exps = (cell_text(_ratio(*pair)) for pair in ((m.flops_done, plan.flops), (m.exps_done, plan.exps)))
     head = (
         f"{plan.name} {plan.dtype} {short_config(plan.config)} sm_{entry.arch} {entry.launch.shape}: "
@@ -261,7 +262,7 @@ def detail(entry: Entry) -> str:
         f"{m.binds} binds; FLOP done/needed {flops}, exp {exps}"
     )
     mix = [f"  {r.name}: " + " ".join(f"{op} {n}" for op, n in r.opcodes.items()) for r in m.regions[1:]]
-    return "\n".join([head, table(header, body), *mix, *(f"  note: {note}" for note in m.notes)])
+    return "\n".join([head, *([table(header, body)] if body else []), *mix, *(f"  note: {note}" for note in m.notes)])
 
 
 BEGIN, END = "<!-- kernel report: begin -->", "<!-- kernel report: end -->"

@@ -17,28 +17,27 @@ from benchmarks.sass import Code, Instruction
 from benchmarks.ttir import Source, SourceLoop, Work
 
 
-def count_trips(loops: Sequence[SourceLoop], given: Sequence[int]) -> list[str]:
+def count_trips(loops: Sequence[SourceLoop], given: Sequence[int]) -> str | None:
     """Fill `total` and `entries` of every loop from its constant bounds or from `given`, the plan's counts in source
-    order (for a loop inside others: over all of their trips together). Return notes on what did not fit.
+    order (for a loop inside others: over all of their trips together). Return what does not fit, if anything.
     """
     unknown = [loop for loop in loops if loop.constant is None]
-    notes = []
     if len(given) > len(loops) and sum(count != 1 for count in given) <= len(loops):
         surplus = len(given) - len(loops)  # a loop of one trip, known at compile time, is no loop any more
         given = [n for i, n in enumerate(given) if n != 1 or sum(m == 1 for m in given[: i + 1]) > surplus]
-    if len(given) == len(loops) != len(unknown):
+    if len(given) == len(loops):
         for loop, total in zip(loops, given, strict=True):
             loop.total = total
-    else:
-        counts = list(given) + [1] * (len(unknown) - len(given))
-        if len(given) != len(unknown):
-            notes.append(f"the plan gives {len(given)} trip counts for {len(unknown)} run-time loops")
+    elif len(given) == len(unknown):
+        counts = iter(given)
         for loop in loops:
             around = loops[loop.parent].total if loop.parent is not None else 1
-            loop.total = around * loop.constant if loop.constant is not None else counts.pop(0)
+            loop.total = next(counts) if loop.constant is None else around * loop.constant
+    else:
+        return f"the plan gives {len(given)} trip counts, the kernel has {len(unknown)} run-time loops"
     for loop in loops:
         loop.entries = loops[loop.parent].total if loop.parent is not None else 1
-    return notes
+    return None
 
 
 @dataclass
@@ -92,8 +91,8 @@ def _sources(code: Code, kernel: Source, warps: int) -> list[int | None]:
         elif len(twins) > 1:
             for index in machine:
                 instructions = code.own_instructions(index)
-                ratios = {j: _ratio(instructions, _inclusive(loops, j, set()), warps) or math.inf for j in twins}
-                found[index] = min(twins, key=lambda j, ratios=ratios: abs(math.log(ratios[j])))
+                ratios = [_ratio(instructions, _inclusive(loops, j, set()), warps) or math.inf for j in twins]
+                found[index] = min(zip(ratios, twins, strict=True), key=lambda pair: abs(math.log(pair[0])))[1]
     return found
 
 

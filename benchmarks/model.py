@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.compile import Compiled
 from benchmarks.loops import Mapping, access_bytes, count_trips, map_loops, tensor_flops
 from benchmarks.machine import SMEM_RESERVED, Machine
-from benchmarks.sass import Instruction
-from benchmarks.ttir import Work, read_ttir
+from benchmarks.sass import Code, Instruction
+from benchmarks.ttir import Source, Work, read_ttir
 
 PIPES = ("issue", "tensor", "mufu", "fp32", "alu", "lsu", "l2")
 """issue: warp instructions. tensor, mufu, fp32, alu: the units. lsu: loads, stores, shuffles and shared memory, the
@@ -51,7 +50,7 @@ class Region:
 
 @dataclass
 class Model:
-    """Times in microseconds, None where the code cannot be modelled; `notes` say what is not certain and why."""
+    """Times in microseconds, None where they cannot be told; `notes` say what is not certain and why."""
 
     regions: list[Region]
     clocks: dict[str, float]
@@ -64,8 +63,8 @@ class Model:
     binds: str
     limit_us: float
     limit_binds: str
-    flops_done: float
-    exps_done: float
+    flops_done: float | None
+    exps_done: float | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -124,65 +123,91 @@ def _both_shared(instruction: Instruction) -> bool:
 
 
 def model(plan: Any, compiled: Compiled, machine: Machine) -> Model:
-    """Model the launch `plan` from its machine code on `machine`."""
+    """Model the launch `plan` from its machine code on `machine`.
+
+    Where the trips of a loop are not known, only the bytes against the bandwidth are: `serial_us` and `resident_us`
+    are None then, and the notes say why.
+    """
     code, warps = compiled.code(), compiled.warps
     kernel = read_ttir(compiled.ttir)
-    notes = count_trips(kernel.loops, plan.loops)
+    problem = count_trips(kernel.loops, plan.loops)
+    if code.count("USETMAXREG"):
+        problem = "warps have roles, and which of them runs which loop is not known"
+    blocks, limited_by = resident_blocks(machine, compiled.registers, warps, compiled.shared, compiled.tmem)
+    needed_bytes = plan.bytes_read + plan.bytes_written
+    limit, limit_binds = machine.limit_us(plan.flops, plan.exps, needed_bytes, plan.dtype)
+    times = {"hbm": needed_bytes / machine.hbm_bytes_per_s * 1e6}
+    found = Model(
+        regions=[],
+        clocks={},
+        resident_blocks=blocks,
+        resident_limit=limited_by,
+        waves=plan.programs / (machine.sms * max(blocks, 1)),
+        overlapped_us=times["hbm"],
+        resident_us=None,
+        serial_us=None,
+        binds="hbm",
+        limit_us=limit,
+        limit_binds=limit_binds,
+        flops_done=None,
+        exps_done=None,
+    )
+    if blocks == 0:
+        found.overlapped_us = None
+        found.notes.append(f"does not fit on an SM: {limited_by}")
+        return found
+    if problem:
+        found.notes.append(f"only bytes are modelled: {problem}")
+        return found
     mapping = map_loops(code, kernel, warps)
-    notes += mapping.notes
     work = Work()
     work.add(kernel.outside)
     for loop in kernel.loops:
         work.add(loop.work, loop.total)
-    regions = _regions(code, mapping, machine, warps)
-    clocks = {pipe: sum(r.clocks.get(pipe, 0.0) * r.executions for r in regions) for pipe in PIPES}
+    found.regions = _regions(code, kernel, mapping, machine, warps)
+    clocks = {pipe: sum(r.clocks.get(pipe, 0.0) * r.executions for r in found.regions) for pipe in PIPES}
     if code.count("UTCHMMA"):
         clocks["tensor"] += work.flops / machine.flop_rate(plan.dtype if plan.dtype != "fp32" else "tf32")
     clocks["l2"] += work.descriptor_bytes / machine.l2_bytes
-    blocks, limited_by = resident_blocks(machine, compiled.registers, warps, compiled.shared, compiled.tmem)
     each = -(-plan.programs // machine.sms)  # programs of the busiest SM
-    hbm = (plan.bytes_read + plan.bytes_written) / machine.hbm_bytes_per_s * 1e6
-    times = {pipe: machine.us(clocks[pipe] * each) for pipe in PIPES} | {"hbm": hbm}
-    binds = max(times, key=times.__getitem__)
-    serial = sum(times[pipe] for pipe in SERIAL) + max(times["l2"], hbm)
-    overlapped: float | None = times[binds]
-    if code.count("USETMAXREG"):
-        notes.append("warps have roles: which of them runs which loop is not known, so no time is given")
-        overlapped = None
-    if blocks == 0:
-        notes.append(f"does not fit on an SM: {limited_by}")
-        overlapped = None
-    limit, limit_binds = machine.limit_us(plan.flops, plan.exps, plan.bytes_read + plan.bytes_written, plan.dtype)
-    return Model(
-        regions=regions,
-        clocks=clocks,
-        resident_blocks=blocks,
-        resident_limit=limited_by,
-        waves=plan.programs / (machine.sms * max(blocks, 1)),
-        overlapped_us=overlapped,
-        resident_us=None if overlapped is None else max(overlapped, serial / min(blocks, each)),
-        serial_us=None if overlapped is None else max(serial, overlapped),
-        binds=binds,
-        limit_us=limit,
-        limit_binds=limit_binds,
-        flops_done=work.flops * plan.programs,
-        exps_done=work.exps * plan.programs,
-        notes=notes,
-    )
+    times |= {pipe: machine.us(clocks[pipe] * each) for pipe in PIPES}
+    serial = sum(times[pipe] for pipe in SERIAL) + max(times["l2"], times["hbm"])
+    found.clocks = clocks
+    found.binds = max(times, key=times.__getitem__)
+    found.overlapped_us = times[found.binds]
+    found.resident_us = max(times[found.binds], serial / min(blocks, each))
+    found.serial_us = max(serial, times[found.binds])
+    found.flops_done = work.flops * plan.programs
+    found.exps_done = work.exps * plan.programs
+    found.notes += mapping.notes
+    return found
 
 
-def _regions(code: Any, mapping: Mapping, machine: Machine, warps: int) -> list[Region]:
+def _regions(code: Code, kernel: Source, mapping: Mapping, machine: Machine, warps: int) -> list[Region]:
     """The code outside all loops, then every loop."""
-    indices: Sequence[int | None] = [None, *range(len(code.loops))]
     regions = []
-    for index in indices:
+    for index in (None, *range(len(code.loops))):
         clocks: dict[str, float] = {}
         instructions = code.own_instructions(index)
         for instruction in instructions:
-            for pipe, value in instruction_clocks(instruction, machine, warps).items():
+            costs = instruction_clocks(instruction, machine, warps)
+            if instruction.base == "LDGSTS" and _is_ahead(instruction, index, kernel, mapping):
+                costs = {"issue": costs["issue"]}
+            for pipe, value in costs.items():
                 clocks[pipe] = clocks.get(pipe, 0.0) + value
         name = "outside loops" if index is None else f"loop at {code.blocks[code.loops[index].header][0].address:#x}"
         runs = 1.0 if index is None else mapping.executions[index]
         opcodes = dict(Counter(i.base for i in instructions).most_common())
         regions.append(Region(name, len(instructions), runs, clocks, opcodes))
     return regions
+
+
+def _is_ahead(copy: Instruction, index: int | None, kernel: Source, mapping: Mapping) -> bool:
+    """Whether a copy stands before a loop to fetch its first tiles: the copies inside are then off in the last trips,
+    and counting those in every trip counts all."""
+    owner = kernel.owner.get(copy.line) if copy.line else None
+    machine = [i for i, source in enumerate(mapping.source) if source is not None and source == owner]
+    if not machine or index in machine:
+        return False
+    trips = sum(mapping.executions[i] * mapping.unroll[i] for i in machine)
+    return owner is not None and trips >= kernel.loops[owner].total  # no trip was peeled off, with its copies

@@ -76,8 +76,8 @@ class Matrix:
     K: int
 
 
-def _block(name: str, B: int, C: int, size: int, **changes) -> BlockShape:
-    return BlockShape(name, B, C, size, size, **{"d_qk": C // 8, "d_v": C // 2, **changes})
+def _block(name: str, B: int, C: int, size: int, d_v: int | None = None, **changes: bool) -> BlockShape:
+    return BlockShape(name, B, C, size, size, C // 8, d_v or C // 2, **changes)
 
 
 UNPOOLED = dict(pool=False, out_proj=False, bias=True)

@@ -5,7 +5,6 @@ The launchers themselves are run, on tensors without memory (the meta device), w
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ BLOCK_DTYPES = ("bf16", "fp16", "tf32", "fp32")
 MATRICES = "sagan-44-matrices"
 """Name of the spectral-norm workload in the report."""
 
-INFERENCE, FORWARD, BACKWARD = "inference", "forward", "backward"
-"""Forward without keeping anything, forward that keeps what backward needs, backward."""
+INFERENCE, FORWARD, BACKWARD, VARIANT = "inference", "forward", "backward", "variant"
+"""Forward that keeps nothing, forward that keeps what backward needs, backward, and what runs instead of these."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,21 @@ def library_products(shape: BlockShape, dtype: str) -> list[tuple[int, int]]:
 
 
 def spectral_norm_launches(arch: int) -> list[Launch]:
-    """The launches that normalise all 44 matrices of SAGAN, forward and backward."""
-    if importlib.util.find_spec("sagan_fast.kernels.spectral_norm.configs") is None:
-        return []
+    """The launches that normalise all 44 matrices of SAGAN, and those of the gradient.
+
+    "forward" is one training update; other orders, evaluation and further iterations are "variant".
+    """
     from sagan_fast.kernels.spectral_norm.configs import plans
 
     matrices = [(matrix.R, matrix.K) for matrix in SAGAN_MATRICES]
-    return [
-        Launch(plan, MATRICES, BACKWARD if "bwd" in plan.name else FORWARD)
-        for out_dtype in ("fp32", "bf16")
-        for plan in plans(matrices, dtype="fp32", out_dtype=out_dtype, arch=arch)
-    ]
+    found = []
+    for out_dtype in ("fp32", "bf16"):
+        for plan in plans(matrices, dtype="fp32", out_dtype=out_dtype, arch=arch):
+            values = plan.constexprs
+            update = values.get("FIRST", True) and values.get("ADVANCE", True) and "v first" not in plan.name
+            part = BACKWARD if "gradient" in plan.name else FORWARD if update else VARIANT
+            found.append(Launch(plan, f"{MATRICES} to {out_dtype}", part))
+    return found
 
 
 def launches(arch: int, channels_last: bool = True) -> list[Launch]:

@@ -97,7 +97,7 @@ def read_ttir(text: str) -> Source:
         _count(code, loops[here].work if here is not None else outside)
         match = _FOR.search(code)
         if match or "scf.while" in code:
-            bounds = [constants.get(name) for name in match.groups()] if match else [None]
+            bounds = [constants.get(name) for name in match.groups()] if match else []
             loops.append(SourceLoop(here, _trips(bounds)))
             stack.append(len(loops) - 1)
         elif code.endswith("{"):
@@ -117,10 +117,9 @@ def _owners(
 
 
 def _trips(bounds: list[int | None]) -> int | None:
-    if any(bound is None for bound in bounds):
-        return None
-    low, high, step = bounds
-    return max(0, -(-(high - low) // step))
+    """How often range(*bounds) yields; None unless all three are known."""
+    known = [bound for bound in bounds if bound is not None]
+    return len(range(*known)) if len(known) == 3 else None
 
 
 def _resolve(name: str, locations: dict[str, str]) -> tuple[str, int] | None:

@@ -54,7 +54,10 @@ def check(row):
     assert row["spills"] == row["stack"] == 0, where
     assert row["smem"] <= row["smem_cap"] and row["resident_blocks"] >= 1, where
     assert row["modelled_overlapped_us"] is not None, (where, row["notes"])
-    assert row["modelled_overlapped_us"] <= row["modelled_resident_us"] * 1.001 <= row["modelled_serial_us"] * 1.002
+    if row["modelled_serial_us"] is None:
+        assert "spectral_norm" in row["kernel"] and "only bytes" in row["notes"][0], where  # which branch runs is data
+    else:
+        assert row["modelled_overlapped_us"] <= row["modelled_resident_us"] * 1.001 <= row["modelled_serial_us"] * 1.002
     if row["flops_done_over_needed"] and row["dtype"] != "fp32":
         used = {"sm_80": row["hmma"], "sm_90": row["hgmma"], "sm_100": row["utchmma"] + row["hmma"]}
         assert used[row["arch"]] > 0, where

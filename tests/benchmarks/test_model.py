@@ -105,6 +105,17 @@ def test_a_launch_is_its_loops_times_their_trips():
     assert m.resident_blocks == 4 and m.waves == pytest.approx(0.75)
 
 
+def test_copies_before_a_loop_are_counted_in_it():
+    plan, compiled = launch(programs=132)
+    copy = '\t//## File "kernel.py", line 2\n        /*000{}*/  @P1 LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;\n'
+    inside = compiled.sass.replace(".L_x_0:\n", ".L_x_0:\n" + copy.format(2))
+    both = copy.format(1) + inside
+    times = [model(plan, Compiled(**{**vars(compiled), "sass": text}), H200) for text in (inside, both)]
+    assert times[0].clocks["lsu"] == times[1].clocks["lsu"] == 10 * 4 * 512 / 128
+    assert times[0].clocks["l2"] == times[1].clocks["l2"] > 0
+    assert times[1].clocks["issue"] == times[0].clocks["issue"] + 1
+
+
 def test_the_busiest_sm_sets_the_time():
     times = [model(*launch(programs=n), H200).overlapped_us for n in (1, 132, 133)]
     assert times[0] == times[1] == times[2] / 2
@@ -117,12 +128,19 @@ def test_bytes_bind_when_there_are_more_of_them():
     assert m.serial_us == pytest.approx(10 + 5121 / 1.83e3)
 
 
-def test_warps_with_roles_are_not_modelled():
-    plan, compiled = launch(programs=132)
+def test_warps_with_roles_have_only_their_bytes_modelled():
+    plan, compiled = launch(programs=132, bytes_read=48 * 10**6)
     text = compiled.sass.replace("FFMA R1, R2, R3, R4", "USETMAXREG.DEALLOC.CTAPOOL 0x18")
     m = model(plan, Compiled(**{**vars(compiled), "sass": text}), H200)
-    assert m.overlapped_us is m.serial_us is m.resident_us is None
-    assert "roles" in m.notes[-1]
+    assert m.overlapped_us == pytest.approx(10) and m.serial_us is m.resident_us is None
+    assert "only bytes" in m.notes[0] and "roles" in m.notes[0]
+
+
+def test_without_trip_counts_only_bytes_are_modelled():
+    m = model(*launch(programs=132, bytes_read=48 * 10**6, loops=()), H200)
+    assert m.overlapped_us == pytest.approx(10) and m.binds == "hbm"
+    assert m.serial_us is m.resident_us is m.flops_done is None
+    assert m.notes == ["only bytes are modelled: the plan gives 0 trip counts, the kernel has 1 run-time loops"]
 
 
 def test_what_does_not_fit_has_no_time():

@@ -1,0 +1,40 @@
+"""The recorded launches: what they are for, and that together they need what the block needs."""
+
+import pytest
+
+from benchmarks.shapes import BlockShape
+from benchmarks.shipped import BACKWARD, FORWARD, INFERENCE, block_launches, library_products
+
+POOLED = BlockShape("pooled", B=2, C=48, H=8, W=12, d_qk=6, d_v=24)
+BARE = BlockShape("bare", B=3, C=16, H=5, W=7, d_qk=2, d_v=16, pool=False, out_proj=False, bias=True)
+
+
+@pytest.mark.parametrize("shape", [POOLED, BARE], ids=lambda s: s.name)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_launches_need_what_the_block_needs(shape, channels_last):
+    launches = block_launches(shape, "bf16", 90, channels_last)
+    assert {launch.shape for launch in launches} == {shape.name}
+    plans = {part: [one.plan for one in launches if one.part == part] for part in (INFERENCE, FORWARD, BACKWARD)}
+    for part in (INFERENCE, FORWARD):
+        assert sum(plan.flops for plan in plans[part]) == shape.flops()
+        assert sum(plan.exps for plan in plans[part]) == shape.exps()
+    assert all(plan.dtype == "bf16" and plan.programs > 0 for plan in plans[BACKWARD])
+    needed = shape.bytes("bf16")
+    assert needed < sum(plan.bytes_read + plan.bytes_written for plan in plans[INFERENCE]) < 3 * needed
+    kept = [sum(plan.bytes_written for plan in plans[part]) for part in (INFERENCE, FORWARD)]
+    assert kept[0] < kept[1]
+
+
+def test_backward_needs_at_least_the_rest():
+    """With the library's products, at least the needed FLOP of the backward pass; the scores may be computed twice."""
+    launches = block_launches(POOLED, "fp16", 80)
+    ours = sum(launch.plan.flops for launch in launches if launch.part == BACKWARD)
+    library = sum(flops for flops, _ in library_products(POOLED, "fp16"))
+    rest = POOLED.flops(backward=True) - POOLED.flops()
+    assert rest <= ours + library <= 1.6 * rest
+
+
+def test_library_products_have_no_o_where_the_block_has_none():
+    assert len(library_products(POOLED, "bf16")) == 3 and len(library_products(BARE, "bf16")) == 2
+    (flops, nbytes), *_ = library_products(BARE, "fp32")
+    assert flops == 2 * 3 * 35 * 20 * 16 and nbytes == 4 * 3 * 35 * (20 + 2 * 16)
