@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..checks import FLOAT_DTYPES, check_dtype, check_same_device, check_shape
 from .configs import MAX_SIZE, vector
-from .tables import FIELDS, OFFSET_UNIT, Layout, Tables, shape_of, tables_for
+from .tables import FIELDS, OFFSET_UNIT, Layout, Tables, is_dense, tables_for
 
 _FIELDS = tl.constexpr(FIELDS)
 _W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (
@@ -50,7 +50,8 @@ def _length(norms_ptr, matrix, chunks, eps):
 def _load_v(v_ptr, t_ptr, offs, K, C, S, scale, FIRST: tl.constexpr):
     """v at the stored columns `offs`: from the buffer, or the last iteration's before its division by |t|."""
     if FIRST:
-        v = tl.load(v_ptr + (offs % C) * S + offs // C, mask=offs < K, other=0.0)
+        group = offs // C
+        v = tl.load(v_ptr + (offs - group * C) * S + group, mask=offs < K, other=0.0)
     else:
         v = tl.load(t_ptr + offs, mask=offs < K, other=0.0) * scale
     return v
@@ -98,9 +99,9 @@ def _sweep_rows(
                 acc_b += z[:, None] * b
     if ADVANCE:
         partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
-        tl.store(partial_ptr + offs_a, tl.sum(acc_a, axis=0), mask=offs_a < K)
+        tl.store(partial_ptr + offs_a[None, :], tl.sum(acc_a, axis=0, keep_dims=True), mask=(offs_a < K)[None, :])
         if BLOCK_B > 0:
-            tl.store(partial_ptr + offs_b, tl.sum(acc_b, axis=0), mask=offs_b < K)
+            tl.store(partial_ptr + offs_b[None, :], tl.sum(acc_b, axis=0, keep_dims=True), mask=(offs_b < K)[None, :])
 
 
 @triton.jit
@@ -167,32 +168,37 @@ def _sweep_kernel(
             if K <= 128:
                 _sweep_rows(
                     w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                    32, 128, 0, UNIT, FIRST, ADVANCE
+                    32, 128, 0, UNIT, FIRST, ADVANCE,
                 )  # fmt: skip
             elif K <= 1024:
                 if WIDEST_ALIGNED >= 1024:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 4, 1024, 0, UNIT, FIRST, ADVANCE
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                        4, 1024, 0, UNIT, FIRST, ADVANCE,
                     )  # fmt: skip
             elif K <= 2304:
                 if WIDEST_ALIGNED >= 2304:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 2, 2048, 256, UNIT, FIRST, ADVANCE
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                        2, 2048, 256, UNIT, FIRST, ADVANCE,
                     )  # fmt: skip
             elif K <= 4608:
                 if WIDEST_ALIGNED >= 4608:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 1, 4096, 512, UNIT, FIRST, ADVANCE
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                        1, 4096, 512, UNIT, FIRST, ADVANCE,
                     )  # fmt: skip
             elif K <= 9216:
                 if WIDEST_ALIGNED >= 9216:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 1, 8192, 1024, UNIT, FIRST, ADVANCE
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                        1, 8192, 1024, UNIT, FIRST, ADVANCE,
                     )  # fmt: skip
             else:
                 if WIDEST_ALIGNED >= 16384:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 1, 16384, 0, UNIT, FIRST, ADVANCE
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                        1, 16384, 0, UNIT, FIRST, ADVANCE,
                     )  # fmt: skip
     else:
         if WIDEST_UNALIGNED > 0:
@@ -200,12 +206,13 @@ def _sweep_kernel(
             if K <= 128:
                 _sweep_rows(
                     w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                    32, 128, 0, 1, FIRST, ADVANCE
+                    32, 128, 0, 1, FIRST, ADVANCE,
                 )  # fmt: skip
             else:
                 if WIDEST_UNALIGNED >= 1024:
                     _sweep_rows_twice(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale, 8, 512, FIRST, ADVANCE
+                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
+                        8, 512, FIRST, ADVANCE,
                     )  # fmt: skip
 
 
@@ -404,7 +411,7 @@ def _scale(w_ptr, out_ptr, factor, begin, size, BLOCK: tl.constexpr, ELEMENTS: t
 
 
 class Normalised(NamedTuple):
-    """W/sigma of all matrices in one flat tensor, and what the gradient needs; `tables.layout` has the offsets.
+    """W/sigma of all matrices in one flat tensor, each from its `tables.offsets` on, and what the gradient needs.
 
     `sigmas` (L,) float32; `u` and `v` flat float32 copies, v in the order in which W's columns are stored.
     """
@@ -413,7 +420,6 @@ class Normalised(NamedTuple):
     sigmas: Tensor
     u: Tensor
     v: Tensor
-    tables: Tables
 
 
 def spectral_norm_fwd(
@@ -461,7 +467,7 @@ def spectral_norm_fwd(
             W_DTYPE=TRITON_DTYPES[dtype], V_FIRST=layout.v_first, ADVANCE=update,
             BLOCK=config.chunk, ELEMENTS=config.scale_elements, num_warps=config.num_warps, enable_fp_fusion=True,
         )  # fmt: skip
-    return Normalised(out, sigmas, z, t, tables)
+    return Normalised(out, sigmas, z, t)
 
 
 def launch_sweep(shared, tables: Tables, partial: Tensor, dtype, first: bool, advance: bool) -> None:
@@ -517,9 +523,8 @@ def refusal_of(weight: Tensor) -> str | None:
     """Return what `weight` must be for the kernels, or None if it is that."""
     if weight.ndim < 2:
         return "have rows and columns = 2 axes or more"
-    shape = shape_of(weight)
-    if shape is None:
+    if not is_dense(weight):
         return "be dense = contiguous or channels_last"
-    if not (1 <= shape.R <= MAX_SIZE and 1 <= shape.K <= MAX_SIZE):
+    if not (1 <= weight.shape[0] <= MAX_SIZE and 1 <= weight[0].numel() <= MAX_SIZE):
         return f"have rows and columns = 1 to {MAX_SIZE}"
     return None
