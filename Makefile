@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 GPU_PYTHON ?= $(PYTHON)
 GPU_PATH := build/path
 
-.PHONY: demo test test-all lint format clean bench gpu gpu-path report
+.PHONY: demo test test-all lint format clean bench gpu gpu-train gpu-path report
 
 ## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
 demo: $(STAMP)
@@ -54,6 +54,10 @@ bench: $(STAMP)
 ## gpu: GPU tests and benchmarks on one NVIDIA GPU, under nine minutes; GPU_ARGS="--only attention" for a part
 gpu: gpu-path
 	PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+
+## gpu-train: eager against our kernels on real data, minutes a call, resumable; DATA="--data cifar-32=folder:PATH"
+gpu-train: gpu-path
+	PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m benchmarks.gpu_train $(DATA) $(GPU_ARGS)
 
 ## gpu-path: the package and the benchmarks as one folder of links, for a Python that nothing is installed into
 gpu-path:

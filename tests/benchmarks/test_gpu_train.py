@@ -1,0 +1,41 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks.gpu_train import agreement, distance, main
+
+
+def log(values):
+    return [{"step": i, "d_loss": v, "g_loss": -v} for i, v in enumerate(values)]
+
+
+def test_distances_are_over_common_steps():
+    assert distance(log([1.0, 2.0, 9.0]), log([1.5, 2.5])) == pytest.approx(0.5)
+
+
+def test_agreement_sets_backends_against_seeds():
+    logs = {(b, s): log([s + (0.1 if b == "triton" else 0.0)] * 3) for b in ("eager", "triton") for s in (0, 1, 2)}
+    found = agreement(logs, ("eager", "triton"))
+    assert found["between_backends"] == pytest.approx(0.1)
+    assert found["between_seeds"] == pytest.approx((1 + 2 + 1) / 3)
+
+
+def test_runs_are_resumed_until_all_are_done(tmp_path, capsys):
+    args = ["--data", "shapes-32=shapes", "--device", "cpu", "--narrow", "4", "--batch-size", "4", "--steps", "3"]
+    args += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert main([*args, "--minutes", "0"]) == 0
+    assert "not all runs are done; call this again" in capsys.readouterr().out
+    assert main([*args, "--minutes", "5"]) == 0
+    assert "the backends agree within the spread of seeds" in capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "out" / "cpu.jsonl").read_text().splitlines()]
+    assert {r["provider"] for r in records} == {"eager", "sdpa"} and all(r["config"]["agree"] for r in records)
+    assert {p.name for p in (tmp_path / "out" / "samples").iterdir()} == {"shapes-32-eager.png", "shapes-32-sdpa.png"}
+
+
+def test_bad_input_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--data", "cifar-32=shapes"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    assert main(["--device", "cpu"]) == 2
+    assert "--data PRESET=SPEC must be given" in capsys.readouterr().err
