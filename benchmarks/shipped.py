@@ -1,6 +1,6 @@
 """Every launch that the shipped configs make for the standard shapes: what the report compiles and models.
 
-The launchers themselves are run, on tensors without memory (the meta device), while `kernels/launch.py` records.
+The launchers are run, on tensors without memory, while `kernels/launch.py` records.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from typing import Any
 import torch
 
 from benchmarks.shapes import BLOCK_SHAPES, ELEMENT_BYTES, SAGAN_MATRICES, BlockShape
+from sagan_fast.kernels.plan import Plan
 
 BLOCK_DTYPES = ("bf16", "fp16", "tf32", "fp32")
 MATRICES = "sagan-44-matrices"
 """Name of the spectral-norm workload in the report."""
 
-INFERENCE, FORWARD, BACKWARD, VARIANT = "inference", "forward", "backward", "variant"
-"""Forward that keeps nothing, forward that keeps what backward needs, backward, and what runs instead of these."""
+INFERENCE, FORWARD, BACKWARD = "inference", "forward", "backward"
+"""Forward that keeps nothing, forward that keeps what backward needs, backward."""
+FUNCTIONAL, VARIANT = "functional", "variant"
+"""Attention on given q, k, v; what runs instead of the others."""
 
 
 @dataclass(frozen=True)
 class Launch:
     """A plan with what it is for: the shape's name and the part of the work."""
 
-    plan: Any
+    plan: Plan
     shape: str
     part: str
 
@@ -73,6 +76,23 @@ def block_launches(shape: BlockShape, dtype: str, arch: int, channels_last: bool
     ]
 
 
+def functional_launches(shape: BlockShape, dtype: str, arch: int) -> list[Launch]:
+    """The launches of `functional.attention`, forward and backward, on q, k, v of the shape."""
+    from sagan_fast.kernels.attention.backward import attention_bwd
+    from sagan_fast.kernels.attention.forward import attention_fwd
+    from sagan_fast.kernels.launch import DTYPES, recording
+
+    def empty(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=DTYPES[dtype], device="meta")
+
+    rows = ((shape.N, shape.d_qk), (shape.M, shape.d_qk), (shape.M, shape.d_v))
+    q, k, v = (empty(shape.B, *size) for size in rows)
+    with recording(arch, dtype) as found:
+        out, lse = attention_fwd(q, k, v)
+        attention_bwd(torch.empty_like(out), q, k, v, out, lse)
+    return [Launch(plan, shape.name, FUNCTIONAL) for plan in found.plans]
+
+
 def library_products(shape: BlockShape, dtype: str) -> list[tuple[int, int]]:
     """FLOP and bytes of the backward products that PyTorch's library computes: dx, dW_theta,phi,g and dW_o."""
     n, D, size = shape.B * shape.N, 2 * shape.d_qk + shape.d_v, ELEMENT_BYTES[dtype]
@@ -105,10 +125,8 @@ def spectral_norm_launches(arch: int) -> list[Launch]:
 
 def launches(arch: int, channels_last: bool = True) -> list[Launch]:
     """All launches of all ops for `arch`, blocks on channels_last maps or on contiguous ones."""
-    blocks = [
-        launch
-        for shape in BLOCK_SHAPES
-        for dtype in BLOCK_DTYPES
-        for launch in block_launches(shape, dtype, arch, channels_last)
-    ]
-    return blocks + spectral_norm_launches(arch)
+    found = []
+    for shape in BLOCK_SHAPES:
+        for dtype in BLOCK_DTYPES:
+            found += block_launches(shape, dtype, arch, channels_last) + functional_launches(shape, dtype, arch)
+    return found + spectral_norm_launches(arch)
