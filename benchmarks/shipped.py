@@ -89,6 +89,7 @@ def functional_launches(shape: BlockShape, dtype: str, arch: int) -> list[Launch
     q, k, v = (empty(shape.B, *size) for size in rows)
     with recording(arch, dtype) as found:
         out, lse = attention_fwd(q, k, v)
+        assert lse is not None
         attention_bwd(torch.empty_like(out), q, k, v, out, lse)
     return [Launch(plan, shape.name, FUNCTIONAL) for plan in found.plans]
 
