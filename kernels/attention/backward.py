@@ -382,6 +382,7 @@ def block_bwd(
     (_, N, D_QK), D_V = q.shape, v.shape[2]
     d_y = d_y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
     d_o, delta, d_gamma = _delta(d_y, strides_of(x), w_o, b_o, o, gamma, delta_config)
+    assert d_o is not None and d_gamma is not None  # as there is a gamma
     has_gaps = argmax is not None and (H % 2 == 1 or W % 2 == 1)  # rows and columns in no window
     allocate = torch.zeros if has_gaps else torch.empty
     G = allocate((B, N, 2 * D_QK + D_V), device=q.device, dtype=q.dtype)

@@ -267,6 +267,6 @@ def plans(
         k, v, argmax = projection_fwd(x, w_phi, w_g, b_phi, b_g, pool=pool, save_argmax=backward)
         y, *kept = block_fwd(x, w_theta, k, v, w_o, gamma, b_theta, b_o, save=backward)
         if backward:
-            q, o, lse = kept
+            q, o, lse = (tensor for tensor in kept if tensor is not None)
             block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
     return found.plans
