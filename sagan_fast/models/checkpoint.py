@@ -22,6 +22,8 @@ KEYS = (
     "discriminator",
     "g_optimizer",
     "d_optimizer",
+    "g_scaler",
+    "d_scaler",
     "rng",
     "versions",
 )

@@ -18,6 +18,7 @@ from sagan_fast.models.config import (
     network_config,
 )
 from sagan_fast.ops.backends import BACKENDS
+from sagan_fast.training.precision import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class TrainConfig:
     """of the weights, the order of the images, the noise and the labels drawn"""
     device: str = "auto"
     """cpu, cuda or auto: cuda where there is one"""
+    precision: str = "auto"
+    """auto (bf16 on CUDA devices that have it, fp32 elsewhere), fp32, tf32, bf16 or fp16"""
     g_lr: float = 1e-4
     """Adam's learning rate of the generator"""
     d_lr: float = 4e-4
@@ -86,6 +89,7 @@ class TrainConfig:
             ("backend", BACKENDS),
             ("device", ("auto", "cpu", "cuda")),
             ("on_broken", ("fail", "skip")),
+            ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -64,10 +64,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainState:
         pin_memory=device.type == "cuda",
     )
     guard = Guard(config.collapse_patience)
-    with RunLog(run, state.step, config.steps) as log, _stop_on_signals() as stop:
+    with RunLog(run, state.step, config.steps) as log, _stop_on_signals() as stop, state.precision.products():
         log.say(
             f"{run}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
-            f"{device}, step {state.step} of {config.steps}"
+            f"{device}, {state.precision.name}, step {state.step} of {config.steps}"
         )
         totals: dict[str, torch.Tensor] = {}
         since, began = 0, time.perf_counter()
@@ -117,7 +117,7 @@ def checkpoint(state: TrainState, config: TrainConfig) -> dict[str, Any]:
 
 
 def network_values(state: TrainState) -> dict[str, float]:
-    """Return gamma of every attention block and the largest sigma of each network, for the log."""
+    """Return gamma of every attention block, the largest sigma of each network and skipped steps, for the log."""
     values = {}
     for letter, network, group in (
         ("g", state.generator, state.g_spectral),
@@ -127,6 +127,8 @@ def network_values(state: TrainState) -> dict[str, float]:
             if isinstance(module, SelfAttention2d):
                 values[f"gamma/{letter}.{name}"] = module.gamma.item()
         values[f"sigma_max/{letter}"] = max(float(sigma) for sigma in group.sigmas().values())
+    if state.precision.name == "fp16":
+        values |= {"skipped_steps/g": state.g_scaler.skipped, "skipped_steps/d": state.d_scaler.skipped}
     return values
 
 

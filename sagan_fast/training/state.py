@@ -13,11 +13,12 @@ from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_nor
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.precision import Precision, Scaler
 
 
 @dataclass
 class TrainState:
-    """Both networks, the averaged generator, their optimizers and spectral-norm groups, and the steps done."""
+    """Both networks, the averaged generator, their optimizers, spectral-norm groups and scalers, the steps done."""
 
     generator: Generator
     discriminator: Discriminator
@@ -26,9 +27,12 @@ class TrainState:
     d_optimizer: torch.optim.Optimizer
     g_spectral: SpectralNormGroup
     d_spectral: SpectralNormGroup
+    precision: Precision
+    g_scaler: Scaler
+    d_scaler: Scaler
     step: int = 0
 
-    MODULES = ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer")
+    MODULES = ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer", "g_scaler", "d_scaler")
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dictionaries."""
@@ -56,8 +60,10 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
         return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=True)
 
+    precision = Precision(config.precision, device)
     return TrainState(
         generator, discriminator, ema,
         adam(generator, config.g_lr), adam(discriminator, config.d_lr),
         fuse_spectral_norm(generator, update="step"), fuse_spectral_norm(discriminator, update="step"),
+        precision, precision.scaler(), precision.scaler(),
     )  # fmt: skip

@@ -64,27 +64,26 @@ def train_step(
 def discriminator_step(state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise) -> dict[str, Tensor]:
     """Update the discriminator on real and fake images in one forward."""
     y_fake = noise.classes()
-    with torch.no_grad():
-        fake = state.generator(noise.latent(), y_fake)
     y = None if y_real is None or y_fake is None else torch.cat([y_real, y_fake])
-    scores = state.discriminator(torch.cat([real, fake]), y)
+    with state.precision.autocast():
+        with torch.no_grad():
+            fake = state.generator(noise.latent(), y_fake)
+        scores = state.discriminator(torch.cat([real, fake.to(real.dtype)]), y)
     d_real, d_fake = scores.split([len(real), len(fake)])
     loss = discriminator_hinge(d_real, d_fake)
-    state.d_optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    state.d_optimizer.step()
+    state.d_scaler.update_with(loss, state.d_optimizer)
     state.d_spectral.step()
-    return {"d_loss": loss.detach(), "d_real": d_real.detach().mean(), "d_fake": d_fake.detach().mean()}
+    return {"d_loss": loss.detach(), "d_real": d_real.detach().float().mean(), "d_fake": d_fake.detach().float().mean()}
 
 
 def generator_step(state: TrainState, noise: Noise) -> dict[str, Tensor]:
     """Update the generator through the discriminator, whose weights want no gradient meanwhile."""
     y = noise.classes()
     state.discriminator.requires_grad_(False)
-    loss = generator_hinge(state.discriminator(state.generator(noise.latent(), y), y))
-    state.g_optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    state.g_optimizer.step()
+    with state.precision.autocast():
+        scores = state.discriminator(state.generator(noise.latent(), y), y)
+    loss = generator_hinge(scores)
+    state.g_scaler.update_with(loss, state.g_optimizer)
     state.g_spectral.step()
     state.discriminator.requires_grad_(True)
     return {"g_loss": loss.detach()}

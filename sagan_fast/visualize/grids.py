@@ -17,12 +17,12 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write the uint8 image (3, H, W) to `path`, whole or not at all; InputError if the place cannot be written."""
-    from torchvision.io import encode_png
+    from PIL import Image
 
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(encode_png(image.contiguous()).numpy().tobytes())
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,85 @@
+"""In what precision a run computes: autocast, loss scaling, TF32. Weights, spectral norm and losses stay float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagan_fast.errors import InputError
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """The precision `name` on `device`: "auto" is bf16 on CUDA devices that have it, fp32 elsewhere.
+
+    fp32 means IEEE products; tf32 lets the tensor cores round the inputs of float32 products; bf16 and fp16 are
+    autocast, fp16 with one loss scaler a network. Raises InputError where the device does not have it.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        has_bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        if name == "auto":
+            name = "bf16" if has_bf16 else "fp32"
+        if name == "bf16" and on_cuda and not has_bf16:
+            raise InputError(f"precision bf16 was asked for, but {torch.cuda.get_device_name(device)} does not have it")
+        if name in ("tf32", "fp16") and not on_cuda:
+            raise InputError(f"precision {name} needs a CUDA device, and this run is on {device}")
+        self.name, self.device = name, device
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Within it float32 products and convolutions on CUDA are IEEE, or TF32 unless the precision is fp32."""
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+        before = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee" if self.name == "fp32" else "tf32"
+        try:
+            yield
+        finally:
+            for backend, was in zip(backends, before, strict=True):
+                backend.fp32_precision = was
+
+    def autocast(self) -> torch.autocast:
+        """Return the context for the forward passes."""
+        dtype = _AUTOCAST.get(self.name)
+        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def scaler(self) -> Scaler:
+        """Return a loss scaler for one network: it scales under fp16 and does nothing otherwise."""
+        return Scaler(self.device.type, enabled=self.name == "fp16")
+
+
+class Scaler(torch.amp.GradScaler):
+    """A GradScaler that does a whole update and counts the steps it skipped."""
+
+    def __init__(self, device: str, enabled: bool) -> None:
+        super().__init__(device, enabled=enabled)
+        self.skipped = 0
+
+    def update_with(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Differentiate the scalar `loss` and let `optimizer` step, unless a gradient overflowed under fp16."""
+        optimizer.zero_grad(set_to_none=True)
+        self.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.step(optimizer)
+        if self.is_enabled():
+            before = self.get_scale()
+            self.update()
+            self.skipped += self.get_scale() < before
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the scale and its growth, empty unless scaling, and the number of steps skipped."""
+        return {**super().state_dict(), "skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Take over what `state_dict` returned."""
+        state = dict(state_dict)
+        self.skipped = int(state.pop("skipped", 0))
+        if self.is_enabled():
+            super().load_state_dict(state)
