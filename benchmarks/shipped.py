@@ -1,13 +1,11 @@
 """Every launch that the shipped configs make for the standard shapes: what the report compiles and models.
 
-The launchers are run, on tensors without memory, while `kernels/launch.py` records.
+`plans` of each op's configs run the launchers, on tensors without memory, while `kernels/launch.py` records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -35,45 +33,18 @@ class Launch:
 
 def block_launches(shape: BlockShape, dtype: str, arch: int, channels_last: bool = True) -> list[Launch]:
     """The launches of a block: inference, forward and backward in training, each in order."""
-    from sagan_fast.kernels.attention.backward import block_bwd
-    from sagan_fast.kernels.attention.forward import block_fwd
-    from sagan_fast.kernels.launch import DTYPES, recording
-    from sagan_fast.kernels.projection.forward import projection_fwd
+    from sagan_fast.kernels.attention.configs import plans
 
-    def empty(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=DTYPES[dtype], device="meta")
+    def record(backward: bool) -> list[Plan]:
+        return plans(
+            shape.B, shape.C, shape.H, shape.W, shape.d_qk, shape.d_v,
+            pool=shape.pool, out_proj=shape.out_proj, bias=shape.bias,
+            dtype=dtype, arch=arch, channels_last=channels_last, backward=backward,
+        )  # fmt: skip
 
-    C, d_qk, d_v = shape.C, shape.d_qk, shape.d_v
-    x = empty(shape.B, C, shape.H, shape.W)
-    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    w_theta, w_phi, w_g, w_qkv = empty(d_qk, C), empty(d_qk, C), empty(d_v, C), empty(2 * d_qk + d_v, C)
-    w_o = empty(C, d_v) if shape.out_proj else None
-    b_theta, b_phi, b_g = (empty(d) if shape.bias else None for d in (d_qk, d_qk, d_v))
-    b_o = empty(C) if shape.bias and shape.out_proj else None
-    gamma = torch.empty((), device="meta")
-
-    def forward(keep: bool) -> tuple[Any, ...]:
-        k, v, argmax = projection_fwd(x, w_phi, w_g, b_phi, b_g, pool=shape.pool, save_argmax=keep)
-        y, q, o, lse = block_fwd(x, w_theta, k, v, w_o, gamma, b_theta, b_o, save=keep)
-        return y, q, k, v, o, lse, argmax
-
-    kept: list[Any] = []
-
-    def backward() -> None:
-        y, *saved = kept
-        block_bwd(torch.empty_like(y), x, w_qkv, w_o, b_o, gamma, *saved)
-
-    def record(part: str, run: Callable[[], Any]) -> list[Launch]:
-        with recording(arch, dtype) as found:
-            result = run()
-        kept[:] = result or ()
-        return [Launch(plan, shape.name, part) for plan in found.plans]
-
-    return [
-        *record(INFERENCE, lambda: forward(False)),
-        *record(FORWARD, lambda: forward(True)),
-        *record(BACKWARD, backward),
-    ]
+    inference = [Launch(plan, shape.name, INFERENCE) for plan in record(False)]
+    training = [Launch(plan, shape.name, BACKWARD if "bwd" in plan.name else FORWARD) for plan in record(True)]
+    return inference + training
 
 
 def functional_launches(shape: BlockShape, dtype: str, arch: int) -> list[Launch]:
