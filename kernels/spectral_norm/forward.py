@@ -16,7 +16,7 @@ order: the same bits in every run and on every rank. float32 throughout. Oracle:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -483,7 +483,7 @@ def launch_sweep(shared, tables: Tables, partial: Tensor, dtype, first: bool, ad
     )
 
 
-def sweep_constexprs(layout: Layout, dtype, first: bool) -> dict:
+def sweep_constexprs(layout: Layout, dtype, first: bool) -> dict[str, Any]:
     """Return the compile-time arguments of the sweep of `layout`, but for ADVANCE."""
     unit = vector(dtype.primitive_bitwidth // 8)
     if layout.v_first:

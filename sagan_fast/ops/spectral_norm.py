@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sagan_fast.kernels.checks import FLOAT_DTYPES
 from sagan_fast.kernels.spectral_norm import eager, reference
+from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
 
 _OP = "spectral_norm_group"
@@ -84,8 +86,7 @@ def choose(op: str, backend: str, weights: Sequence[Tensor]) -> str:
 def triton_refusal(weights: Sequence[Tensor]) -> str | None:
     """Return why the Triton kernels cannot take `weights`, or None if they can."""
     try:
-        from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
-        from sagan_fast.kernels.spectral_norm.forward import FLOAT_DTYPES
+        import triton  # noqa: F401
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -170,11 +171,12 @@ def forward_all(
     dtype = compute_dtype(weights[0])
     exact_us = [u if u.dtype == dtype and u.is_contiguous() else u.to(dtype).contiguous() for u in us]
     exact_vs = [v if v.dtype == dtype and v.is_contiguous() else v.to(dtype).contiguous() for v in vs]
+    launcher: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = eager.spectral_norm_fwd
     if backend == "triton":
         from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
-    else:
-        spectral_norm_fwd = eager.spectral_norm_fwd
-    result = spectral_norm_fwd(
+
+        launcher = spectral_norm_fwd
+    result = launcher(
         [weight.detach() for weight in weights],
         exact_us,
         exact_vs,
@@ -188,7 +190,8 @@ def forward_all(
     for given, exact in zip((*us, *vs), (*exact_us, *exact_vs), strict=True):
         if update and given is not exact:
             given.copy_(exact)
-    return tuple(result)
+    flat, sigmas, flat_u, flat_v = result
+    return flat, sigmas, flat_u, flat_v
 
 
 def split(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -17,14 +17,10 @@ backends = pytest.mark.parametrize("backend", ["eager", "triton"])
 
 def check(generator, shapes, backend, update=True, n_power_iterations=1):
     weights, us, vs = spectral_norm_inputs(shapes, generator)
-    truths = [
-        spectral_norm_truth(*one, n_power_iterations, update) for one in zip(weights, us, vs, strict=True)
-    ]
+    truths = [spectral_norm_truth(*one, n_power_iterations, update) for one in zip(weights, us, vs, strict=True)]
     weights = [w.requires_grad_() for w in weights]
     grads = [randn(*w.shape, generator=generator, dtype=torch.float32) for w in weights]
-    outs = spectral_norm_group(
-        weights, us, vs, n_power_iterations=n_power_iterations, update=update, backend=backend
-    )
+    outs = spectral_norm_group(weights, us, vs, n_power_iterations=n_power_iterations, update=update, backend=backend)
     d_weights = torch.autograd.grad(outs, weights, grads)
     for out, u, v, d_weight, weight, grad, (out_truth, sigma, u_truth, v_truth) in zip(
         outs, us, vs, d_weights, weights, grads, truths, strict=True
@@ -163,9 +159,7 @@ def test_opcheck(generator, backend):
     weights, us, vs = spectral_norm_inputs([(16, 27), (8, 3, 3, 3)], generator)
     # What lies between the matrices in the flat results is left as it was, and differs from run to run.
     utils = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        _forward_op, (weights, us, vs, 1, 1e-12, True, torch.float32, backend), test_utils=utils
-    )
+    torch.library.opcheck(_forward_op, (weights, us, vs, 1, 1e-12, True, torch.float32, backend), test_utils=utils)
     _, sigmas, u, v = _forward_op(weights, us, vs, 1, 1e-12, False, torch.float32, backend)
     grads = [randn(*weights[0].shape, generator=generator, dtype=torch.float32), None]
     torch.library.opcheck(_backward_op, (grads, weights, sigmas, u, v, backend), test_utils=utils)
