@@ -231,8 +231,19 @@ def gradient(
     """Return dW for every grad of W/sigma that is not None; differentiable in the grads and the weights."""
     if all(grad is None for grad in grads):
         return (None,) * len(grads)
+    if (
+        torch.compiler.is_compiling()
+    ):  # where there is no double backward, and 2.11 traces no Function inside a backward
+        return _gradients(backend, sigmas, u, v, grads, weights)
     out: tuple[Tensor | None, ...] = _GradientFunction.apply(backend, sigmas, u, v, len(weights), *grads, *weights)
     return out
+
+
+def _gradients(
+    backend: str, sigmas: Tensor, u: Tensor, v: Tensor, grads: Sequence[Tensor | None], weights: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    flat = _backward_op(list(grads), list(weights), sigmas, u, v, backend)
+    return tuple(None if grad is None else d_weight for grad, d_weight in zip(grads, split(flat, weights), strict=True))
 
 
 class _GradientFunction(torch.autograd.Function):
@@ -244,10 +255,7 @@ class _GradientFunction(torch.autograd.Function):
         ctx.save_for_backward(u, v, *tensors)
         ctx.count = count
         ctx.set_materialize_grads(False)
-        flat = _backward_op(grads, weights, sigmas, u, v, backend)
-        return tuple(
-            None if grad is None else d_weight for grad, d_weight in zip(grads, split(flat, weights), strict=True)
-        )
+        return _gradients(backend, sigmas, u, v, grads, weights)
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
