@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,54 @@ def assert_close_to_truth(
 def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
     """Return `scale` times normal random numbers of `shape` and `dtype`, drawn in float64 on the CPU."""
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+
+# fmt: off
+SAGAN_MATRICES = [
+    # generator of the released 128x128 model
+    (16384, 128), (1024, 9216), (1024, 9216), (1024, 1024), (512, 9216), (512, 4608), (512, 1024), (256, 4608),
+    (256, 2304), (256, 512), (128, 2304), (128, 1152), (128, 256), (64, 1152), (64, 576), (64, 128), (32, 256),
+    (32, 256), (128, 256), (256, 128), (3, 576),
+    # discriminator, with its projection of 1000 classes
+    (64, 27), (64, 576), (64, 3), (128, 576), (128, 1152), (128, 64), (256, 1152), (256, 2304), (256, 128),
+    (512, 2304), (512, 4608), (512, 256), (1024, 4608), (1024, 9216), (1024, 512), (1024, 9216), (1024, 9216),
+    (16, 128), (16, 128), (64, 128), (128, 64), (1, 1024), (1000, 1024),
+]
+"""R and K of the 44 spectral-normed weights of SAGAN, 287 MB in float32."""
+# fmt: on
+
+
+def spectral_norm_inputs(
+    shapes: Sequence[tuple[int, ...]], generator: torch.Generator, dtype: torch.dtype = torch.float32, steps: int = 2
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return random weights of `shapes` and `dtype`, and float32 u and v after `steps` iterations from random ones.
+
+    Not from random ones as they are: sigma = uᵀWv would be a sum that cancels, whose float32 error measures nothing.
+    """
+    weights = [randn(*shape, generator=generator, dtype=dtype, scale=0.1) for shape in shapes]
+    us, vs = [], []
+    for weight in weights:
+        matrix = weight.double().flatten(1)
+        v = randn(matrix.shape[1], generator=generator)
+        for _ in range(steps):
+            u = torch.nn.functional.normalize(matrix @ v, dim=0)
+            v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
+        us.append(u.float())
+        vs.append(v.float())
+    return weights, us, vs
+
+
+def spectral_norm_truth(
+    weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int = 1, update: bool = True, v_first: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return W/sigma, sigma, u and v in float64, one weight at a time, in either order of the iteration."""
+    matrix, u, v = weight.detach().double().flatten(1), u.double(), v.double()
+    for _ in range(n_power_iterations if update else 0):
+        if v_first:
+            v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
+            u = torch.nn.functional.normalize(matrix @ v, dim=0)
+        else:
+            u = torch.nn.functional.normalize(matrix @ v, dim=0)
+            v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
+    sigma = u @ matrix @ v
+    return (matrix / sigma).view(weight.shape), sigma, u, v

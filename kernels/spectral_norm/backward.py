@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..checks import check_dtype, check_shape
-from .forward import FLOAT_DTYPES, TRITON_DTYPES, Normalised
-from .tables import FIELDS, FLAT_ALIGNED, K, OFFSET_UNIT, OUT, R, T, W, Z, is_capturing, tile_items
+from ..checks import FLOAT_DTYPES, check_dtype, check_shape
+from .forward import TRITON_DTYPES
+from .tables import FIELDS, FLAT_ALIGNED, OFFSET_UNIT, OUT, K, R, T, W, Z, is_capturing, tables_for, tile_items
 
 _FIELDS = tl.constexpr(FIELDS)
 _W, _R, _K, _OUT, _Z, _T, _FLAT_ALIGNED = (tl.constexpr(i) for i in (W, R, K, OUT, Z, T, FLAT_ALIGNED))
@@ -158,14 +158,16 @@ def _d_weight(
         tl.store(d_weight_ptr + offs, d_weight.to(d_weight_ptr.dtype.element_ty), mask=mask)
 
 
-def spectral_norm_bwd(grads: Sequence[Tensor | None], weights: Sequence[Tensor], forward: Normalised) -> Tensor:
-    """Return dW of all matrices in one flat tensor of the weights' dtype, laid out as `forward.out`.
+def spectral_norm_bwd(
+    grads: Sequence[Tensor | None], weights: Sequence[Tensor], sigmas: Tensor, u: Tensor, v: Tensor
+) -> Tensor:
+    """Return dW of all matrices in one flat tensor of the weights' dtype, laid out as the forward's W/sigma.
 
     `grads` of W/sigma, of one dtype, each with the shape of its weight, or None: that matrix's part of the result is
-    left unwritten. `weights` are those `forward` was made of, unchanged since.
+    left unwritten. `weights` are those of the forward, unchanged since; `sigmas`, `u` and `v` as it returned them.
     """
     op = "spectral_norm_bwd"
-    tables, device = forward.tables, forward.sigmas.device
+    tables, device = tables_for(weights, weights, weights, False), sigmas.device  # u and v come in the flat copies
     layout, config = tables.layout, tables.layout.config
     present = [grad for grad in grads if grad is not None]
     d_weight = torch.empty(layout.sizes[0], device=device, dtype=weights[0].dtype)
@@ -187,8 +189,8 @@ def spectral_norm_bwd(grads: Sequence[Tensor | None], weights: Sequence[Tensor],
             ELEMENTS=config.scale_elements, num_warps=config.num_warps, enable_fp_fusion=True,
         )  # fmt: skip
         _d_weight_kernel[(len(items.tiles),)](
-            tables.matrices, items.tiles, items.firsts, addresses, partial, forward.sigmas, forward.u, forward.v,
-            d_weight, UNIT=16 // min(present[0].element_size(), weights[0].element_size()), G_DTYPE=dtype,
+            tables.matrices, items.tiles, items.firsts, addresses, partial, sigmas, u, v, d_weight,
+             UNIT=16 // min(present[0].element_size(), weights[0].element_size()), G_DTYPE=dtype,
             BLOCK=config.chunk, num_warps=config.num_warps, enable_fp_fusion=True,
         )  # fmt: skip
     return d_weight

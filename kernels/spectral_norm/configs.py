@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..plan import POINTER_TYPES, Plan
 
@@ -51,7 +52,9 @@ def widest(sizes: Sequence[int]) -> int:
     return width_of(max(sizes)) if sizes else 0
 
 
-def plans(matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: str = "fp32", arch: int = 90) -> list[Plan]:
+def plans(
+    matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: str = "fp32", arch: int = 90
+) -> list[Plan]:
     """Return every launch of W/sigma and of its gradient for `matrices` (R, K), as `Plan`s.
 
     `dtype` of the weights, `out_dtype` of W/sigma and of the gradient that comes back: "fp32", "fp16" or "bf16". Both
@@ -70,7 +73,9 @@ def plans(matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: s
     rows, columns = sum(R for R, _ in matrices), sum(K for _, K in matrices)
     found = []
 
-    def add(name: str, kernel: object, signature: dict[str, str], constexprs: dict, warps: int, grid: int, **rest) -> None:
+    def add(
+        name: str, kernel: object, signature: dict[str, str], constexprs: dict[str, Any], warps: int, grid: int, **rest
+    ) -> None:
         found.append(
             Plan(
                 name=name,
@@ -93,9 +98,11 @@ def plans(matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: s
         vectors = dict.fromkeys(("z_ptr", "t_ptr", "norms_ptr"), "*fp32") | {"eps": "fp32"}
         shared = {"matrices_ptr": "*i64", "items_ptr": "*i32"} | vectors
         order = "v first" if v_first else "u first"
-        for first, advance in ((True, True), (False, True)) if v_first else ((True, True), (False, True), (True, False)):
+        for first, advance in (
+            ((True, True), (False, True)) if v_first else ((True, True), (False, True), (True, False))
+        ):
             constexprs = forward.sweep_constexprs(layout, triton_dtypes[dtype], first)
-            options = {"enable_fp_fusion": True}
+            options: dict[str, Any] = {"enable_fp_fusion": True}
             if not v_first:
                 constexprs["ADVANCE"] = advance
                 if config.sweep_maxnreg is not None:

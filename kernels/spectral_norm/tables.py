@@ -34,16 +34,28 @@ class Shape:
     aligned: bool
 
 
-def shape_of(weight: Tensor) -> Shape | None:
-    """Return the shape of `weight` (R, ...) as a matrix, or None if its elements are not dense row after row."""
-    rows = weight.shape[0]
-    columns = weight.numel() // rows if rows else 0
-    aligned = columns % vector(weight.element_size()) == 0 and weight.data_ptr() % 16 == 0
+def is_dense(weight: Tensor) -> bool:
+    """Return whether the elements of `weight` (R, ...) lie row after row: contiguous or channels_last."""
+    return weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+
+
+def column_groups(weight: Tensor) -> tuple[int, int]:
+    """Return C and S of a dense `weight`: its columns are stored as S groups of C."""
+    columns = weight.numel() // weight.shape[0]
     if weight.is_contiguous():
-        return Shape(rows, columns, columns, 1, aligned)
-    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        return Shape(rows, columns, weight.shape[1], columns // weight.shape[1], aligned)
-    return None
+        return columns, 1
+    return weight.shape[1], columns // weight.shape[1]
+
+
+def shape_of(weight: Tensor) -> Shape:
+    """Return the shape of a dense `weight` (R, ...) as a matrix."""
+    R, (C, S) = weight.shape[0], column_groups(weight)
+    return Shape(R, C * S, C, S, C * S % vector(weight.element_size()) == 0 and weight.data_ptr() % 16 == 0)
+
+
+def offsets(sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """Return where vectors of `sizes` start in a flat buffer, and its size."""
+    return _offsets(sizes, OFFSET_UNIT)
 
 
 @dataclass(frozen=True)
@@ -105,10 +117,10 @@ def layout_of(shapes: tuple[Shape, ...], v_first: bool) -> Layout:
         for chunk in range(-(-shape.R * shape.K // config.scale_elements))
     ]
     counts = [-(-shape.R * shape.K // config.scale_elements) for shape in shapes]
-    out, out_size = _offsets([shape.R * shape.K for shape in shapes], OFFSET_UNIT)
-    z, z_size = _offsets([shape.R for shape in shapes], OFFSET_UNIT)
-    t, t_size = _offsets([shape.K for shape in shapes], OFFSET_UNIT)
-    partial, partial_size = _offsets(partial_sizes, OFFSET_UNIT)
+    out, out_size = offsets([shape.R * shape.K for shape in shapes])
+    z, z_size = offsets([shape.R for shape in shapes])
+    t, t_size = offsets([shape.K for shape in shapes])
+    partial, partial_size = offsets(partial_sizes)
     return Layout(
         config=config,
         shapes=shapes,
@@ -161,16 +173,14 @@ def tables_for(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Ten
             _captured.append(found)
         return found
     refuse_in_capture(device, "the addresses of the weights, us and vs have to be uploaded")
-    layout = layout_of(shapes, v_first)  # type: ignore[arg-type]
+    layout = layout_of(shapes, v_first)
     rows = []
     for index, shape in enumerate(layout.shapes):
         fields = [0] * FIELDS
-        fields[W], fields[U], fields[V] = (
-            tensor.data_ptr() for tensor in (weights[index], us[index], vs[index])
-        )
+        fields[W], fields[U], fields[V] = (tensor.data_ptr() for tensor in (weights[index], us[index], vs[index]))
         fields[R], fields[K], fields[C], fields[S] = shape.R, shape.K, shape.C, shape.S
         fields[OUT], fields[Z], fields[T], fields[PARTIAL] = (
-            offsets[index] // OFFSET_UNIT for offsets in (layout.out, layout.z, layout.t, layout.partial)
+            starts[index] // OFFSET_UNIT for starts in (layout.out, layout.z, layout.t, layout.partial)
         )
         fields[PARTS] = layout.parts[index]
         fields[CHUNKS], fields[ALIGNED] = layout.chunks[index], int(shape.aligned)
@@ -186,8 +196,6 @@ def tables_for(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Ten
     return _tables[key]
 
 
-
-
 def is_capturing(device: torch.device) -> bool:
     """Return whether a CUDA graph is being captured on the current stream."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -197,21 +205,21 @@ def refuse_in_capture(device: torch.device, what: str) -> None:
     """Raise RuntimeError while a CUDA graph is captured."""
     if is_capturing(device):
         raise RuntimeError(
-            f"spectral_norm: a CUDA graph must be captured after one run outside of it = a warm-up, got a capture where "
-            f"{what}"
+            "spectral_norm: a CUDA graph must be captured after one run outside of it = a warm-up, got a capture "
+            f"in which {what}"
         )
 
 
 @dataclass(frozen=True)
 class TileItems:
-    """`tiles` (programs, 4) int32: matrix, first row, first column / 128, rows; `firsts` (L + 1,): first items in `flat`."""
+    """`tiles` (programs, 4) int32: matrix, first row, first column / 128, rows; `firsts` (L + 1,): first in `flat`."""
 
     tiles: Tensor
     firsts: Tensor
 
 
 def tiles_of(layout: Layout) -> list[tuple[int, int, int, int]]:
-    """Return the tiles of all matrices, (matrix, first row, first column / 128, rows), 1024 columns wide, 128 for narrow."""
+    """Return (matrix, first row, first column / 128, rows) of tiles 1024 columns wide, 128 for narrow matrices."""
     tiles = []
     for index, shape in enumerate(layout.shapes):
         width = 128 if shape.K <= 128 else 1024

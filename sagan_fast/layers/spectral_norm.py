@@ -1,4 +1,7 @@
-"""Spectral norm as a parametrization, and all spectral-normed weights of a model as one group."""
+"""Spectral norm as a parametrization, and the fusion of every spectral norm of a model, ours or others', into a group.
+
+Miyato et al. 2018. Drop-in for `torch.nn.utils.parametrizations.spectral_norm`, computed in float32 always.
+"""
 
 from __future__ import annotations
 
@@ -9,66 +12,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
 from sagan_fast.kernels.spectral_norm import reference
-from sagan_fast.ops.spectral_norm import spectral_norm_group
+from sagan_fast.layers.spectral_norm_group import AdvanceHook, Link, Member, SpectralNormGroup, rows_first
+from sagan_fast.ops.spectral_norm import compute_dtype, spectral_norm_group
+
+__all__ = ["SpectralNorm", "SpectralNormGroup", "fuse_spectral_norm", "spectral_norm"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-
-class _Link:
-    """Says which group moves u and v of a parametrization; a deep copy of it is unlinked."""
-
-    def __init__(self, group: SpectralNormGroup | None = None) -> None:
-        self.group = group
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Link:
-        return _Link()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Link, ()
+_WARM_UP_ITERATIONS = 15  # as torch's parametrization
 
 
 class SpectralNorm(nn.Module):
-    """Parametrization W -> W/sigma with the buffers `_u` (R,) and `_v` (K,), float32."""
+    """Parametrization W -> W/sigma with the buffers `_u` (R,) and `_v` (K,), float32 (float64 for a float64 weight).
+
+    In a group it returns the group's W/sigma; alone, and in a deep copy of a fused model, it advances u and v at every
+    access in training mode. A weight of one axis is divided by its length.
+    """
 
     _u: Tensor
     _v: Tensor
 
-    def __init__(
-        self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0, eps: float = 1e-12, warm_up: int = 15
-    ) -> None:
+    def __init__(self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0, eps: float = 1e-12) -> None:
         super().__init__()
         if n_power_iterations < 1:
             raise ValueError(
-                f"spectral_norm: n_power_iterations must be positive = at least 1, got {n_power_iterations}"
+                f"spectral_norm: n_power_iterations must be positive = 1 or more, got {n_power_iterations}"
             )
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim, eps
-        self.link = _Link()
+        self.link = Link()
         if weight.ndim > 1:
             with torch.no_grad():
-                matrix = weight.movedim(dim, 0).flatten(1).float()
+                matrix = rows_first(weight.detach(), dim).flatten(1).to(compute_dtype(weight))
                 R, K = matrix.shape
                 u = F.normalize(matrix.new_empty(R).normal_(), dim=0, eps=eps)
                 v = F.normalize(matrix.new_empty(K).normal_(), dim=0, eps=eps)
-                u, v = reference.power_iteration(matrix, u, v, warm_up, eps)
+                u, v = reference.power_iteration(matrix, u, v, _WARM_UP_ITERATIONS, eps)
             self.register_buffer("_u", u)
             self.register_buffer("_v", v)
+
+    @classmethod
+    def taking_over(cls, theirs: Any) -> SpectralNorm:
+        """Return the equal of torch's parametrization `theirs`, with its own u and v."""
+        ours = cls.__new__(cls)
+        nn.Module.__init__(ours)
+        ours.n_power_iterations, ours.dim, ours.eps = theirs.n_power_iterations, theirs.dim, theirs.eps
+        ours.link = Link()
+        ours.register_buffer("_u", theirs._u)
+        ours.register_buffer("_v", theirs._v)
+        return ours.train(theirs.training)
 
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
-        group = self.link.group
-        update = self.training and (group is None or group.update == "forward")
+        shared = self.link.normalised(weight)
+        if shared is not None:
+            return shared
         (out,) = spectral_norm_group(
-            [weight.movedim(self.dim, 0)],
+            [rows_first(weight, self.dim)],
             [self._u],
             [self._v],
             n_power_iterations=self.n_power_iterations,
             eps=self.eps,
-            update=update,
+            update=self.link.moves(self.training),
         )
-        return out.movedim(0, self.dim)
+        return out.movedim(0, self.dim) if self.dim else out
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value
@@ -77,8 +87,12 @@ class SpectralNorm(nn.Module):
 def spectral_norm(module: ModuleT, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12) -> ModuleT:
     """Return `module` with its parameter `name` divided by its largest singular value on every access.
 
-    Like `torch.nn.utils.parametrizations.spectral_norm`, with the same keys in the state dict, but always in float32,
-    also under autocast. u and v advance at every access in training mode and never in evaluation.
+    Like `torch.nn.utils.parametrizations.spectral_norm`: the same keys in the state dict
+    (`parametrizations.weight.original`, `parametrizations.weight.0._u`, `._v`), 15 iterations to start with, rows along
+    the output channels; u and v advance at every access in training and never in evaluation. Unlike it, always in
+    float32, also under autocast and for half-precision weights.
+
+    Raises ValueError if `module` has no such parameter.
     """
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
@@ -88,69 +102,199 @@ def spectral_norm(module: ModuleT, name: str = "weight", n_power_iterations: int
     return module
 
 
-class SpectralNormGroup:
-    """All spectral-normed weights of a model; made by `fuse_spectral_norm`."""
+class _LegacyHook(LegacySpectralNorm):
+    """torch's older forward pre-hook, which sets the module's weight, with the group's W/sigma."""
 
-    def __init__(self, members: dict[str, tuple[SpectralNorm, nn.Module]], update: str) -> None:
-        self.update = update
-        self._members = members
-        for norm, _ in members.values():
-            norm.link.group = self
+    link: Link
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the modules, as in `model.named_modules()`."""
-        return list(self._members)
+    @classmethod
+    def taking_over(cls, theirs: LegacySpectralNorm) -> _LegacyHook:
+        ours = cls(theirs.name, theirs.n_power_iterations, theirs.dim, theirs.eps)
+        ours.link = Link()
+        return ours
 
-    def __len__(self) -> int:
-        return len(self._members)
+    def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
+        weight = getattr(module, self.name + "_orig")
+        shared = self.link.normalised(weight)
+        if shared is not None:
+            return shared
+        with torch.autocast(weight.device.type, enabled=False):
+            return super().compute_weight(module, self.link.moves(do_power_iteration))
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Advance u and v of every weight; call it once after each optimizer step."""
-        for norm, parametrized in self._members.values():
-            spectral_norm_group(
-                [parametrized.original.movedim(norm.dim, 0)],  # type: ignore[union-attr,operator]
-                [norm._u],
-                [norm._v],
+    def remove(self, module: nn.Module) -> None:
+        super().remove(module)
+        weight = getattr(module, self.name)
+        weight.data = weight.data.clone()  # its memory is the group's
+
+
+class _BigGANWeight:
+    """In the place of the method `W_` of a BigGAN-PyTorch layer (layers.py, class SN): the group's W/sigma.
+
+    The layer keeps only u; v = Wᵀu/|Wᵀu| is found anew when someone else changed u (a checkpoint was loaded).
+    """
+
+    def __init__(self, module: nn.Module, dim: int) -> None:
+        self.module, self.dim = module, dim
+        self.link = Link()
+        self.u_version = -1
+
+    def __call__(self) -> Tensor:
+        shared = self.link.normalised(self.module.weight)  # type: ignore[arg-type]
+        if shared is not None:
+            return shared
+        out: Tensor = type(self.module).W_(self.module)  # type: ignore[attr-defined]
+        return out
+
+    def prepare(self) -> None:
+        u0: Any = self.module.u0
+        if u0._version != self.u_version:
+            matrix = rows_first(self.module.weight.detach(), self.dim).flatten(1).float()  # type: ignore[operator,arg-type]
+            v = F.normalize(torch.mv(matrix.t(), u0[0].float()), dim=0, eps=self.module.eps)  # type: ignore[arg-type]
+            self.module.sagan_fast_v.copy_(v)  # type: ignore[operator]
+            self.u_version = u0._version
+
+    def after_step(self) -> None:
+        self.u_version = self.module.u0._version  # type: ignore[assignment]
+
+
+def _parametrized(name: str, module: nn.Module) -> list[Member]:
+    """Return the spectral-normed weights of a module with parametrizations, ours and torch's, which become ours."""
+    members = []
+    for tensor_name, chain in module.parametrizations.items():  # type: ignore[union-attr,operator]
+        norm = chain[0]
+        if any(isinstance(later, (SpectralNorm, parametrizations._SpectralNorm)) for later in list(chain)[1:]):
+            warnings.warn(
+                f"fuse_spectral_norm leaves {name}.{tensor_name} alone: another parametrization comes before",
+                stacklevel=3,
+            )
+        if isinstance(norm, parametrizations._SpectralNorm) and hasattr(norm, "_u"):
+            chain[0] = norm = SpectralNorm.taking_over(norm)
+        if not isinstance(norm, SpectralNorm) or not hasattr(norm, "_u"):
+            continue
+
+        def is_alive(norm: SpectralNorm = norm, tensor_name: str = tensor_name) -> bool:
+            chains = getattr(module, "parametrizations", {})
+            return tensor_name in chains and chains[tensor_name][0] is norm
+
+        members.append(
+            Member(
+                name=_name(name, tensor_name),
+                weight_at=(chain, "original"),
+                u_at=(norm, "_u"),
+                v_at=(norm, "_v"),
+                link=norm.link,
+                dim=norm.dim,
                 n_power_iterations=norm.n_power_iterations,
                 eps=norm.eps,
+                v_first=False,
+                is_alive=is_alive,
             )
-
-    @torch.no_grad()
-    def sigmas(self) -> dict[str, float]:
-        """Return sigma of every weight by module name."""
-        found = [
-            reference.normalise(
-                parametrized.original.movedim(norm.dim, 0).flatten(1).float(),  # type: ignore[union-attr,operator]
-                norm._u.float(),
-                norm._v.float(),
-            )[1]
-            for norm, parametrized in self._members.values()
-        ]
-        return dict(zip(self._members, torch.stack(found).tolist(), strict=True)) if found else {}
+        )
+    return members
 
 
-def fuse_spectral_norm(model: nn.Module, *, update: Literal["step", "forward"] = "step") -> SpectralNormGroup:
-    """Take over every spectral-normed weight of `model`, keeping its parameters, u and v; return the group.
+def _legacy(name: str, module: nn.Module) -> list[Member]:
+    """Return the weights of a module that torch's older hook normalises; ours takes the hook's place."""
+    members = []
+    for key, hook in module._forward_pre_hooks.items():
+        if not isinstance(hook, LegacySpectralNorm):
+            continue
+        if not isinstance(hook, _LegacyHook):
+            module._forward_pre_hooks[key] = hook = _LegacyHook.taking_over(hook)
 
-    With `update="step"` u and v advance only in `group.step()`; with "forward" at every training forward.
+        def is_alive(key: int = key, hook: _LegacyHook = hook) -> bool:
+            return module._forward_pre_hooks.get(key) is hook
+
+        members.append(
+            Member(
+                name=_name(name, hook.name),
+                weight_at=(module, hook.name + "_orig"),
+                u_at=(module, hook.name + "_u"),
+                v_at=(module, hook.name + "_v"),
+                link=hook.link,
+                dim=hook.dim,
+                n_power_iterations=hook.n_power_iterations,
+                eps=hook.eps,
+                v_first=True,
+                is_alive=is_alive,
+            )
+        )
+    return members
+
+
+def _biggan(name: str, module: Any) -> list[Member]:
+    """Return the weight of a BigGAN-PyTorch layer, whose method `W_` ours replaces."""
+    if not (callable(getattr(module, "W_", None)) and hasattr(module, "u0") and hasattr(module, "sv0")):
+        return []
+    if getattr(module, "num_svs", 1) != 1:
+        warnings.warn(
+            f"fuse_spectral_norm leaves {name} alone: it keeps {module.num_svs} singular values", stacklevel=3
+        )
+        return []
+    ours = module.__dict__.get("W_")
+    if not isinstance(ours, _BigGANWeight):
+        ours = _BigGANWeight(module, int(getattr(module, "transpose", False)))
+        columns = module.weight.numel() // module.u0.numel()
+        module.register_buffer("sagan_fast_v", module.u0.new_zeros(columns, dtype=torch.float32), persistent=False)
+        module.W_ = ours
+    return [
+        Member(
+            name=_name(name, "weight"),
+            weight_at=(module, "weight"),
+            u_at=(module, "u0"),
+            v_at=(module, "sagan_fast_v"),
+            link=ours.link,
+            dim=ours.dim,
+            n_power_iterations=getattr(module, "num_itrs", 1),
+            eps=getattr(module, "eps", 1e-12),
+            v_first=True,
+            is_alive=lambda: True,
+            prepare=ours.prepare,
+            after_step=ours.after_step,
+            sigma_at=(module, "sv0"),
+        )
+    ]
+
+
+def _name(module_name: str, tensor_name: str) -> str:
+    parts = [module_name] if tensor_name == "weight" and module_name else [*filter(None, [module_name]), tensor_name]
+    return ".".join(parts)
+
+
+def fuse_spectral_norm(
+    model: nn.Module, *, update: Literal["step", "forward"] = "step", backend: str = "auto"
+) -> SpectralNormGroup:
+    """Take over every spectral-normed weight of `model` in place; return the group that normalises them in one pass.
+
+    Taken are our parametrization, torch's (`parametrizations.spectral_norm`), torch's older hook
+    (`torch.nn.utils.spectral_norm`) and layers like BigGAN-PyTorch's (buffers `u0`, `sv0`, method `W_`). Parameters
+    stay the same objects, u and v stay as they are, and the keys of the state dict do not change.
+
+    With `update="step"` u and v move only in `group.step()`, to be called after each optimizer step; between two steps
+    every access, in training and evaluation, sees the same W/sigma, computed once. With "forward" they move, all
+    together, at every forward of `model` itself in training mode. Never in evaluation. A weight changed by anything
+    else (a loaded checkpoint, `.to()`) is noticed at its next access and normalised again, with u and v as they are.
+
+    A deep copy of the model is not fused: it normalises weight by weight, and moves u and v at its own training
+    forwards. Inside `torch.compile` weights are normalised one by one as well, with u and v under the same policy.
+
+    `backend` as in `functional.spectral_norm_group`. Raises ValueError for another `update`.
     """
     if update not in ("step", "forward"):
         raise ValueError(f"fuse_spectral_norm: update must be one of = 'step', 'forward', got {update!r}")
-    members: dict[str, tuple[SpectralNorm, nn.Module]] = {}
-    for module_name, module in model.named_modules():
-        if not parametrize.is_parametrized(module):
-            continue
-        for parametrized in module.parametrizations.values():  # type: ignore[union-attr,operator]
-            norm = parametrized[0]
-            if isinstance(norm, parametrizations._SpectralNorm) and hasattr(norm, "_u"):
-                ours = SpectralNorm(parametrized.original, norm.n_power_iterations, norm.dim, norm.eps, warm_up=0)
-                ours._u, ours._v = norm._u, norm._v
-                ours.train(norm.training)
-                parametrized[0] = norm = ours
-            if isinstance(norm, SpectralNorm) and hasattr(norm, "_u"):
-                members[module_name] = norm, parametrized
+    members = []
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            members += _parametrized(name, module)
+        members += _legacy(name, module)
+        members += _biggan(name, module)
     if not members:
         warnings.warn("fuse_spectral_norm found no spectral-normed weight in the model", stacklevel=2)
-    return SpectralNormGroup(members, update)
+    for former in {id(member.link.group): member.link.group for member in members}.values():
+        if former is not None:
+            former.release()
+    group = SpectralNormGroup(members, update, backend)
+    if update == "forward":
+        hook = AdvanceHook(Link(group))
+        group.release = model.register_forward_pre_hook(hook).remove  # type: ignore[method-assign]
+    return group

@@ -1,13 +1,26 @@
-"""W/sigma for a list of weights, with the power iteration of spectral norm (Miyato et al. 2018, algorithm 1)."""
+"""W/sigma for a list of weights at once, with the power iteration of spectral norm: backends, autograd, custom ops.
+
+Miyato et al. 2018, algorithm 1. u and v are constants in the gradient: dW = (G - <G, W/sigma> u vᵀ)/sigma. Everything
+is computed in float32 (float64 for float64 weights), also under autocast.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sagan_fast.kernels.spectral_norm import reference
+from sagan_fast.kernels.checks import FLOAT_DTYPES
+from sagan_fast.kernels.spectral_norm import eager, reference
+from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
+from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
+
+_OP = "spectral_norm_group"
+BACKENDS = ("auto", "eager", "triton")
 
 
 def spectral_norm_group(
@@ -24,22 +37,273 @@ def spectral_norm_group(
     """Return W/sigma for each of `weights`, with the shape of the weight and `out_dtype` (by default its own dtype).
 
     A weight (R, ...) is taken as the matrix (R, K); `us` (R,) and `vs` (K,) are advanced in place by
-    `n_power_iterations` when `update`, and are constants in the gradient. Computed in float32, also under autocast
-    and for half-precision weights.
+    `n_power_iterations` when `update`, in the order of `torch.nn.utils.parametrizations.spectral_norm`, and are
+    constants in the gradient. No length is taken below `eps`; a weight of zeros gives NaN, as in torch.
+
+    `backend`: "triton" on CUDA takes all weights in three launches, their gradient in two; "eager" is plain PyTorch;
+    "auto" is "triton" on CUDA and "eager" elsewhere. Raises ValueError for shapes that do not fit, TypeError for other
+    dtypes than floats, RuntimeError if "triton" is asked for where it cannot run.
     """
-    outs = []
-    for weight, u, v in zip(weights, us, vs, strict=True):
-        with torch.autocast(weight.device.type, enabled=False):
-            matrix = weight.flatten(1).float()
-            if update:
-                with torch.no_grad():
-                    for old, new in zip(
-                        (u, v),
-                        reference.power_iteration(matrix, u.float(), v.float(), n_power_iterations, eps),
-                        strict=True,
-                    ):
-                        old.copy_(new)
-            # Clones, so that the next update does not spoil the backward of this call.
-            normalised, _ = reference.normalise(matrix, u.float().clone(), v.float().clone())
-            outs.append(normalised.view(weight.shape).to(out_dtype or weight.dtype))
-    return outs
+    _check(weights, us, vs, n_power_iterations, backend)
+    outs: dict[int, Tensor] = {}
+    for indices in batches(weights):
+        chosen = choose(_OP, backend, [weights[i] for i in indices])
+        some = _SpectralNormFunction.apply(
+            n_power_iterations, eps, update, out_dtype or weights[indices[0]].dtype, chosen, len(indices),
+            *[weights[i] if is_dense(weights[i]) else weights[i].contiguous() for i in indices],
+            *[us[i] for i in indices],
+            *[vs[i] for i in indices],
+        )  # fmt: skip
+        outs.update(zip(indices, some, strict=True))
+    return [outs[i] for i in range(len(weights))]
+
+
+def batches(weights: Sequence[Tensor]) -> list[list[int]]:
+    """Return the indices of `weights`, those of one device and dtype together."""
+    found: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for index, weight in enumerate(weights):
+        found[weight.device, weight.dtype].append(index)
+    return list(found.values())
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype in which sigma of `weight` is computed, and u and v are kept."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def choose(op: str, backend: str, weights: Sequence[Tensor]) -> str:
+    """Return "eager" or "triton" for `weights` of one device and dtype; RuntimeError if "triton" cannot run."""
+    if backend == "eager" or (backend == "auto" and weights[0].device.type != "cuda"):
+        return "eager"
+    refusal = triton_refusal(weights)
+    if refusal is None:
+        return "triton"
+    if backend == "auto":
+        return "eager"
+    raise RuntimeError(f"{op}: backend must be able to run here = 'eager', got 'triton': {refusal}")
+
+
+def triton_refusal(weights: Sequence[Tensor]) -> str | None:
+    """Return why the Triton kernels cannot take `weights`, or None if they can."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if weights[0].device.type != "cuda" and not (interpreted and weights[0].device.type == "cpu"):
+        return f"the weights are on {weights[0].device}, not on a CUDA device"
+    if interpreted and weights[0].dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly"
+    if weights[0].dtype not in FLOAT_DTYPES:
+        return f"the weights are {weights[0].dtype}"
+    if any(max(weight.shape[0], weight.numel() // max(weight.shape[0], 1)) > MAX_SIZE for weight in weights):
+        return f"a weight has more than {MAX_SIZE} rows or columns"
+    return None
+
+
+@torch.library.custom_op("sagan_fast::spectral_norm_fwd", mutates_args=("us", "vs"))
+def _forward_op(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    update: bool,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return forward_all(weights, us, vs, n_power_iterations, eps, update, False, out_dtype, backend, None)
+
+
+@_forward_op.register_fake
+def _(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    update: bool,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    first, dtype = weights[0], compute_dtype(weights[0])
+    return (
+        first.new_empty(offsets([weight.numel() for weight in weights])[1], dtype=out_dtype),
+        first.new_empty(len(weights), dtype=dtype),
+        first.new_empty(offsets([u.numel() for u in us])[1], dtype=dtype),
+        first.new_empty(offsets([v.numel() for v in vs])[1], dtype=dtype),
+    )
+
+
+@torch.library.custom_op("sagan_fast::spectral_norm_bwd", mutates_args=())
+def _backward_op(
+    grads: list[Tensor | None], weights: list[Tensor], sigmas: Tensor, u: Tensor, v: Tensor, backend: str
+) -> Tensor:
+    if backend == "triton":
+        from sagan_fast.kernels.spectral_norm.backward import spectral_norm_bwd
+
+        return spectral_norm_bwd(grads, weights, sigmas, u, v)
+    return eager.spectral_norm_bwd(grads, weights, sigmas, u, v)
+
+
+@_backward_op.register_fake
+def _(grads: list[Tensor | None], weights: list[Tensor], sigmas: Tensor, u: Tensor, v: Tensor, backend: str) -> Tensor:
+    return weights[0].new_empty(offsets([weight.numel() for weight in weights])[1])
+
+
+def forward_all(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    update: bool,
+    v_first: bool,
+    out_dtype: torch.dtype,
+    backend: str,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return flat W/sigma, sigmas (L,), and flat copies of u and v, which are advanced in place; no autograd.
+
+    `weights` are dense and of one device and dtype, `us` and `vs` of any dtype. `v_first` is the order of torch's older
+    hook. `out` is an earlier flat W/sigma to write again.
+    """
+    dtype = compute_dtype(weights[0])
+    exact_us = [u if u.dtype == dtype and u.is_contiguous() else u.to(dtype).contiguous() for u in us]
+    exact_vs = [v if v.dtype == dtype and v.is_contiguous() else v.to(dtype).contiguous() for v in vs]
+    launcher: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = eager.spectral_norm_fwd
+    if backend == "triton":
+        from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
+
+        launcher = spectral_norm_fwd
+    result = launcher(
+        [weight.detach() for weight in weights],
+        exact_us,
+        exact_vs,
+        n_power_iterations=n_power_iterations,
+        eps=eps,
+        update=update,
+        v_first=v_first,
+        out_dtype=out_dtype,
+        out=out,
+    )
+    for given, exact in zip((*us, *vs), (*exact_us, *exact_vs), strict=True):
+        if update and given is not exact:
+            given.copy_(exact)
+    flat, sigmas, flat_u, flat_v = result
+    return flat, sigmas, flat_u, flat_v
+
+
+def split(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the views of `flat` that have the shapes and strides of `weights`."""
+    starts, _ = offsets([weight.numel() for weight in weights])
+    return [
+        flat[start : start + weight.numel()].as_strided(weight.shape, weight.stride())
+        for start, weight in zip(starts, weights, strict=True)
+    ]
+
+
+class _SpectralNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, n_power_iterations: int, eps: float, update: bool, out_dtype: torch.dtype, backend: str, count: int,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        weights, us, vs = (list(tensors[i * count : (i + 1) * count]) for i in range(3))
+        out, sigmas, u, v = _forward_op(weights, us, vs, n_power_iterations, eps, update, out_dtype, backend)
+        ctx.save_for_backward(sigmas, u, v, *weights)
+        ctx.backend = backend
+        ctx.count = count
+        ctx.set_materialize_grads(False)
+        return tuple(split(out, weights))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        sigmas, u, v, *weights = ctx.saved_tensors
+        wanted = [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[6:], strict=False)]
+        d_weights = gradient(ctx.backend, sigmas, u, v, wanted, weights)
+        return (*(None,) * 6, *d_weights, *(None,) * (2 * ctx.count))
+
+
+def gradient(
+    backend: str, sigmas: Tensor, u: Tensor, v: Tensor, grads: Sequence[Tensor | None], weights: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return dW for every grad of W/sigma that is not None; differentiable in the grads and the weights."""
+    if all(grad is None for grad in grads):
+        return (None,) * len(grads)
+    if (
+        torch.compiler.is_compiling()
+    ):  # where there is no double backward, and 2.11 traces no Function inside a backward
+        return _gradients(backend, sigmas, u, v, grads, weights)
+    out: tuple[Tensor | None, ...] = _GradientFunction.apply(backend, sigmas, u, v, len(weights), *grads, *weights)
+    return out
+
+
+def _gradients(
+    backend: str, sigmas: Tensor, u: Tensor, v: Tensor, grads: Sequence[Tensor | None], weights: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    flat = _backward_op(list(grads), list(weights), sigmas, u, v, backend)
+    return tuple(None if grad is None else d_weight for grad, d_weight in zip(grads, split(flat, weights), strict=True))
+
+
+class _GradientFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, sigmas: Tensor, u: Tensor, v: Tensor, count: int, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grads, weights = list(tensors[:count]), [tensor for tensor in tensors[count:] if tensor is not None]
+        ctx.save_for_backward(u, v, *tensors)
+        ctx.count = count
+        ctx.set_materialize_grads(False)
+        return _gradients(backend, sigmas, u, v, grads, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        u, v, *tensors = ctx.saved_tensors
+        count = ctx.count
+        grads, weights = tensors[:count], tensors[count:]
+        found: list[Tensor | None] = [None] * (2 * count)
+        create_graph = torch.is_grad_enabled()
+        parts = zip(eager.split_vector(u, [w.shape[0] for w in weights]), eager.v_of(v, weights), strict=True)
+        for i, (u_i, v_i) in enumerate(parts):
+            grad_grad, grad, weight = grad_grads[i], grads[i], weights[i]
+            if grad_grad is None or grad is None:
+                continue
+            with torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):
+                # Views, so that the derivative stops here and yet is connected to what grad and weight came from.
+                grad, weight = (
+                    x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (grad, weight)
+                )
+                matrix = weight.flatten(1).to(u.dtype)
+                _, sigma = reference.normalise(matrix, u_i, v_i)
+                d_weight = reference.normalise_backward(grad.flatten(1).to(u.dtype), matrix, u_i, v_i, sigma)
+                found[i], found[count + i] = torch.autograd.grad(
+                    d_weight.view(weight.shape).to(weight.dtype), (grad, weight), grad_grad, create_graph=create_graph
+                )
+        return (*(None,) * 5, *found)
+
+
+def _check(
+    weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int, backend: str
+) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"{_OP}: backend must be one of = {BACKENDS}, got {backend!r}")
+    if not len(weights) == len(us) == len(vs):
+        raise ValueError(
+            f"{_OP}: us and vs must have the length of weights = {len(weights)}, got {len(us)} and {len(vs)}"
+        )
+    if n_power_iterations < 1:
+        raise ValueError(f"{_OP}: n_power_iterations must be positive = 1 or more, got {n_power_iterations}")
+    for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
+        if not weight.is_floating_point():
+            raise TypeError(f"{_OP}: weights[{i}] must have dtype = a floating-point one, got {weight.dtype}")
+        if weight.ndim < 2 or not weight.numel():
+            raise ValueError(
+                f"{_OP}: weights[{i}] must have rows and columns = 2 axes or more, got {tuple(weight.shape)}"
+            )
+        sizes = (weight.shape[0],), (weight.numel() // weight.shape[0],)
+        if (tuple(u.shape), tuple(v.shape)) != sizes:
+            raise ValueError(
+                f"{_OP}: us[{i}] and vs[{i}] must have shapes (R,) and (K,) = {sizes[0]} and {sizes[1]}, "
+                f"got {tuple(u.shape)} and {tuple(v.shape)}"
+            )

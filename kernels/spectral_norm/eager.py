@@ -1,0 +1,127 @@
+"""The launchers of this folder in plain PyTorch, for devices without Triton: same arguments, same layout of results.
+
+Less work than a loop over `reference`: z = W v and t = Wᵀz by blocks of rows that fit a cache, so W comes from memory
+once for both; sigma = |Wᵀu| without a third product; lengths and divisions of all vectors in a few grouped calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .tables import column_groups, offsets
+
+BLOCK_ELEMENTS = 2**19
+"""Of W, read twice in a row: 2 MB, some cores' second-level cache and any third-level one."""
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    """Return a dense `weight` as a matrix (R, K), its columns in the order in which they are stored; never a copy."""
+    return weight.as_strided(
+        (weight.shape[0], weight.numel() // weight.shape[0]), (weight.numel() // weight.shape[0], 1)
+    )
+
+
+def as_stored(v: Tensor, weight: Tensor) -> Tensor:
+    """Return `v` (K,) in the order in which the columns of `weight` are stored."""
+    C, S = column_groups(weight)
+    return v if S == 1 else v.view(C, S).t().reshape(-1)
+
+
+def split_vector(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return the views of `flat` that hold vectors of `sizes`."""
+    return [flat[start : start + size] for start, size in zip(offsets(sizes)[0], sizes, strict=True)]
+
+
+def v_of(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return every v (K,) of a flat tensor of them, in the order of the weights' axes."""
+    found = []
+    for v, weight in zip(split_vector(flat, [weight[0].numel() for weight in weights]), weights, strict=True):
+        C, S = column_groups(weight)
+        found.append(v if S == 1 else v.view(S, C).t().reshape(-1))
+    return found
+
+
+def spectral_norm_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    *,
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    update: bool = True,
+    v_first: bool = False,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return flat W/sigma, sigmas (L,), flat copies of u and v: see `forward.spectral_norm_fwd`; also float64."""
+    dtype = us[0].dtype
+    if out is None:
+        out = weights[0].new_empty(offsets([weight.numel() for weight in weights])[1], dtype=out_dtype)
+    flat_u = us[0].new_empty(offsets([u.numel() for u in us])[1])
+    flat_v = us[0].new_empty(offsets([v.numel() for v in vs])[1])
+    new_us, new_vs = split_vector(flat_u, [u.numel() for u in us]), split_vector(flat_v, [v.numel() for v in vs])
+    matrices = [matrix_of(weight).to(dtype) for weight in weights]
+    torch._foreach_copy_(new_us, list(us))
+    torch._foreach_copy_(new_vs, [as_stored(v, weight) for v, weight in zip(vs, weights, strict=True)])
+    if update:
+        for _ in range(n_power_iterations):
+            if v_first:
+                sigmas = _advance([matrix.t() for matrix in matrices], new_us, new_vs, eps)
+            else:
+                sigmas = _advance(matrices, new_vs, new_us, eps)
+        torch._foreach_copy_(list(us), new_us)
+        torch._foreach_copy_(list(vs), v_of(flat_v, weights))
+    else:
+        sigmas = [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, new_us, new_vs, strict=True)]
+    for start, matrix, sigma in zip(offsets([matrix.numel() for matrix in matrices])[0], matrices, sigmas, strict=True):
+        place = out[start : start + matrix.numel()].view(matrix.shape)
+        if place.dtype == dtype:
+            torch.div(matrix, sigma, out=place)
+        else:
+            place.copy_(matrix / sigma)
+    return out, torch.stack(sigmas), flat_u, flat_v
+
+
+def _advance(matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float) -> list[Tensor]:
+    """Set first = M second / |.|, then second = Mᵀ first / |.| for every matrix M; return sigma = firstᵀ M second."""
+    for matrix, second, first in zip(matrices, seconds, firsts, strict=True):
+        rows = max(1, BLOCK_ELEMENTS // matrix.shape[1])
+        if rows >= matrix.shape[0] or not matrix.is_contiguous():
+            torch.mv(matrix, second, out=first)
+            second.copy_(torch.mv(matrix.t(), first))
+            continue
+        total = torch.zeros_like(second)
+        for block, part in zip(matrix.split(rows), first.split(rows), strict=True):
+            torch.mv(block, second, out=part)
+            total.addmv_(block.t(), part)
+        second.copy_(total)
+    lengths = torch._foreach_norm(firsts)
+    torch._foreach_clamp_min_(lengths, eps)
+    torch._foreach_div_(firsts, lengths)
+    torch._foreach_div_(seconds, lengths)
+    lengths = torch._foreach_norm(seconds)
+    floors = torch._foreach_clamp_min(lengths, eps)
+    torch._foreach_div_(seconds, floors)
+    return list(torch._foreach_div(torch._foreach_mul(lengths, lengths), floors))
+
+
+def spectral_norm_bwd(
+    grads: Sequence[Tensor | None], weights: Sequence[Tensor], sigmas: Tensor, u: Tensor, v: Tensor
+) -> Tensor:
+    """Return flat dW of the weights' dtype: see `backward.spectral_norm_bwd`; also float64."""
+    starts, size = offsets([weight.numel() for weight in weights])
+    d_weight = weights[0].new_empty(size)
+    us = split_vector(u, [weight.shape[0] for weight in weights])
+    vs = split_vector(v, [weight[0].numel() for weight in weights])
+    for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
+        if grad is None:
+            continue
+        stored = grad if grad.stride() == weight.stride() else torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
+        g, sigma = matrix_of(stored).to(u.dtype), sigmas[i]
+        share = torch.sum(g * matrix_of(weight)) / (sigma * sigma)
+        place = d_weight[starts[i] : starts[i] + weight.numel()].view(g.shape)
+        place.copy_(torch.addr(g / sigma, us[i] * -share, vs[i]))
+    return d_weight

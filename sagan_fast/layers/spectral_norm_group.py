@@ -1,0 +1,296 @@
+"""All spectral-normed weights of a model, normalised in one pass that all accesses share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sagan_fast.kernels.spectral_norm.tables import is_dense
+from sagan_fast.ops.spectral_norm import choose, forward_all, gradient, split
+
+
+class Link:
+    """Says which group normalises a weight, and which of its weights that is; a copy of a link is free of any group."""
+
+    def __init__(self, group: SpectralNormGroup | None = None, index: int = 0) -> None:
+        self.group, self.index = group, index
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        return Link()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Link, ()
+
+    def normalised(self, weight: Tensor) -> Tensor | None:
+        """Return W/sigma from the group, or None where `weight` is not the group's, or is being compiled."""
+        if self.group is None or torch.compiler.is_compiling() or not self.group.owns(self.index, weight):
+            return None
+        return self.group.normalised(self.index)
+
+    def moves(self, training: bool) -> bool:
+        """Return whether an access that the group does not serve is one that moves u and v."""
+        return training and (self.group is None or self.group.update == "forward")
+
+
+Place = tuple[nn.Module, str]
+"""A module and the name of a tensor in it: looked up each time, since `.to()` and loading put other tensors there."""
+
+
+def _at(place: Place) -> Tensor:
+    found: Tensor = getattr(*place)
+    return found
+
+
+@dataclass
+class Member:
+    """One weight: where it, u and v are, and how it is normalised.
+
+    `is_alive` says whether the module still uses this. `prepare` runs before u and v are used, and what it changes is
+    taken as theirs; `after_step` runs after they were moved; `sigma_at` is where a copy of sigma goes then.
+    """
+
+    name: str
+    weight_at: Place
+    u_at: Place
+    v_at: Place
+    link: Link
+    dim: int
+    n_power_iterations: int
+    eps: float
+    v_first: bool
+    is_alive: Callable[[], bool]
+    prepare: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
+    sigma_at: Place | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        return _at(self.weight_at)
+
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """u (R,) and v (K,); BigGAN-PyTorch keeps u as (1, R)."""
+        u, v = _at(self.u_at), _at(self.v_at)
+        return u if u.ndim == 1 else u.view(-1), v
+
+    def state(self) -> tuple[int, ...]:
+        """Return what changes when the weight, u or v change or move."""
+        return tuple(
+            number
+            for x in (self.weight, *self.vectors)
+            for number in (x.data_ptr(), 0 if x.is_inference() else x._version)
+        )
+
+    def dense(self) -> Tensor:
+        """Return the weight with its rows first and dense: itself, but for transposed convolutions."""
+        return rows_first(self.weight, self.dim)
+
+
+def rows_first(weight: Tensor, dim: int) -> Tensor:
+    weight = weight.movedim(dim, 0) if dim else weight
+    return weight if is_dense(weight) else weight.contiguous()
+
+
+class _Batch:
+    """Members that one pass can take, and what the last pass gave."""
+
+    def __init__(self, members: list[Member], indices: list[int]) -> None:
+        self.members, self.indices = members, indices
+        self.flat: Tensor | None = None
+        self.plain: list[Tensor] = []
+        self.linked: tuple[Tensor, ...] = ()
+        self.linked_flags: list[bool] = []
+
+    def compute(self, advance: bool, fresh: bool, backend: str) -> None:
+        for member in self.members:
+            if member.prepare is not None:
+                member.prepare()
+        weights = [member.dense().detach() for member in self.members]
+        us, vs = zip(*(member.vectors for member in self.members), strict=True)
+        first = self.members[0]
+        if fresh:
+            self.flat = None
+        chosen = choose("fuse_spectral_norm", backend, weights)
+        self.flat, self.sigmas, self.u, self.v = forward_all(
+            weights, us, vs, first.n_power_iterations, first.eps, advance, first.v_first, weights[0].dtype, chosen,
+            self.flat,
+        )  # fmt: skip
+        if chosen == "triton":  # which writes without PyTorch's knowledge
+            written = [self.flat, *us, *vs] if advance else [self.flat]
+            torch.autograd.graph.increment_version(written)
+        self.backend = chosen
+        # Detached, not plain views: they share the version with the flat tensor, so that a backward through weights of
+        # the step before is refused as after any change in place, but no history.
+        self.plain = [view.detach() for view in split(self.flat, weights)]
+        self.linked = ()
+        self.versions = [member.weight._version if not member.weight.is_inference() else 0 for member in self.members]
+        if advance:
+            self._tell()
+        self.states = [member.state() for member in self.members]
+
+    def _tell(self) -> None:
+        told = [(i, _at(member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at is not None]
+        if told:
+            torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
+        for member in self.members:
+            if member.after_step is not None:
+                member.after_step()
+
+    def get(self, position: int) -> Tensor:
+        member = self.members[position]
+        weight = member.weight
+        if torch.is_grad_enabled() and weight.requires_grad:
+            if not self.linked or not self.linked_flags[position]:
+                weights = [member.weight for member in self.members]
+                self.linked_flags = [weight.requires_grad for weight in weights]
+                self.linked = _SharedFunction.apply(_Snapshot(self), *weights)
+            out = self.linked[position]
+        else:
+            out = self.plain[position]
+        return out.movedim(0, member.dim) if member.dim else out
+
+
+class _Snapshot:
+    """What the gradient of one pass needs: not through save_for_backward, which one backward would use up."""
+
+    def __init__(self, batch: _Batch) -> None:
+        self.names = [member.name for member in batch.members]
+        self.dims = [member.dim for member in batch.members]
+        self.versions = batch.versions
+        self.backend, self.sigmas, self.u, self.v, self.plain = (
+            batch.backend,
+            batch.sigmas,
+            batch.u,
+            batch.v,
+            batch.plain,
+        )
+
+
+class _SharedFunction(torch.autograd.Function):
+    """Puts W/sigma of a batch, already computed, into the graph of its weights, for any number of backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, snapshot: _Snapshot, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.snapshot, ctx.weights = snapshot, weights
+        ctx.set_materialize_grads(False)
+        return tuple(plain.detach() for plain in snapshot.plain)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        snapshot = ctx.snapshot
+        for name, weight, version in zip(snapshot.names, ctx.weights, snapshot.versions, strict=True):
+            if weight._version != version:
+                raise RuntimeError(
+                    f"spectral_norm: the weight of {name} must be unchanged between forward and backward = version "
+                    f"{version}, got version {weight._version}: it was modified by an inplace operation"
+                )
+        wanted = [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[1:], strict=True)]
+        dense = [rows_first(weight, dim) for weight, dim in zip(ctx.weights, snapshot.dims, strict=True)]
+        d_weights = gradient(snapshot.backend, snapshot.sigmas, snapshot.u, snapshot.v, wanted, dense)
+        return None, *(
+            d_weight.movedim(0, dim) if dim and d_weight is not None else d_weight
+            for d_weight, dim in zip(d_weights, snapshot.dims, strict=True)
+        )
+
+
+class AdvanceHook:
+    """Forward pre-hook of the whole model under `update="forward"`; does nothing in a copy of the model."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        if self.link.group is not None and module.training and not torch.compiler.is_compiling():
+            self.link.group.advance(fresh=True)
+
+
+class SpectralNormGroup:
+    """All spectral-normed weights of a model; made by `fuse_spectral_norm`, which see."""
+
+    def __init__(self, members: list[Member], update: str, backend: str = "auto") -> None:
+        self.update, self.backend = update, backend
+        self._members = members
+        self._batches: list[_Batch] = []
+        self._places: dict[int, tuple[_Batch, int]] = {}
+        self._signature: Any = None
+        for index, member in enumerate(members):
+            member.link.group, member.link.index = self, index
+
+    def release(self) -> None:
+        """Stop moving u and v at the model's forwards: another group takes the weights over."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the modules, as in `model.named_modules()`."""
+        return [member.name for member in self._members if member.is_alive()]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def step(self) -> None:
+        """Advance u and v of every weight and normalise it; call this once after each optimizer step.
+
+        W/sigma is written in place: a graph made before must have had its backward by then, as before any change of a
+        weight, or its backward raises RuntimeError.
+        """
+        self.advance(fresh=self.update == "forward")
+
+    def advance(self, fresh: bool) -> None:
+        """Advance u and v and normalise, into new memory if `fresh`, so that graphs made before stay valid."""
+        self._compute(advance=True, fresh=fresh)
+
+    def sigmas(self) -> dict[str, float]:
+        """Return sigma of every weight by name; one small transfer from the device."""
+        self._refresh()
+        found = [batch.sigmas.float() for batch in self._batches]
+        values = torch.cat(found).tolist() if found else []
+        indices = [index for batch in self._batches for index in batch.indices]
+        by_index = dict(zip(indices, values, strict=True))
+        return {self._members[index].name: by_index[index] for index in sorted(by_index)}
+
+    def owns(self, index: int, weight: Tensor) -> bool:
+        """Return whether `weight` is this group's weight `index`, and not a replica's or a substitute."""
+        return weight is self._members[index].weight
+
+    def normalised(self, index: int) -> Tensor:
+        """Return W/sigma of weight `index`: computed again, with u and v as they are, only if something changed."""
+        place = self._places.get(index)
+        if place is None or self._members[index].state() != place[0].states[place[1]]:
+            self._compute(advance=False, fresh=self.update == "forward")
+            place = self._places[index]
+        return place[0].get(place[1])
+
+    def _refresh(self) -> None:
+        states = [state for batch in self._batches for state in batch.states]
+        now = [member.state() for batch in self._batches for member in batch.members]
+        if not self._batches or states != now:
+            self._compute(advance=False, fresh=self.update == "forward")
+
+    def _compute(self, advance: bool, fresh: bool) -> None:
+        # Memory made in inference mode could not be used in training afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            self._arrange()
+            for batch in self._batches:
+                batch.compute(advance, fresh, self.backend)
+
+    def _arrange(self) -> None:
+        """Put members that one pass can take together, again whenever one left the model, moved or was converted."""
+        alive = [(index, member) for index, member in enumerate(self._members) if member.is_alive()]
+        signature = [
+            (index, member.weight.device, member.weight.dtype, member.weight.shape, member.weight.stride())
+            for index, member in alive
+        ]
+        if signature == self._signature:
+            return
+        together: dict[Any, list[int]] = defaultdict(list)
+        for index, member in alive:
+            weight = member.weight
+            together[weight.device, weight.dtype, member.v_first, member.n_power_iterations, member.eps].append(index)
+        self._batches = [_Batch([self._members[i] for i in indices], indices) for indices in together.values()]
+        self._places = {index: (batch, place) for batch in self._batches for place, index in enumerate(batch.indices)}
+        self._signature = signature
