@@ -61,15 +61,22 @@ def map_loops(code: Code, kernel: Source, warps: int) -> Mapping:
         if loop is None:
             notes.append(f"a loop of {len(code.own_instructions(index))} instructions has no source loop: counted once")
             continue
-        ratio = _ratio(code.own_instructions(index), _inclusive(loops, loop, mapped), warps)
-        if ratio is None and code.loops[index].children:
+        ratios = _ratios(code.own_instructions(index), _inclusive(loops, loop, mapped), warps)
+        if not ratios and code.loops[index].children:
             continue  # unrolled, it would have several copies of what is inside
-        if ratio is None:
+        if not ratios:
             notes.append(f"{loops[loop].where}: nothing to tell unrolling by, taken as not unrolled")
-        else:
-            unroll[index] = max(1, round(ratio))
-            if abs(ratio - unroll[index]) > 0.25 * unroll[index]:
-                notes.append(f"{loops[loop].where}: {ratio:.2f} trips' work in one of the machine's, taken as whole")
+            continue
+        whole = [ratio for ratio in ratios.values() if ratio >= 0.75 and abs(ratio - round(ratio)) <= 0.12 * ratio]
+        unroll[index] = round(min(whole, default=1.0))
+        if not whole:
+            found = ", ".join(f"{name} of {ratio:.2f} trips" for name, ratio in ratios.items())
+            notes.append(f"{loops[loop].where}: {found} in one of the machine's, taken as not unrolled")
+        for name, ratio in ratios.items():
+            if name in ("products", "exponentials") and ratio > 1.25 * unroll[index]:
+                notes.append(
+                    f"{loops[loop].where}: {name} done {ratio / unroll[index]:.2f} times over, in several warps"
+                )
     executions = [1.0] * len(code.loops)
     for loop in sorted({s for s in source if s is not None}):
         machine = [i for i, s in enumerate(source) if s == loop]
@@ -91,7 +98,8 @@ def _sources(code: Code, kernel: Source, warps: int) -> list[int | None]:
         elif len(twins) > 1:
             for index in machine:
                 instructions = code.own_instructions(index)
-                ratios = [_ratio(instructions, _inclusive(loops, j, set()), warps) or math.inf for j in twins]
+                works = (_inclusive(loops, j, set()) for j in twins)
+                ratios = [min(_ratios(instructions, work, warps).values(), default=math.inf) for work in works]
                 found[index] = min(zip(ratios, twins, strict=True), key=lambda pair: abs(math.log(pair[0])))[1]
     return found
 
@@ -126,26 +134,25 @@ def _inclusive(loops: Sequence[SourceLoop], index: int, mapped: set[int | None])
     return total
 
 
-def _ratio(instructions: Sequence[Instruction], trip: Work, warps: int) -> float | None:
-    """Work of these instructions over the work of one trip, by the first of products, exponentials, global loads and
-    stores that the trip has. None if it has none, or none of it is in the instructions."""
+def _ratios(instructions: Sequence[Instruction], trip: Work, warps: int) -> dict[str, float]:
+    """Work of these instructions over that of one trip, by each kind of work that both have.
+
+    Unrolling multiplies all of them; products and exponentials alone grow where warps repeat each other's work.
+    """
     threads = 32 * warps
     live = [i for i in instructions if not i.never]
-    products = sum(tensor_flops(i, warps) for i in live)
-    tcgen05 = sum(i.base == "UTCHMMA" for i in live)
-    exps = threads * sum(i.op.startswith("MUFU.EX2") for i in live)
-    loaded = threads * sum(access_bytes(i) for i in live if i.base in ("LDG", "LDGSTS"))
-    stored = threads * sum(access_bytes(i) for i in live if i.base in ("STG", "RED", "ATOMG"))
-    for have, want in (
-        (products, trip.flops),
-        (tcgen05 if not exps else 0, trip.mma),
-        (exps, trip.exps),
-        (loaded, trip.load_bytes if trip.load_bytes >= 2 * threads else 0),  # a scalar is loaded by every thread
-        (stored, trip.store_bytes if trip.store_bytes >= 2 * threads else 0),
-    ):
-        if have and want:
-            return have / want
-    return None
+    loaded = sum(access_bytes(i) for i in live if i.base in ("LDG", "LDGSTS"))
+    stored = sum(access_bytes(i) for i in live if i.base in ("STG", "RED", "ATOMG"))
+    exps = sum(i.op.startswith("MUFU.EX2") for i in live)
+    kinds = {
+        "products": (sum(tensor_flops(i, warps) for i in live), trip.flops),
+        "exponentials": (threads * exps, trip.exps),
+        "loads": (threads * loaded, trip.load_bytes if trip.load_bytes >= 16 * threads else 0),
+        "stores": (threads * stored, trip.store_bytes if trip.store_bytes >= 2 * threads else 0),
+    }
+    if not exps:  # of tcgen05 the text does not tell the size, and other trips' products may be issued ahead
+        kinds["tcgen05 products"] = (sum(i.base == "UTCHMMA" for i in live), trip.mma)
+    return {name: have / want for name, (have, want) in kinds.items() if have and want}
 
 
 def _share(
@@ -167,7 +174,8 @@ def _share(
             i for i in code.own_instructions(None) if i.line and _holds(kernel, number, kernel.owner.get(i.line))
         ]
         products = Work(flops=trip.flops, mma=trip.mma, exps=trip.exps)  # loads are issued ahead without being peeled
-        peeled = min(float(round(_ratio(outside, products, warps) or 0.0)), max(0.0, loop.total - 1))
+        ratios = _ratios(outside, products, warps)
+        peeled = min(float(round(min(ratios.values(), default=0.0))), max(0.0, loop.total - 1))
     if peeled:
         notes.append(f"{loop.where}: {peeled:.0f} of {loop.total:.0f} trips peeled")
     left = loop.total - peeled

@@ -39,13 +39,16 @@ _ALU = (
 
 @dataclass(frozen=True)
 class Region:
-    """One loop of the machine code, or what is outside all: clocks by pipe of one trip, its runs, its opcodes."""
+    """One loop of the machine code, or what is outside all: clocks by pipe of one trip, its runs, its opcodes; FLOP
+    of HMMA and HGMMA and exponentials of one trip of a whole program."""
 
     name: str
     instructions: int
     executions: float
     clocks: dict[str, float]
     opcodes: dict[str, int]
+    flops: float
+    exps: float
 
 
 @dataclass
@@ -177,8 +180,9 @@ def model(plan: Any, compiled: Compiled, machine: Machine) -> Model:
     found.overlapped_us = times[found.binds]
     found.resident_us = max(times[found.binds], serial / min(blocks, each))
     found.serial_us = max(serial, times[found.binds])
-    found.flops_done = work.flops * plan.programs
-    found.exps_done = work.exps * plan.programs
+    products = sum(region.flops * region.executions for region in found.regions)  # none of tcgen05 or on FP32 lanes
+    found.flops_done = (products or work.flops) * plan.programs
+    found.exps_done = sum(region.exps * region.executions for region in found.regions) * plan.programs
     found.notes += mapping.notes
     return found
 
@@ -198,7 +202,10 @@ def _regions(code: Code, kernel: Source, mapping: Mapping, machine: Machine, war
         name = "outside loops" if index is None else f"loop at {code.blocks[code.loops[index].header][0].address:#x}"
         runs = 1.0 if index is None else mapping.executions[index]
         opcodes = dict(Counter(i.base for i in instructions).most_common())
-        regions.append(Region(name, len(instructions), runs, clocks, opcodes))
+        live = [i for i in instructions if not i.never]
+        flops = sum(tensor_flops(i, warps) for i in live)
+        exps = 32 * warps * sum(i.op.startswith("MUFU.EX2") for i in live)
+        regions.append(Region(name, len(instructions), runs, clocks, opcodes, flops, exps))
     return regions
 
 

@@ -93,7 +93,7 @@ def parse(text: str) -> Code:
     line: tuple[str, int] | None = None
     for row in text.splitlines():
         if match := _LINE.search(row):
-            line = (match[1], int(match[2]))  # the innermost of an inlined chain is printed first
+            line = (folder_and_name(match[1]), int(match[2]))  # the innermost of an inlined chain is printed first
         elif match := _LABEL.match(row):
             pending.append(match[1])
         elif match := _INSTRUCTION.match(row):
@@ -113,6 +113,12 @@ def parse(text: str) -> Code:
     loops = [loop for loop in loops if not _is_wait([blocks[b] for b in loop.blocks])]
     _nest(loops)
     return Code(blocks, loops, reachable)
+
+
+def folder_and_name(path: str) -> str:
+    """The last two parts of `path`. Cached code may have been compiled from another checkout: the lines are the same
+    then, as Triton's key has them, the folders above are not."""
+    return "/".join(path.split("/")[-2:])
 
 
 def _blocks(instructions: list[Instruction], labels: dict[str, int]) -> tuple[list[list[Instruction]], list[list[int]]]:

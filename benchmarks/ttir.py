@@ -6,6 +6,8 @@ import functools
 import re
 from dataclasses import dataclass, field
 
+from benchmarks.sass import folder_and_name
+
 _BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2, "i8": 1, "i1": 1}
 _CONSTANT = re.compile(r"(%[\w#]+) = arith\.constant (-?\d+) : (?:i\d+|index)")
 _FOR = re.compile(r"scf\.for %\S+ = (\S+) to (\S+) step (\S+)")
@@ -127,7 +129,7 @@ def _resolve(name: str, locations: dict[str, str]) -> tuple[str, int] | None:
     for _ in range(20):
         text = locations.get(name, "")
         if match := re.match(r'"([^"]+)":(\d+):\d+', text):
-            return match[1], int(match[2])
+            return folder_and_name(match[1]), int(match[2])
         inner = re.search(r"#loc\d*", text)
         if not inner:
             return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +110,10 @@ def launch(
     if _recording is not None:
         _recording.plans.append(_plan(name, kernel, programs, config, args, constexprs, needs(), _recording.precision))
         return
-    if programs:
+    if not programs:
+        return
+    device = next(value.device for value in args.values() if isinstance(value, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(programs,)](
             **args,
             **constexprs,

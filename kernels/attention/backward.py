@@ -27,7 +27,7 @@ from ..launch import Needs, arch_of, launch, precision_of, size_of
 from ..projection.backward import projection_bwd_input, projection_bwd_weight, store_unpooled
 from ..projection.configs import padded
 from ..projection.forward import is_channels_last, strides_of
-from .configs import AttentionConfig, lookup_delta, lookup_dkv, lookup_dq
+from .configs import AttentionConfig, DeltaConfig, lookup_delta, lookup_dkv, lookup_dq
 from .forward import LOG2_E, is_packed
 
 
@@ -206,7 +206,7 @@ def _delta(
     b_o: Tensor | None,
     o: Tensor,
     gamma: Tensor | None,
-    config: AttentionConfig | None,
+    config: DeltaConfig | None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Return d_o like `o` (None without `gamma`), delta (B, N) and d_gamma () of d_y with strides of B, C, N."""
     (B, N, D_V), C = o.shape, o.shape[2] if w_o is None else w_o.shape[0]
@@ -252,7 +252,7 @@ def _dkv(
     """Fill dk and dv: (B, M, D), or with `argmax` (B, N, D), unpooled; their last axes have stride 1."""
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
-    config = config or lookup_dkv(arch_of(q), precision, D_QK, D_V, N, M)
+    config = config or lookup_dkv(arch_of(q), precision, D_QK, D_V, M)
     launch(
         "attention_bwd_dkv",
         _bwd_dkv_kernel,
@@ -291,7 +291,7 @@ def _dq(
     """Fill dq (B, N, D_QK), whose last axis has stride 1."""
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
-    config = config or lookup_dq(arch_of(q), precision, D_QK, D_V, N, M)
+    config = config or lookup_dq(arch_of(q), precision, D_QK, D_V, N)
     launch(
         "attention_bwd_dq",
         _bwd_dq_kernel,
@@ -330,7 +330,7 @@ def attention_bwd(
     lse: Tensor,
     scale: float = 1.0,
     *,
-    delta_config: AttentionConfig | None = None,
+    delta_config: DeltaConfig | None = None,
     dkv_config: AttentionConfig | None = None,
     dq_config: AttentionConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -366,7 +366,7 @@ def block_bwd(
     need_input: bool = True,
     need_weights: bool = True,
     need_biases: bool = True,
-    delta_config: AttentionConfig | None = None,
+    delta_config: DeltaConfig | None = None,
     dkv_config: AttentionConfig | None = None,
     dq_config: AttentionConfig | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
@@ -382,6 +382,7 @@ def block_bwd(
     (_, N, D_QK), D_V = q.shape, v.shape[2]
     d_y = d_y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
     d_o, delta, d_gamma = _delta(d_y, strides_of(x), w_o, b_o, o, gamma, delta_config)
+    assert d_o is not None and d_gamma is not None  # as there is a gamma
     has_gaps = argmax is not None and (H % 2 == 1 or W % 2 == 1)  # rows and columns in no window
     allocate = torch.zeros if has_gaps else torch.empty
     G = allocate((B, N, 2 * D_QK + D_V), device=q.device, dtype=q.dtype)

@@ -1,21 +1,27 @@
 """Launch configs of the attention kernels: one for every architecture, precision and width; no autotuning.
 
-Chosen by `benchmarks/tune.py` on a GPU where there was one, else from the machine code (benchmarks/kernel_report.py):
-no spills, shared memory under the cap, the fewest clocks a score; of equals the one with more blocks a multiprocessor.
-BLOCK_N of 128 and not 64 on large maps, as every block of queries reads all keys and values from L2.
+Read off the machine code, not measured (`python -m benchmarks.tune` measures them on the GPU at hand): of the tiles
+that neither spill nor go over the shared memory, the one with the fewest clocks a score, and of near equals the one
+with more blocks a multiprocessor, as Triton overlaps products and exponentials only between blocks. BLOCK_N is 128
+where it can be, since every block of queries reads all keys and values from L2: 20 bytes a clock and multiprocessor
+at (16, 64), close to what an H200's L2 gives.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-SMALL_N = 256
-"""Up to this many queries an image has tiles of the "small" rows: half the size, so that they fill a GPU."""
+from ..plan import Plan
+from ..projection.configs import WIDTHS, table_arch, table_precision, table_width
+
+SMALL = 256
+"""Up to this many queries (or keys, in the kernel that owns keys) an image, tiles are smaller, to fill a GPU."""
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Queries and keys a tile, channels of x a chunk (kernels that read x), warps a block, pipeline stages."""
+    """Queries and keys a tile, channels of x a chunk (0 where no x is read), warps a block, pipeline stages."""
 
     BLOCK_N: int
     BLOCK_M: int
@@ -24,17 +30,243 @@ class AttentionConfig:
     num_stages: int
 
 
-def lookup_forward(arch, precision, D_QK, D_V, N, M):
-    return AttentionConfig(64, 64, 64, 4, 3)
+@dataclass(frozen=True)
+class DeltaConfig:
+    """Queries a tile, channels of d_y a chunk, warps a block, pipeline stages."""
+
+    BLOCK_N: int
+    BLOCK_C: int
+    num_warps: int
+    num_stages: int
 
 
-def lookup_dkv(arch, precision, D_QK, D_V, N, M):
-    return AttentionConfig(64, 64, 64, 4, 3)
+# Rows by architecture and precision, columns as projection.configs.WIDTHS: BLOCK_N, BLOCK_M, BLOCK_C, warps, stages.
+_FORWARD = {
+    (80, "bf16"): (
+        (128, 64, 64, 8, 2), (128, 64, 64, 8, 2), (128, 64, 64, 8, 2), (64, 64, 64, 8, 2),
+        (128, 64, 64, 8, 2), (64, 64, 64, 8, 2),
+    ),
+    (80, "tf32"): (
+        (128, 64, 32, 8, 2), (128, 64, 32, 8, 2), (128, 64, 32, 8, 2), (32, 32, 32, 8, 2),
+        (128, 64, 32, 8, 2), (32, 32, 32, 8, 2),
+    ),
+    (80, "fp32"): (
+        (64, 32, 32, 8, 2), (64, 32, 32, 8, 2), (64, 32, 32, 8, 2), (32, 16, 32, 8, 2),
+        (32, 32, 32, 8, 2), (32, 16, 32, 8, 2),
+    ),
+    (90, "bf16"): (
+        (128, 128, 64, 8, 2), (128, 128, 64, 8, 2), (128, 128, 64, 8, 2), (128, 64, 64, 8, 2),
+        (128, 64, 64, 8, 2), (128, 64, 64, 8, 2),
+    ),
+    (90, "tf32"): (
+        (128, 64, 32, 8, 2), (128, 64, 32, 8, 2), (128, 64, 32, 8, 2), (64, 64, 32, 8, 2),
+        (128, 64, 32, 8, 2), (64, 64, 32, 8, 2),
+    ),
+    (90, "fp32"): (
+        (64, 32, 32, 8, 2), (64, 32, 32, 8, 2), (64, 32, 32, 8, 2), (32, 16, 32, 8, 2),
+        (32, 32, 32, 8, 2), (32, 16, 32, 8, 2),
+    ),
+    (100, "bf16"): (
+        (128, 64, 64, 8, 2), (128, 64, 64, 8, 2), (128, 64, 64, 8, 2), (128, 64, 64, 8, 2),
+        (128, 64, 64, 8, 2), (128, 64, 64, 8, 2),
+    ),
+    (100, "tf32"): (
+        (128, 64, 32, 8, 2), (64, 64, 32, 4, 2), (128, 64, 32, 8, 2), (64, 64, 32, 8, 2),
+        (128, 64, 32, 8, 2), (64, 64, 32, 8, 2),
+    ),
+    (100, "fp32"): (
+        (64, 32, 32, 8, 2), (64, 32, 32, 8, 2), (64, 32, 32, 8, 2), (32, 16, 32, 8, 2),
+        (32, 32, 32, 8, 2), (32, 16, 32, 8, 2),
+    ),
+}  # fmt: skip
+_DKV = {
+    (80, "bf16"): (
+        (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (32, 64, 0, 8, 2), (16, 32, 0, 8, 2),
+        (64, 64, 0, 8, 2), (64, 32, 0, 8, 2),
+    ),
+    (80, "tf32"): (
+        (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (32, 64, 0, 8, 2), (16, 16, 0, 8, 2),
+        (32, 32, 0, 4, 2), (16, 32, 0, 8, 2),
+    ),
+    (80, "fp32"): (
+        (32, 32, 0, 4, 2), (32, 64, 0, 8, 2), (32, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+        (32, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+    (90, "bf16"): (
+        (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (64, 64, 0, 8, 2),
+        (64, 128, 0, 8, 2), (64, 64, 0, 8, 2),
+    ),
+    (90, "tf32"): (
+        (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (64, 64, 0, 8, 2), (16, 16, 0, 8, 2),
+        (32, 64, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+    (90, "fp32"): (
+        (32, 64, 0, 8, 2), (32, 32, 0, 8, 2), (64, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+        (64, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+    (100, "bf16"): (
+        (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (64, 64, 0, 8, 2),
+        (64, 128, 0, 8, 2), (64, 64, 0, 8, 2),
+    ),
+    (100, "tf32"): (
+        (64, 128, 0, 8, 2), (64, 128, 0, 8, 2), (64, 64, 0, 4, 2), (32, 64, 0, 8, 2),
+        (64, 64, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+    (100, "fp32"): (
+        (32, 64, 0, 8, 2), (32, 32, 0, 8, 2), (64, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+        (64, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+}  # fmt: skip
+_DQ = {
+    (80, "bf16"): (
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (64, 64, 0, 8, 2),
+        (128, 64, 0, 8, 2), (64, 64, 0, 8, 2),
+    ),
+    (80, "tf32"): (
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (64, 64, 0, 4, 2), (32, 32, 0, 4, 2),
+        (64, 32, 0, 4, 2), (32, 32, 0, 4, 2),
+    ),
+    (80, "fp32"): (
+        (64, 32, 0, 8, 2), (64, 32, 0, 8, 2), (64, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+        (32, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+    (90, "bf16"): (
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2),
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2),
+    ),
+    (90, "tf32"): (
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (64, 64, 0, 8, 2),
+        (128, 64, 0, 8, 2), (64, 32, 0, 8, 2),
+    ),
+    (90, "fp32"): (
+        (64, 32, 0, 8, 2), (64, 32, 0, 8, 2), (64, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+        (32, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+    (100, "bf16"): (
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2),
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2),
+    ),
+    (100, "tf32"): (
+        (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (64, 64, 0, 8, 2),
+        (128, 64, 0, 8, 2), (64, 32, 0, 8, 2),
+    ),
+    (100, "fp32"): (
+        (64, 32, 0, 8, 2), (64, 32, 0, 8, 2), (64, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+        (32, 32, 0, 8, 2), (32, 32, 0, 8, 2),
+    ),
+}  # fmt: skip
+_DELTA = {  # BLOCK_N, BLOCK_C, warps, stages
+    (80, "bf16"): (
+        (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2),
+        (128, 64, 8, 2), (64, 64, 8, 2),
+    ),
+    (80, "tf32"): (
+        (128, 32, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2),
+        (128, 32, 8, 2), (64, 32, 8, 2),
+    ),
+    (80, "fp32"): (
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2),
+    ),
+    (90, "bf16"): (
+        (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2),
+        (128, 64, 8, 2), (64, 64, 8, 2),
+    ),
+    (90, "tf32"): (
+        (128, 32, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2),
+        (128, 32, 8, 2), (64, 32, 8, 2),
+    ),
+    (90, "fp32"): (
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2),
+    ),
+    (100, "bf16"): (
+        (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2),
+        (128, 64, 8, 2), (64, 64, 8, 2),
+    ),
+    (100, "tf32"): (
+        (128, 32, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2),
+        (128, 32, 8, 2), (64, 32, 8, 2),
+    ),
+    (100, "fp32"): (
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2),
+    ),
+}  # fmt: skip
 
 
-def lookup_dq(arch, precision, D_QK, D_V, N, M):
-    return AttentionConfig(64, 64, 64, 4, 3)
+def _lookup(
+    op: str, table: dict[Any, Any], owner: str, arch: int, precision: str, D_QK: int, D_V: int, positions: int
+) -> AttentionConfig:
+    width, precision = table_width(op, D_QK, D_V), table_precision(precision)
+    config = AttentionConfig(*table[table_arch(arch), precision][WIDTHS.index(width)])
+    if positions <= SMALL and precision == "bf16" and width[0] == 32 and getattr(config, owner) == 128:
+        return AttentionConfig(64, 64, config.BLOCK_C, 4, 2)
+    return config
 
 
-def lookup_delta(arch, precision, D_V):
-    return AttentionConfig(64, 64, 64, 4, 3)
+def lookup_forward(arch: int, precision: str, D_QK: int, D_V: int, N: int) -> AttentionConfig:
+    """Return the config of the forward kernels for N queries. Raises ValueError for widths no config exists for."""
+    return _lookup("attention_fwd", _FORWARD, "BLOCK_N", arch, precision, D_QK, D_V, N)
+
+
+def lookup_dkv(arch: int, precision: str, D_QK: int, D_V: int, M: int) -> AttentionConfig:
+    """Return the config of the kernel of dk and dv for M keys. Raises ValueError for widths no config exists for."""
+    return _lookup("attention_bwd", _DKV, "BLOCK_M", arch, precision, D_QK, D_V, M)
+
+
+def lookup_dq(arch: int, precision: str, D_QK: int, D_V: int, N: int) -> AttentionConfig:
+    """Return the config of the kernel of dq for N queries. Raises ValueError for widths no config exists for."""
+    return _lookup("attention_bwd", _DQ, "BLOCK_N", arch, precision, D_QK, D_V, N)
+
+
+def lookup_delta(arch: int, precision: str, D_V: int) -> DeltaConfig:
+    """Return the config of the kernel of delta and d_o. Raises ValueError for widths no config exists for."""
+    column = WIDTHS.index(table_width("attention_bwd", 1, D_V))
+    return DeltaConfig(*_DELTA[table_arch(arch), table_precision(precision)][column])
+
+
+def plans(
+    B: int,
+    C: int,
+    H: int,
+    W: int,
+    D_QK: int,
+    D_V: int,
+    *,
+    pool: bool = True,
+    out_proj: bool = True,
+    bias: bool = False,
+    dtype: str = "bf16",
+    arch: int = 90,
+    channels_last: bool = True,
+    backward: bool = True,
+) -> list[Plan]:
+    """Return the launches of the whole block on x (B, C, H, W), forward and with `backward` those of its backward too.
+
+    `dtype` is "fp32", "tf32", "fp16" or "bf16". The launchers themselves are run, on tensors without memory.
+    """
+    import torch
+
+    from ..launch import DTYPES, recording
+    from ..projection.forward import projection_fwd
+    from .backward import block_bwd
+    from .forward import block_fwd
+
+    def empty(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=DTYPES[dtype], device="meta")
+
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = empty(B, C, H, W).contiguous(memory_format=memory_format)
+    w_theta, w_phi, w_g, w_qkv = empty(D_QK, C), empty(D_QK, C), empty(D_V, C), empty(2 * D_QK + D_V, C)
+    w_o = empty(C, D_V) if out_proj else None
+    b_theta, b_phi, b_g = (empty(D) if bias else None for D in (D_QK, D_QK, D_V))
+    b_o = empty(C) if bias and out_proj else None
+    gamma = torch.empty((), device="meta")
+    with recording(arch, dtype) as found:
+        k, v, argmax = projection_fwd(x, w_phi, w_g, b_phi, b_g, pool=pool, save_argmax=backward)
+        y, *kept = block_fwd(x, w_theta, k, v, w_o, gamma, b_theta, b_o, save=backward)
+        if backward:
+            q, o, lse = (tensor for tensor in kept if tensor is not None)
+            block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
+    return found.plans

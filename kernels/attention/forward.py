@@ -125,7 +125,7 @@ def _block_fwd_kernel(
     x_tile = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
 
     acc_q = tl.zeros((BLOCK_N, BLOCK_D_QK), ACC)
-    for start_c in tl.range(0, C, BLOCK_C):
+    for start_c in tl.range(0, C, BLOCK_C, num_stages=1):
         c = start_c + offs_c
         mask_c = (c < C) | EVEN_C
         x = tl.load(x_tile + c[None, :] * stride_x_c, mask=mask_n[:, None] & mask_c[None, :], other=0.0)
@@ -149,7 +149,7 @@ def _block_fwd_kernel(
     gamma = tl.load(gamma_ptr).to(ACC)
     y_tile = y_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
     if w_o_ptr is not None:
-        for start_c in tl.range(0, C, BLOCK_C):
+        for start_c in tl.range(0, C, BLOCK_C, num_stages=1):
             c = start_c + offs_c
             mask_c = (c < C) | EVEN_C
             mask_nc = mask_n[:, None] & mask_c[None, :]
@@ -187,7 +187,7 @@ def attention_fwd(
     lse = torch.empty((B, N), device=q.device, dtype=acc_dtype) if save_lse else None
     if M == 0:
         return out.zero_(), lse if lse is None else lse.fill_(-math.inf)
-    config = config or lookup_forward(arch_of(q), precision, D_QK, D_V, N, M)
+    config = config or lookup_forward(arch_of(q), precision, D_QK, D_V, N)
     launch(
         "attention_fwd",
         _fwd_kernel,
@@ -245,7 +245,7 @@ def block_fwd(
         q = torch.empty((B, N, D_QK), device=x.device, dtype=k.dtype)
         o = torch.empty((B, N, D_V), device=x.device, dtype=k.dtype)
         lse = torch.empty((B, N), device=x.device, dtype=torch.float64 if precision == "fp64" else torch.float32)
-    config = config or lookup_forward(arch_of(x), precision, D_QK, D_V, N, M)
+    config = config or lookup_forward(arch_of(x), precision, D_QK, D_V, N)
     chunks = triton.cdiv(C, config.BLOCK_C)
     launch(
         "attention_block_fwd",

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..checks import check_dtype, check_shape
-from .forward import FLOAT_DTYPES, TRITON_DTYPES
+from ..checks import FLOAT_DTYPES, check_dtype, check_shape
+from .forward import TRITON_DTYPES
 from .tables import FIELDS, FLAT_ALIGNED, OFFSET_UNIT, OUT, K, R, T, W, Z, is_capturing, tables_for, tile_items
 
 _FIELDS = tl.constexpr(FIELDS)

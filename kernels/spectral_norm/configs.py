@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..plan import POINTER_TYPES, Plan
 
@@ -73,7 +74,7 @@ def plans(
     found = []
 
     def add(
-        name: str, kernel: object, signature: dict[str, str], constexprs: dict, warps: int, grid: int, **rest
+        name: str, kernel: object, signature: dict[str, str], constexprs: dict[str, Any], warps: int, grid: int, **rest
     ) -> None:
         found.append(
             Plan(
@@ -101,7 +102,7 @@ def plans(
             ((True, True), (False, True)) if v_first else ((True, True), (False, True), (True, False))
         ):
             constexprs = forward.sweep_constexprs(layout, triton_dtypes[dtype], first)
-            options = {"enable_fp_fusion": True}
+            options: dict[str, Any] = {"enable_fp_fusion": True}
             if not v_first:
                 constexprs["ADVANCE"] = advance
                 if config.sweep_maxnreg is not None:

@@ -16,7 +16,7 @@ order: the same bits in every run and on every rank. float32 throughout. Oracle:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -47,14 +47,17 @@ def _length(norms_ptr, matrix, chunks, eps):
 
 
 @triton.jit
-def _load_v(v_ptr, t_ptr, offs, K, C, S, scale, FIRST: tl.constexpr):
-    """v at the stored columns `offs`: from the buffer, or the last iteration's before its division by |t|."""
-    if FIRST:
+def _stage_v(v_ptr, t_ptr, K, C, S, BLOCK: tl.constexpr):
+    """Put v where t will be, in the order in which the columns are stored.
+
+    All programs of a matrix store the same values. Gathering them into registers instead made the sweep spill.
+    """
+    for start in range(0, K, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
         group = offs // C
         v = tl.load(v_ptr + (offs - group * C) * S + group, mask=offs < K, other=0.0)
-    else:
-        v = tl.load(t_ptr + offs, mask=offs < K, other=0.0) * scale
-    return v
+        tl.store(t_ptr + offs, v, mask=offs < K)
+    tl.debug_barrier()  # read back by other threads than those that stored it
 
 
 @triton.jit
@@ -68,19 +71,18 @@ def _partial_ptr(partial_ptr, matrices_ptr, items_ptr, size):
 
 @triton.jit
 def _sweep_rows(
-    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-    BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr,
-    FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+    BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr, ADVANCE: tl.constexpr,
 ):  # fmt: skip
     """z and the partial sums of t, from one reading of whole rows, BLOCK_A + BLOCK_B columns wide."""
     K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
     offs_r = tl.arange(0, BLOCK_R)
     offs_a = tl.arange(0, BLOCK_A)
-    v_a = _load_v(v_ptr, t_ptr, offs_a, K, C, S, scale, FIRST)
+    v_a = tl.load(t_ptr + offs_a, mask=offs_a < K, other=0.0) * scale
     acc_a = tl.zeros((BLOCK_R, BLOCK_A), tl.float32)
     if BLOCK_B > 0:
         offs_b = BLOCK_A + tl.arange(0, BLOCK_B)
-        v_b = _load_v(v_ptr, t_ptr, offs_b, K, C, S, scale, FIRST)
+        v_b = tl.load(t_ptr + offs_b, mask=offs_b < K, other=0.0) * scale
         acc_b = tl.zeros((BLOCK_R, BLOCK_B), tl.float32)
     for start in range(0, rows, BLOCK_R):
         row = start + offs_r
@@ -106,8 +108,8 @@ def _sweep_rows(
 
 @triton.jit
 def _sweep_rows_twice(
-    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, ADVANCE: tl.constexpr,
 ):  # fmt: skip
     """The same from two readings: for long rows that start anywhere, which do not fit the registers unvectorised."""
     offs_r = tl.arange(0, BLOCK_R)
@@ -118,7 +120,7 @@ def _sweep_rows_twice(
         z = tl.zeros((BLOCK_R,), tl.float32)
         for column in range(0, K, BLOCK_K):
             offs = column + offs_k
-            v = _load_v(v_ptr, t_ptr, offs, K, C, S, scale, FIRST)
+            v = tl.load(t_ptr + offs, mask=offs < K, other=0.0) * scale
             mask = (row < rows)[:, None] & (offs < K)[None, :]
             z += tl.sum(tl.load(row_ptr + offs[None, :], mask=mask, other=0.0).to(tl.float32) * v[None, :], axis=1)
         tl.store(z_ptr + row, z, mask=row < rows)
@@ -151,14 +153,16 @@ def _sweep_kernel(
     rows = tl.load(item_ptr + 2)
     entry_ptr = matrices_ptr + matrix * _FIELDS
     w_address = tl.load(entry_ptr + _W)
-    v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
     K = tl.load(entry_ptr + _K).to(tl.int32)
-    C = tl.load(entry_ptr + _C).to(tl.int32)
-    S = tl.load(entry_ptr + _S).to(tl.int32)
     z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT + row_0
     t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
-    scale = 1.0
-    if not FIRST:
+    if FIRST:
+        scale = 1.0
+        v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+        C = tl.load(entry_ptr + _C).to(tl.int32)
+        S = tl.load(entry_ptr + _S).to(tl.int32)
+        _stage_v(v_ptr, t_ptr, K, C, S, 512)
+    else:  # v of the iteration before, not divided by its length yet
         length, _ = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
         scale = 1.0 / length
     if tl.load(entry_ptr + _ALIGNED) != 0:
@@ -167,52 +171,52 @@ def _sweep_kernel(
             w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16) + row_0 * (K // UNIT * UNIT)
             if K <= 128:
                 _sweep_rows(
-                    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                    32, 128, 0, UNIT, FIRST, ADVANCE,
+                    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                    32, 128, 0, UNIT, ADVANCE,
                 )  # fmt: skip
             elif K <= 1024:
                 if WIDEST_ALIGNED >= 1024:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                        4, 1024, 0, UNIT, FIRST, ADVANCE,
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        4, 1024, 0, UNIT, ADVANCE,
                     )  # fmt: skip
             elif K <= 2304:
                 if WIDEST_ALIGNED >= 2304:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                        2, 2048, 256, UNIT, FIRST, ADVANCE,
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        2, 2048, 256, UNIT, ADVANCE,
                     )  # fmt: skip
             elif K <= 4608:
                 if WIDEST_ALIGNED >= 4608:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                        1, 4096, 512, UNIT, FIRST, ADVANCE,
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        1, 4096, 512, UNIT, ADVANCE,
                     )  # fmt: skip
             elif K <= 9216:
                 if WIDEST_ALIGNED >= 9216:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                        1, 8192, 1024, UNIT, FIRST, ADVANCE,
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        1, 8192, 1024, UNIT, ADVANCE,
                     )  # fmt: skip
             else:
                 if WIDEST_ALIGNED >= 16384:
                     _sweep_rows(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                        1, 16384, 0, UNIT, FIRST, ADVANCE,
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        1, 16384, 0, UNIT, ADVANCE,
                     )  # fmt: skip
     else:
         if WIDEST_UNALIGNED > 0:
             w_ptr = w_address.to(tl.pointer_type(W_DTYPE)) + row_0 * K
             if K <= 128:
                 _sweep_rows(
-                    w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                    32, 128, 0, 1, FIRST, ADVANCE,
+                    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                    32, 128, 0, 1, ADVANCE,
                 )  # fmt: skip
             else:
                 if WIDEST_UNALIGNED >= 1024:
                     _sweep_rows_twice(
-                        w_ptr, v_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, C, S, scale,
-                        8, 512, FIRST, ADVANCE,
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        8, 512, ADVANCE,
                     )  # fmt: skip
 
 
@@ -483,7 +487,7 @@ def launch_sweep(shared, tables: Tables, partial: Tensor, dtype, first: bool, ad
     )
 
 
-def sweep_constexprs(layout: Layout, dtype, first: bool) -> dict:
+def sweep_constexprs(layout: Layout, dtype, first: bool) -> dict[str, Any]:
     """Return the compile-time arguments of the sweep of `layout`, but for ADVANCE."""
     unit = vector(dtype.primitive_bitwidth // 8)
     if layout.v_first:

@@ -153,7 +153,7 @@ class _TritonFunction(torch.autograd.Function):
 
 
 # Opaque to torch.compile; differentiated by the Function above, so that a second derivative can take another way.
-LIBRARY = torch.library.Library("sagan_fast", "FRAGMENT")
+LIBRARY = torch.library.Library("sagan_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def define(schema: str) -> None:

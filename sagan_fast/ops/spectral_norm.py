@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sagan_fast.kernels.checks import FLOAT_DTYPES
 from sagan_fast.kernels.spectral_norm import eager, reference
+from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
 
 _OP = "spectral_norm_group"
@@ -84,8 +86,7 @@ def choose(op: str, backend: str, weights: Sequence[Tensor]) -> str:
 def triton_refusal(weights: Sequence[Tensor]) -> str | None:
     """Return why the Triton kernels cannot take `weights`, or None if they can."""
     try:
-        from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
-        from sagan_fast.kernels.spectral_norm.forward import FLOAT_DTYPES
+        import triton  # noqa: F401
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -170,11 +171,12 @@ def forward_all(
     dtype = compute_dtype(weights[0])
     exact_us = [u if u.dtype == dtype and u.is_contiguous() else u.to(dtype).contiguous() for u in us]
     exact_vs = [v if v.dtype == dtype and v.is_contiguous() else v.to(dtype).contiguous() for v in vs]
+    launcher: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = eager.spectral_norm_fwd
     if backend == "triton":
         from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
-    else:
-        spectral_norm_fwd = eager.spectral_norm_fwd
-    result = spectral_norm_fwd(
+
+        launcher = spectral_norm_fwd
+    result = launcher(
         [weight.detach() for weight in weights],
         exact_us,
         exact_vs,
@@ -188,7 +190,8 @@ def forward_all(
     for given, exact in zip((*us, *vs), (*exact_us, *exact_vs), strict=True):
         if update and given is not exact:
             given.copy_(exact)
-    return tuple(result)
+    flat, sigmas, flat_u, flat_v = result
+    return flat, sigmas, flat_u, flat_v
 
 
 def split(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -228,8 +231,19 @@ def gradient(
     """Return dW for every grad of W/sigma that is not None; differentiable in the grads and the weights."""
     if all(grad is None for grad in grads):
         return (None,) * len(grads)
+    if (
+        torch.compiler.is_compiling()
+    ):  # where there is no double backward, and 2.11 traces no Function inside a backward
+        return _gradients(backend, sigmas, u, v, grads, weights)
     out: tuple[Tensor | None, ...] = _GradientFunction.apply(backend, sigmas, u, v, len(weights), *grads, *weights)
     return out
+
+
+def _gradients(
+    backend: str, sigmas: Tensor, u: Tensor, v: Tensor, grads: Sequence[Tensor | None], weights: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    flat = _backward_op(list(grads), list(weights), sigmas, u, v, backend)
+    return tuple(None if grad is None else d_weight for grad, d_weight in zip(grads, split(flat, weights), strict=True))
 
 
 class _GradientFunction(torch.autograd.Function):
@@ -241,10 +255,7 @@ class _GradientFunction(torch.autograd.Function):
         ctx.save_for_backward(u, v, *tensors)
         ctx.count = count
         ctx.set_materialize_grads(False)
-        flat = _backward_op(grads, weights, sigmas, u, v, backend)
-        return tuple(
-            None if grad is None else d_weight for grad, d_weight in zip(grads, split(flat, weights), strict=True)
-        )
+        return _gradients(backend, sigmas, u, v, grads, weights)
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:

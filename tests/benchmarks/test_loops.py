@@ -128,6 +128,14 @@ def test_an_unrolled_loop_runs_less_often():
     assert mapping.executions == [8] and mapping.notes == ["line 3: unrolled 2 times"]
 
 
+def test_work_that_warps_repeat_is_not_taken_for_unrolling():
+    copies = [(4, "LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64]")]  # 2048 bytes, those of one trip
+    code = sass((2, "MOV R1, RZ"), (3, ".L_x_0:"), *exps(128), *copies, (3, "@P0 BRA `(.L_x_0)"), (6, "EXIT"))
+    mapping = map_loops(code, kernel(16, 12), warps=4)
+    assert mapping.executions == [16] and mapping.unroll == [1]
+    assert mapping.notes == ["line 3: exponentials done 2.00 times over, in several warps"]
+
+
 def test_the_rest_of_an_unrolled_loop_gets_what_is_left():
     code = sass(
         *[(2, "MOV R1, RZ"), (3, ".L_x_0:"), *exps(256), (3, "@P0 BRA `(.L_x_0)")],
@@ -171,7 +179,8 @@ def test_a_loop_from_nowhere_is_a_note():
 
 def test_work_that_does_not_divide_is_a_note():
     code = sass((2, "MOV R1, RZ"), (3, ".L_x_0:"), *exps(90), (3, "@P0 BRA `(.L_x_0)"), (6, "EXIT"))
-    assert "1.41 trips' work" in map_loops(code, kernel(16, 12), warps=4).notes[0]
+    note = "line 3: exponentials of 1.41 trips in one of the machine's, taken as not unrolled"
+    assert note in map_loops(code, kernel(16, 12), warps=4).notes
 
 
 @pytest.mark.parametrize(

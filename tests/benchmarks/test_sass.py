@@ -52,8 +52,8 @@ def test_instructions_have_opcode_predicate_and_line():
     assert [i.address for i in code.instructions] == list(range(0, 0xE0, 16))
     lds, hgmma, mufu, ldg = code.instructions[3:7]
     assert lds.never and lds.base == "LDS"
-    assert hgmma.op == "HGMMA.64x128x16.F32.BF16" and hgmma.line == ("/src/kernel.py", 5) and not hgmma.predicate
-    assert mufu.line == ("/site/standard.py", 287)
+    assert hgmma.op == "HGMMA.64x128x16.F32.BF16" and hgmma.line == ("src/kernel.py", 5) and not hgmma.predicate
+    assert mufu.line == ("site/standard.py", 287)
     assert ldg.predicate == "P1" and not ldg.never
 
 
@@ -78,6 +78,15 @@ def test_nested_loops_know_each_other():
     assert outer.parent is None and outer.children == [1] and inner.parent == 0
     assert [i.base for i in code.own_instructions(1)] == ["FFMA", "BRA"]
     assert [i.base for i in code.own_instructions(0)] == ["IADD3", "BRA", "STG", "BRA"]
+
+
+def test_lines_are_told_apart_by_folder_and_name():
+    """The same in every checkout, and attention/forward.py is not projection/forward.py."""
+    here, there, other = (
+        parse(LOOP.replace("/src/kernel.py", path)).instructions[4].line
+        for path in ("/a/kernels/attention/forward.py", "/b/c/attention/forward.py", "/a/kernels/projection/forward.py")
+    )
+    assert here == there == ("attention/forward.py", 5) and other == ("projection/forward.py", 5)
 
 
 def test_text_without_code_is_an_error():

@@ -2,8 +2,17 @@
 
 import pytest
 
-from benchmarks.shapes import BlockShape
-from benchmarks.shipped import BACKWARD, FORWARD, INFERENCE, block_launches, library_products
+from benchmarks.shapes import SAGAN_MATRICES, BlockShape
+from benchmarks.shipped import (
+    BACKWARD,
+    FORWARD,
+    FUNCTIONAL,
+    INFERENCE,
+    block_launches,
+    functional_launches,
+    library_products,
+    spectral_norm_launches,
+)
 
 POOLED = BlockShape("pooled", B=2, C=48, H=8, W=12, d_qk=6, d_v=24)
 BARE = BlockShape("bare", B=3, C=16, H=5, W=7, d_qk=2, d_v=16, pool=False, out_proj=False, bias=True)
@@ -32,6 +41,22 @@ def test_backward_needs_at_least_the_rest():
     library = sum(flops for flops, _ in library_products(POOLED, "fp16"))
     rest = POOLED.flops(backward=True) - POOLED.flops()
     assert rest <= ours + library <= 1.6 * rest
+
+
+def test_functional_attention_is_launched_too():
+    launches = functional_launches(POOLED, "fp32", 100)
+    assert launches[0].plan.name == "attention_fwd" and {launch.part for launch in launches} == {FUNCTIONAL}
+    scores = POOLED.B * POOLED.N * POOLED.M
+    assert launches[0].plan.exps == scores and launches[0].plan.flops == 2 * scores * (POOLED.d_qk + POOLED.d_v)
+
+
+def test_one_update_of_all_matrices_is_three_launches():
+    launches = spectral_norm_launches(90)
+    update = [one.plan for one in launches if one.part == FORWARD and one.shape.endswith("fp32")]
+    assert ["sweep" in update[0].name, "reduce" in update[1].name, "scale" in update[2].name] == [True] * 3
+    elements = sum(matrix.R * matrix.K for matrix in SAGAN_MATRICES)
+    moved = sum(plan.bytes_read + plan.bytes_written for plan in update)
+    assert 3 * 4 * elements <= moved <= 3.2 * 4 * elements  # two reads of the weights and a write
 
 
 def test_library_products_have_no_o_where_the_block_has_none():

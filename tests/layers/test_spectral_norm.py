@@ -1,55 +1,254 @@
 import copy
+import io
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm as LegacyHook
+from torch.nn.utils.spectral_norm import spectral_norm as legacy_spectral_norm
 
-from sagan_fast.layers.spectral_norm import fuse_spectral_norm, spectral_norm
-from sagan_fast.testing import rel_rms
+from sagan_fast.layers.spectral_norm import SpectralNorm, fuse_spectral_norm, spectral_norm
+from sagan_fast.testing import assert_close_to_truth, rel_rms
 
-
-def model_with(norm):
-    return nn.Sequential(
-        norm(nn.Conv2d(3, 8, 3, padding=1)),
-        nn.ReLU(),
-        norm(nn.ConvTranspose2d(8, 5, 4)),
-        nn.Flatten(),
-        norm(nn.Linear(5 * 11 * 11, 4)),
-    )  # noqa: E501
+EVERY = [spectral_norm, parametrizations.spectral_norm, legacy_spectral_norm]
 
 
-def test_follows_torch(generator):
-    theirs = model_with(parametrizations.spectral_norm)
-    ours = model_with(spectral_norm)
+class Net(nn.Sequential):
+    def __init__(self, norm):
+        super().__init__(
+            norm(nn.Conv2d(3, 8, 3, padding=1)),
+            nn.ReLU(),
+            norm(nn.ConvTranspose2d(8, 5, 4, stride=2)),
+            nn.Flatten(),
+            norm(nn.Linear(5 * 18 * 18, 4)),
+        )
+
+
+class BigGANConv(nn.Conv2d):
+    """A layer with the attributes of BigGAN-PyTorch's SN layers, written from their description."""
+
+    def __init__(self, *args, num_svs=1, eps=1e-12):
+        super().__init__(*args)
+        self.num_svs, self.num_itrs, self.transpose, self.eps = num_svs, 1, False, eps
+        self.register_buffer("u0", torch.randn(1, self.out_channels))
+        self.register_buffer("sv0", torch.ones(1))
+
+    def W_(self):  # noqa: N802
+        matrix = self.weight.flatten(1)
+        with torch.no_grad():
+            v = F.normalize(self.u0 @ matrix, eps=self.eps)
+            u = F.normalize(v @ matrix.t(), eps=self.eps)
+            if self.training:
+                self.u0[:] = u
+        sigma = (v @ matrix.t() @ u.t()).squeeze()
+        if self.training:
+            self.sv0[:] = sigma.detach()
+        return self.weight / sigma
+
+    def forward(self, x):
+        return F.conv2d(x, self.W_(), self.bias, self.stride, self.padding)
+
+
+def images(generator, count=2):
+    return torch.randn(count, 3, 8, 8, generator=generator)
+
+
+def train(models, optimizers, generator, steps, after=lambda: None):
+    for _ in range(steps):
+        x, y = images(generator), torch.randn(2, 4, generator=generator)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            (model(x) - y).square().sum().backward()
+            optimizer.step()
+        after()
+
+
+def adams(*models):
+    return [torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.0, 0.9)) for model in models]
+
+
+def assert_same_state(a, b, limit=1e-4):
+    for (key, ours), theirs in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert rel_rms(ours, theirs) < limit, key
+
+
+def test_state_dict_keys_and_start_are_those_of_torch():
+    torch.manual_seed(0)
+    theirs = Net(parametrizations.spectral_norm)
+    torch.manual_seed(0)
+    ours = Net(spectral_norm)
     assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert_same_state(ours, theirs, 1e-5)
+    assert ours[2].parametrizations.weight[0]._u.shape == (5,)
+
+
+def test_follows_torch_for_50_training_steps_and_through_checkpoints_both_ways(generator):
+    theirs, ours = Net(parametrizations.spectral_norm), Net(spectral_norm)
     ours.load_state_dict(theirs.state_dict())
-    opts = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, theirs)]
-    for _ in range(10):
-        x = torch.randn(2, 3, 8, 8, generator=generator)
-        for m, opt in zip((ours, theirs), opts, strict=True):
-            opt.zero_grad()
-            m(x).square().mean().backward()
-            opt.step()
-    for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
-        assert rel_rms(a, b) < 1e-5
+    train([ours, theirs], adams(ours, theirs), generator, 50)
+    assert_same_state(ours, theirs)
+    stream = io.BytesIO()
+    torch.save(ours.state_dict(), stream)
+    stream.seek(0)
+    fresh = Net(parametrizations.spectral_norm)
+    fresh.load_state_dict(torch.load(stream, weights_only=True))
+    ours.eval(), fresh.eval()
+    x = images(generator)
+    torch.testing.assert_close(fresh(x), ours(x))
+
+
+@pytest.mark.parametrize("norm", EVERY)
+def test_fused_per_forward_follows_torch_for_50_training_steps(generator, norm):
+    if norm is spectral_norm:
+        theirs, ours = Net(parametrizations.spectral_norm), Net(spectral_norm)
+        ours.load_state_dict(theirs.state_dict())
+    else:
+        theirs = Net(norm)
+        ours = copy.deepcopy(theirs)
+    group = fuse_spectral_norm(ours, update="forward")
+    assert len(group) == 3
+    train([ours, theirs], adams(ours, theirs), generator, 50)
+    assert_same_state(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", EVERY)
+def test_fused_per_step_follows_torch_moved_once_per_step(generator, norm):
+    """torch moves u and v before the forward, the group after the optimizer: with one forward a step, the same."""
+    theirs = Net(norm)
+    ours = copy.deepcopy(theirs)
+    group = fuse_spectral_norm(ours)
+    group.step()
+    train([ours, theirs], adams(ours, theirs), generator, 30, group.step)
+    theirs(images(generator))
+    assert_same_state(ours, theirs)
+
+
+def test_biggan_layers_follow_their_own(generator):
+    theirs = nn.Sequential(BigGANConv(3, 6, 3), nn.ReLU(), BigGANConv(6, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    ours = copy.deepcopy(theirs)
+    keys = list(ours.state_dict())
+    group = fuse_spectral_norm(ours)
+    group.step()
+    assert list(ours.state_dict()) == keys and group.names == ["0", "2"]
+    train([ours, theirs], adams(ours, theirs), generator, 20, group.step)
+    theirs(images(generator))
+    assert_same_state(ours, theirs)
+    assert group.sigmas()["0"] == pytest.approx(theirs[0].sv0.item(), rel=1e-4)
+    # A checkpoint brings another u; v is not in it and must follow.
+    other = copy.deepcopy(theirs.state_dict())
+    other["0.u0"] = torch.randn(1, 6, generator=generator)
+    ours.load_state_dict(other)
+    u, matrix = F.normalize(other["0.u0"][0], dim=0) * other["0.u0"].norm(), other["0.weight"].flatten(1)
+    expected = torch.dot(u, matrix @ F.normalize(matrix.t() @ u, dim=0)).item()
+    assert group.sigmas()["0"] == pytest.approx(expected, rel=1e-4)
+    clone = copy.deepcopy(ours).eval()
+    assert clone[0].W_().shape == (6, 3, 3, 3)
+
+
+def test_several_singular_values_are_left_alone():
+    model = nn.Sequential(BigGANConv(3, 6, 3, num_svs=2), BigGANConv(6, 4, 3))
+    with pytest.warns(UserWarning, match="keeps 2 singular values"):
+        assert fuse_spectral_norm(model).names == ["1"]
+
+
+@pytest.mark.parametrize("norm", EVERY)
+@pytest.mark.parametrize("update", ["step", "forward"])
+def test_taking_over_keeps_parameters_vectors_and_keys(norm, update):
+    model = Net(norm)
+    parameters, state = [id(p) for p in model.parameters()], copy.deepcopy(model.state_dict())
+    group = fuse_spectral_norm(model, update=update)
+    model.eval()
+    model(torch.ones(1, 3, 8, 8))
+    assert [id(p) for p in model.parameters()] == parameters
+    assert group.names == ["0", "2", "4"] and len(group) == 3
+    assert list(state) == list(model.state_dict())
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_evaluation_before_the_first_training_step_moves_nothing(generator):
+    theirs, ours = Net(parametrizations.spectral_norm).eval(), Net(spectral_norm).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = images(generator)
+    before = copy.deepcopy(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert all(torch.equal(before[key], value) for key, value in ours.state_dict().items())
+
+
+def test_alone_two_forwards_then_one_backward_as_torch(generator):
+    theirs, ours = Net(parametrizations.spectral_norm), Net(spectral_norm)
+    ours.load_state_dict(theirs.state_dict())
+    real, fake = images(generator), images(generator)
+    for model in (ours, theirs):
+        (model(real).sum() - model(fake).square().sum()).backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close_to_truth("gradient", a.grad, b.grad.double(), precision="tf32")
+
+
+def test_half_precision_weights_and_models(generator):
+    layer = spectral_norm(nn.Linear(6, 4).half())
+    norm = layer.parametrizations.weight[0]
+    assert layer.weight.dtype == torch.float16 and norm._u.dtype == torch.float32
+    layer = spectral_norm(nn.Linear(6, 4)).half()
+    assert layer.weight.dtype == torch.float16 and norm._u.isfinite().all()
 
 
 @pytest.mark.parametrize("norm", [spectral_norm, parametrizations.spectral_norm])
-def test_group_moves_only_in_step(generator, norm):
-    model = model_with(norm)
-    parameters = [id(p) for p in model.parameters()]
-    before = copy.deepcopy(model.state_dict())
+@pytest.mark.parametrize("fused", [False, True])
+def test_removed_parametrization_leaves_normalised_weight(generator, norm, fused):
+    model = Net(norm).eval()
+    x = images(generator)
+    if fused:
+        group = fuse_spectral_norm(model)
+    expected = model(x).detach()
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert isinstance(model[0].weight, nn.Parameter)
+    if fused:
+        assert group.names == ["2", "4"]
+        group.step()  # must not write where the weight is now
+        group.sigmas()
+    kept = model[0].weight.detach().clone()
+    parametrize.remove_parametrizations(model[2], "weight")
+    parametrize.remove_parametrizations(model[4], "weight")
+    torch.testing.assert_close(model(x), expected, rtol=1e-2, atol=1e-2)
+    assert torch.equal(model[0].weight, kept)
+
+
+def test_removed_legacy_hook_leaves_normalised_weight(generator):
+    model = Net(legacy_spectral_norm)
     group = fuse_spectral_norm(model)
-    assert [id(p) for p in model.parameters()] == parameters
-    assert group.names == ["0", "2", "4"] and len(group) == 3
-    x = torch.randn(2, 3, 8, 8, generator=generator)
-    (model(x).sum() + model(x).sum()).backward()
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     group.step()
-    assert not torch.equal(
-        before["0.parametrizations.weight.0._u"], model.state_dict()["0.parametrizations.weight.0._u"]
-    )
-    for name, sigma in group.sigmas().items():
-        weight = model.get_submodule(name).parametrizations.weight
-        assert torch.allclose(weight.original / sigma, model.get_submodule(name).weight)
+    weight = model[0].weight_orig.detach() / group.sigmas()["0"]
+    nn.utils.remove_spectral_norm(model[0])
+    assert group.names == ["2", "4"]
+    model[4].weight_orig.data.mul_(2)
+    group.step()
+    torch.testing.assert_close(model[0].weight.detach(), weight)
+    assert not any(isinstance(hook, LegacyHook) for hook in model[0]._forward_pre_hooks.values())
+
+
+def test_one_axis_is_divided_by_its_length():
+    module = spectral_norm(nn.LayerNorm(5))
+    torch.testing.assert_close(module.weight, torch.full((5,), 5**-0.5))
+    with pytest.warns(UserWarning, match="no spectral-normed weight"):
+        assert len(fuse_spectral_norm(module)) == 0
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="name must be a parameter of Linear"):
+        spectral_norm(nn.Linear(2, 2), "wait")
+    with pytest.raises(ValueError, match="n_power_iterations must be positive"):
+        spectral_norm(nn.Linear(2, 2), n_power_iterations=0)
+    with pytest.raises(ValueError, match="update must be one of"):
+        fuse_spectral_norm(spectral_norm(nn.Linear(2, 2)), update="epoch")
+
+
+def test_second_parametrization_is_left_alone():
+    module = nn.Linear(3, 3)
+    parametrize.register_parametrization(module, "weight", nn.Tanh())
+    spectral_norm(module)
+    with pytest.warns(UserWarning, match="another parametrization comes before"):
+        group = fuse_spectral_norm(nn.Sequential(module, spectral_norm(nn.Linear(2, 2))))
+    assert group.names == ["1"]
+    assert isinstance(module.parametrizations.weight[1], SpectralNorm)

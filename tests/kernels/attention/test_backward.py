@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagan_fast.kernels.attention.backward import attention_bwd, block_bwd
-from sagan_fast.kernels.attention.configs import AttentionConfig
+from sagan_fast.kernels.attention.configs import AttentionConfig, DeltaConfig
 from sagan_fast.kernels.attention.forward import attention_fwd, block_fwd
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.projection.forward import projection_fwd
@@ -181,7 +181,7 @@ def test_gamma_at_zero_has_a_gradient_and_lets_none_through(generator):
 @pytest.mark.parametrize("config", [AttentionConfig(16, 32, 16, 4, 1), AttentionConfig(128, 64, 64, 8, 2)], ids=str)
 def test_any_config_computes_the_same(config, generator):
     tensors = block(CASES[1], generator, torch.float32)
-    configs = dict.fromkeys(("delta_config", "dkv_config", "dq_config"), config)
+    configs = {"dkv_config": config, "dq_config": config, "delta_config": DeltaConfig(config.BLOCK_N, 32, 4, 1)}
     found, truths = block_gradients(*tensors, pool=True, **configs), block_truths(*tensors, pool=True)
     for name, grad, truth in zip(NAMES, found, truths, strict=False):
         assert_close_to_truth(name, grad, truth)

@@ -14,8 +14,8 @@ from sagan_fast.testing import (
 
 # One of each width of row tile, with odd rows and columns, single rows and columns among them.
 SHAPES = [
-    (64, 27), (3, 576), (1, 1024), (16, 128), (130, 77), (1, 1), (70, 3), (9, 64, 3, 3), (3, 1201), (3, 2304), (2, 4608),
-    (2, 9216),
+    (64, 27), (3, 576), (1, 1024), (16, 128), (130, 77), (1, 1), (70, 3), (9, 64, 3, 3), (3, 1201), (3, 2304),
+    (2, 4608), (2, 9216),
 ]  # fmt: skip
 NARROW = [(64, 27), (3, 130), (130, 77), (1, 1), (1030, 4), (6, 8, 3, 3)]
 """For the mirrored sweep, whose programs are columns: the interpreter takes milliseconds each."""

@@ -1,0 +1,53 @@
+"""The grouped pass against torch's loop over the layers, on the CPU.
+
+`pytest tests/benchmarks/test_bench_spectral_norm.py --benchmark-enable` times them (`-m slow` all 44 matrices); without
+it they run once, as tests that both do the same.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from sagan_fast.layers.spectral_norm import fuse_spectral_norm
+from sagan_fast.testing import SAGAN_MATRICES, rel_rms
+
+SMALL = [(R, K) for R, K in SAGAN_MATRICES if R * K <= 2**18]
+lists = pytest.mark.parametrize(
+    "matrices",
+    [pytest.param(SMALL, id="up to 2**18 elements"), pytest.param(SAGAN_MATRICES, id="all 44", marks=pytest.mark.slow)],
+)
+
+
+def model_of(matrices):
+    model = nn.ModuleList(nn.Linear(K, R, bias=False) for R, K in matrices)
+    for layer in model:
+        parametrizations.spectral_norm(layer)
+    return model
+
+
+def run_torch(model):
+    with torch.no_grad():
+        return [layer.weight for layer in model]
+
+
+@lists
+@pytest.mark.benchmark(group="spectral norm, one update and W/sigma")
+def test_torch_loop(benchmark, matrices):
+    model = model_of(matrices)
+    outs = benchmark(run_torch, model)
+    assert len(outs) == len(matrices)
+
+
+@lists
+@pytest.mark.benchmark(group="spectral norm, one update and W/sigma")
+def test_group_step(benchmark, matrices):
+    model = model_of(matrices)
+    truth = run_torch(copy.deepcopy(model))
+    group = fuse_spectral_norm(model)
+    group.step()
+    for ours, theirs in zip(run_torch(model), truth, strict=True):
+        assert rel_rms(ours, theirs) < 1e-5
+    benchmark(group.step)

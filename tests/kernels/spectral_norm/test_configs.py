@@ -1,0 +1,115 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE, WIDTHS, plans, width_of
+from sagan_fast.testing import SAGAN_MATRICES
+
+WIDE = [(64, 13824), (3, 13825), (5, 5)]
+
+
+def test_plans_count_each_byte_once():
+    found = plans(SAGAN_MATRICES, "fp32", "bf16")
+    by_name = {plan.name: plan for plan in reversed(found)}
+    weights = 4 * sum(R * K for R, K in SAGAN_MATRICES)
+    assert weights == 286_624_000
+    sweep, scale = by_name["spectral_norm sweep, u first"], by_name["spectral_norm scale, u first"]
+    assert weights < sweep.bytes_read < 1.01 * weights and sweep.bytes_written < 0.08 * weights
+    assert weights < scale.bytes_read < 1.01 * weights and weights / 2 < scale.bytes_written < 0.51 * weights
+    assert {plan.kernel.__name__ for plan in found} == {
+        "_sweep_kernel", "_sweep_columns_kernel", "_reduce_kernel", "_scale_kernel", "_dot_kernel", "_d_weight_kernel",
+        "_write_addresses_kernel",
+    }  # fmt: skip
+    for plan in found:
+        assert set(plan.signature) | set(plan.constexprs) == set(plan.kernel.arg_names)
+        assert plan.programs > 0
+
+
+def test_widths():
+    assert [width_of(K) for K in (1, 128, 129, 1024, 1152, 9216, MAX_SIZE)] == [128, 128, 1024, 1024, 2304, 9216, 16384]
+    assert list(WIDTHS) == sorted(WIDTHS) and WIDTHS[-1] == MAX_SIZE
+
+
+def compiled(lists, dtype, out_dtype, arch, limit=None):
+    """Return name, stack and machine code of the first `limit` plans of each of `lists` of matrices.
+
+    In a process of its own, without the interpreter.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+        environment.pop("TRITON_INTERPRET", None)
+        arguments = json.dumps([lists, dtype, out_dtype, arch, limit])
+        done = subprocess.run([sys.executable, __file__, arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check(found):
+    assert found
+    for name, stack, code in found:
+        assert stack == 0 and "STL" not in code and "LDL" not in code, f"{name} spills"
+        if "reduce" not in name and "addresses" not in name:
+            assert "LDG.E.128" in code, f"{name} loads element by element"
+        if "scale" in name or "dW" in name:
+            assert "STG.E.128" in code, f"{name} stores element by element"
+
+
+def test_sweep_of_sagan_keeps_rows_in_registers_and_loads_128_bits():
+    check(compiled([SAGAN_MATRICES], "fp32", "bf16", 90, 1)[0])
+
+
+def test_rows_that_start_anywhere_are_not_loaded_as_if_aligned():
+    lists = [[(64, 27)], [(64, 27), (64, 64)], [(64, 64)]]
+    unaligned, both, aligned = (code for ((_, _, code),) in compiled(lists, "fp32", "fp32", 90, 1))
+    assert "LDG.E.128" not in unaligned
+    assert both.count("LDG.E.128") == aligned.count("LDG.E.128") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize(("dtype", "out_dtype"), [("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")])
+@pytest.mark.parametrize("matrices", [SAGAN_MATRICES, WIDE], ids=["sagan", "wide"])
+def test_nothing_spills(matrices, dtype, out_dtype, arch):
+    check(compiled([matrices], dtype, out_dtype, arch)[0])
+
+
+def _main(lists, dtype, out_dtype, arch, limit):
+    found = []
+    for matrices in lists:
+        some = plans([tuple(matrix) for matrix in matrices], dtype, out_dtype, arch)[:limit]
+        found.append([_compile(plan, arch) for plan in some])
+    print(json.dumps(found))
+
+
+def _compile(plan, arch):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = plan.kernel.arg_names
+    source = ASTSource(
+        fn=plan.kernel,
+        signature={name: plan.signature.get(name, "constexpr") for name in names},
+        constexprs=plan.constexprs,
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in plan.divisible_by_16},
+    )
+    options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, **plan.options}
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        dump = subprocess.check_output(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name], text=True
+        )
+    (stack,) = re.findall(r"STACK:(\d+)", dump)
+    code = re.findall(r"\b(?:LDG|STG|LDL|STL)[A-Z0-9.]*", binary.asm["sass"])
+    return plan.name, int(stack), " ".join(code)
+
+
+if __name__ == "__main__":
+    _main(*json.loads(sys.argv[1]))
