@@ -17,9 +17,9 @@ from itertools import product
 from typing import Any
 
 import torch
-from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 from torch import Tensor
 
+from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 from sagan_fast.kernels.attention.backward import block_bwd
 from sagan_fast.kernels.attention.configs import AttentionConfig, DeltaConfig
 from sagan_fast.kernels.attention.forward import block_fwd

@@ -55,6 +55,7 @@ def spectral_norm_fwd(
     v_first: bool = False,
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
+    sigmas: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return flat W/sigma, sigmas (L,), flat copies of u and v: see `forward.spectral_norm_fwd`; also float64."""
     dtype = us[0].dtype
@@ -69,20 +70,22 @@ def spectral_norm_fwd(
     if update:
         for _ in range(n_power_iterations):
             if v_first:
-                sigmas = _advance([matrix.t() for matrix in matrices], new_us, new_vs, eps)
+                found = _advance([matrix.t() for matrix in matrices], new_us, new_vs, eps)
             else:
-                sigmas = _advance(matrices, new_vs, new_us, eps)
+                found = _advance(matrices, new_vs, new_us, eps)
         torch._foreach_copy_(list(us), new_us)
         torch._foreach_copy_(list(vs), v_of(flat_v, weights))
+    elif sigmas is not None:
+        found = list(sigmas.to(dtype))
     else:
-        sigmas = [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, new_us, new_vs, strict=True)]
-    for start, matrix, sigma in zip(offsets([matrix.numel() for matrix in matrices])[0], matrices, sigmas, strict=True):
+        found = [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, new_us, new_vs, strict=True)]
+    for start, matrix, sigma in zip(offsets([matrix.numel() for matrix in matrices])[0], matrices, found, strict=True):
         place = out[start : start + matrix.numel()].view(matrix.shape)
         if place.dtype == dtype:
             torch.div(matrix, sigma, out=place)
         else:
             place.copy_(matrix / sigma)
-    return out, torch.stack(sigmas), flat_u, flat_v
+    return out, torch.stack(found), flat_u, flat_v
 
 
 def _advance(matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float) -> list[Tensor]:

@@ -437,12 +437,14 @@ def spectral_norm_fwd(
     v_first: bool = False,
     out_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
+    sigmas: Tensor | None = None,
 ) -> Normalised:
     """Return W/sigma of every one of `weights` and, with `update`, advance `us` and `vs` in place.
 
     `weights` of one dtype, (R, ...) each, contiguous or channels_last; `us` (R,) and `vs` (K,) float32. `out`, a flat
     tensor as an earlier call returned it, is written instead of a new one. `v_first` is the order of torch's older
-    hook. A matrix of zeros gives NaN, as in torch.
+    hook. A matrix of zeros gives NaN, as in torch. `sigmas` (L,), without `update`, are taken instead of computed: a
+    saved sigma gives the bits of W/sigma back, which uᵀWv, rounded otherwise, would not.
 
     Raises ValueError for shapes and strides that do not fit and sizes over 16384, TypeError for dtypes, RuntimeError
     if a CUDA graph is being captured and the addresses were not seen before.
@@ -455,11 +457,14 @@ def spectral_norm_fwd(
         out = torch.empty(out_size, device=device, dtype=out_dtype or dtype)
     z, t = torch.empty(z_size, device=device), torch.empty(t_size, device=device)
     partial = torch.empty(partial_size, device=device)
-    norms = torch.empty(len(weights) * 16, device=device)
+    norms = torch.empty(len(weights) * _MAX_CHUNKS.value, device=device)
+    known = sigmas is not None and not update
+    if known:  # as the only partial sum of uᵀWv
+        norms = torch.nn.functional.pad(sigmas[:, None], (0, _MAX_CHUNKS.value - 1)).flatten()
     sigmas = torch.empty(len(weights), device=device)
     shared = dict(matrices_ptr=tables.matrices, z_ptr=z, t_ptr=t, norms_ptr=norms, eps=eps)
     with torch.cuda.device_of(weights[0]):
-        for iteration in range(n_power_iterations if update else 1):
+        for iteration in range(n_power_iterations if update else 0 if known else 1):
             launch_sweep(shared, tables, partial, TRITON_DTYPES[dtype], iteration == 0, update)
             _reduce_kernel[(len(layout.reduce),)](
                 items_ptr=tables.reduce, partial_ptr=partial, **shared,

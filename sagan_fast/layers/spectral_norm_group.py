@@ -106,7 +106,7 @@ class _Batch:
         self.linked: tuple[Tensor, ...] = ()
         self.linked_flags: list[bool] = []
 
-    def compute(self, advance: bool, fresh: bool, backend: str) -> None:
+    def compute(self, advance: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
         for member in self.members:
             if member.prepare is not None:
                 member.prepare()
@@ -118,7 +118,7 @@ class _Batch:
         chosen = choose("fuse_spectral_norm", backend, weights)
         self.flat, self.sigmas, self.u, self.v = forward_all(
             weights, us, vs, first.n_power_iterations, first.eps, advance, first.v_first, weights[0].dtype, chosen,
-            self.flat,
+            self.flat, sigmas,
         )  # fmt: skip
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if advance else [self.flat]
@@ -252,6 +252,33 @@ class SpectralNormGroup:
         indices = [index for batch in self._batches for index in batch.indices]
         by_index = dict(zip(indices, values, strict=True))
         return {self._members[index].name: by_index[index] for index in sorted(by_index)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return sigma of every weight by name, to be saved beside the model's state for an exact resumption.
+
+        u and v are in the model's state and give sigma again, but rounded otherwise than the step that moved them did.
+        """
+        self._refresh()
+        return {
+            self._members[index].name: sigma.clone()
+            for batch in self._batches
+            for index, sigma in zip(batch.indices, batch.sigmas, strict=True)
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` returned; call it after the model's own state is loaded.
+
+        Raises ValueError if the names are not those of the group.
+        """
+        if set(state_dict) != set(self.names):
+            raise ValueError(
+                f"load_state_dict: state_dict must have the group's names = {self.names}, got {list(state_dict)}"
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            self._arrange()
+            for batch in self._batches:
+                saved = torch.stack([state_dict[member.name].to(member.weight.device) for member in batch.members])
+                batch.compute(False, self.update == "forward", self.backend, saved)
 
     def owns(self, index: int, weight: Tensor) -> bool:
         """Return whether `weight` is this group's weight `index`, and not a replica's or a substitute."""

@@ -20,6 +20,8 @@ KEYS = (
     "generator",
     "ema",
     "discriminator",
+    "g_spectral",
+    "d_spectral",
     "g_optimizer",
     "d_optimizer",
     "g_scaler",

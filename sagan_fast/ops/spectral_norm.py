@@ -162,11 +162,12 @@ def forward_all(
     out_dtype: torch.dtype,
     backend: str,
     out: Tensor | None,
+    sigmas: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return flat W/sigma, sigmas (L,), and flat copies of u and v, which are advanced in place; no autograd.
 
     `weights` are dense and of one device and dtype, `us` and `vs` of any dtype. `v_first` is the order of torch's older
-    hook. `out` is an earlier flat W/sigma to write again.
+    hook. `out` is an earlier flat W/sigma to write again, `sigmas` (L,) what to take instead of computing them.
     """
     dtype = compute_dtype(weights[0])
     exact_us = [u if u.dtype == dtype and u.is_contiguous() else u.to(dtype).contiguous() for u in us]
@@ -186,6 +187,7 @@ def forward_all(
         v_first=v_first,
         out_dtype=out_dtype,
         out=out,
+        sigmas=sigmas,
     )
     for given, exact in zip((*us, *vs), (*exact_us, *exact_vs), strict=True):
         if update and given is not exact:

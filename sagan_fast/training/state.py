@@ -32,15 +32,19 @@ class TrainState:
     d_scaler: Scaler
     step: int = 0
 
-    MODULES = ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer", "g_scaler", "d_scaler")
+    # In this order: the groups' sigmas belong to weights, u and v that are there already.
+    PARTS = (
+        "generator", "discriminator", "ema", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer", "g_scaler",
+        "d_scaler",
+    )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dictionaries."""
-        return {"step": self.step, **{name: getattr(self, name).state_dict() for name in self.MODULES}}
+        return {"step": self.step, **{name: getattr(self, name).state_dict() for name in self.PARTS}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""
-        for name in self.MODULES:
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(saved[name])
         self.step = int(saved["step"])
 

@@ -375,6 +375,30 @@ def test_ranks_stay_identical_without_a_broadcast(tmp_path):
         assert torch.equal(value, second[key]), key
 
 
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_saved_sigmas_give_the_same_bits_back(generator, backend):
+    model = net()
+    group = fuse_spectral_norm(model)
+    group.backend = backend
+    group.step()
+    expected = [module.weight.detach().clone() for module in model if hasattr(module, "parametrizations")]
+    saved, sigmas = copy.deepcopy(model.state_dict()), group.state_dict()
+    resumed = net()
+    resumed_group = fuse_spectral_norm(resumed)
+    resumed_group.backend = backend
+    resumed.load_state_dict(saved)
+    resumed_group.load_state_dict(sigmas)
+    found = [module.weight for module in resumed if hasattr(module, "parametrizations")]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for g in (group, resumed_group):
+        g.step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+    with pytest.raises(ValueError, match="state_dict must have the group's names"):
+        resumed_group.load_state_dict({})
+
+
 @pytest.mark.gpu
 def test_step_and_accesses_in_a_cuda_graph(generator):
     model = net().cuda()

@@ -61,7 +61,7 @@ def resumed_equals_straight(tmp_path, steps, **overrides):
     torch.rand(7)  # the global generator of another process is elsewhere
     loop.train(small(stopped, steps=steps, **overrides), resume=True)
     a, b = (load_checkpoint(run / "checkpoints" / "last.pt") for run in (straight, stopped))
-    for key in ("step", "generator", "ema", "discriminator", "g_optimizer", "d_optimizer"):
+    for key in ("step", "generator", "ema", "discriminator", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer"):
         assert_same(a[key], b[key], key)
     first, second = (
         [{k: v for k, v in json.loads(line).items() if k not in ("time", "images_per_s")} for line in
