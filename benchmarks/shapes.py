@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sagan_fast import testing
+
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """Bytes of one element in memory by precision."""
 
@@ -99,15 +101,9 @@ LARGE_SHAPE = _block("large-128x128-C64", 8, 64, 128)
 
 BLOCK_SHAPES = (*STANDARD_SHAPES, LARGE_SHAPE)
 
-_GENERATOR = """16384x128 1024x9216 1024x9216 1024x1024 512x9216 512x4608 512x1024 256x4608 256x2304 256x512
-128x2304 128x1152 128x256 64x1152 64x576 64x128 32x256 32x256 128x256 256x128 3x576"""
-_DISCRIMINATOR = """64x27 64x576 64x3 128x576 128x1152 128x64 256x1152 256x2304 256x128 512x2304 512x4608 512x256
-1024x4608 1024x9216 1024x512 1024x9216 1024x9216 16x128 16x128 64x128 128x64 1x1024 1000x1024"""
+GENERATOR_MATRICES = 21
 
-
-def _matrices(prefix: str, sizes: str) -> tuple[Matrix, ...]:
-    return tuple(Matrix(f"{prefix}{i}", *map(int, size.split("x"))) for i, size in enumerate(sizes.split()))
-
-
-SAGAN_MATRICES = (*_matrices("G", _GENERATOR), *_matrices("D", _DISCRIMINATOR))
+SAGAN_MATRICES = tuple(
+    Matrix(f"{'G' if i < GENERATOR_MATRICES else 'D'}{i}", R, K) for i, (R, K) in enumerate(testing.SAGAN_MATRICES)
+)
 """All 44 spectral-normed weights of the official SAGAN at 128x128: 21 of the generator, 23 of the discriminator."""

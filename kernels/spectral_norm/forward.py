@@ -458,8 +458,9 @@ def spectral_norm_fwd(
     z, t = torch.empty(z_size, device=device), torch.empty(t_size, device=device)
     partial = torch.empty(partial_size, device=device)
     norms = torch.empty(len(weights) * _MAX_CHUNKS.value, device=device)
-    known = sigmas is not None and not update
-    if known:  # as the only partial sum of uᵀWv
+    known = False
+    if sigmas is not None and not update:  # as the only partial sum of uᵀWv
+        known = True
         norms = torch.nn.functional.pad(sigmas[:, None], (0, _MAX_CHUNKS.value - 1)).flatten()
     sigmas = torch.empty(len(weights), device=device)
     shared = dict(matrices_ptr=tables.matrices, z_ptr=z, t_ptr=t, norms_ptr=norms, eps=eps)
