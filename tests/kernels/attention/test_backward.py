@@ -45,12 +45,12 @@ def exact_gradients(q, k, v, d_out, scale=1.0, dtype=torch.float64):
     return torch.autograd.grad(attention(*leaves, scale), leaves, d_out.to(dtype))
 
 
-def assert_gradient(name, found, truth, eager=None):
+def assert_gradient(name, found, truth, eager=None, dtype=None):
     """Within the table, or twice eager's error: sums of signed terms may be small beside their terms."""
     if eager is None:
         assert_close_to_truth(name, found, truth)
         return
-    limit = RMS_TOLERANCE[DTYPE_NAMES[found.dtype]]
+    limit = RMS_TOLERANCE[DTYPE_NAMES[dtype or found.dtype]]
     error = (found.double() - truth).norm()
     assert error <= 2 * (eager.double() - truth).norm() + limit * truth.norm(), name
 
@@ -139,8 +139,8 @@ def block_truths(x, *rest, pool, dtype=torch.float64):
 def assert_block(found, truths, eagers, d_y):
     for name, grad, truth, eager in zip(NAMES, found, truths, eagers, strict=False):
         if truth is not None:
-            assert_gradient(name, grad, truth, eager)
-    floor = RMS_TOLERANCE[DTYPE_NAMES[found[0].dtype]] * d_y.double().norm() * 3  # one number, left over of many
+            assert_gradient(name, grad, truth, eager, found[1].dtype)  # that of the products
+    floor = RMS_TOLERANCE[DTYPE_NAMES[found[1].dtype]] * d_y.double().norm() * 3  # one number, left over of many
     assert abs(found[5].double() - truths[5]) <= 2 * abs(eagers[5].double() - truths[5]) + floor
 
 
