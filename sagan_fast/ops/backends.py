@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
+
 BACKENDS = ("auto", "eager", "sdpa", "triton")
 
 # On the CPU fused attention, with q and k padded to D_V, pays from this many scores (B * N * M: the map no longer fits
@@ -44,7 +46,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the Triton kernels cannot run on `device` with products in `dtype`, or None where they can."""
-    if find_spec("triton") is None:
+    if not HAS_TRITON:
         return "triton is not installed"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
