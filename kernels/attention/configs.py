@@ -1,10 +1,9 @@
 """Launch configs of the attention kernels: one for every architecture, precision and width; no autotuning.
 
 Read off the machine code, not measured (`python -m benchmarks.tune` measures them on the GPU at hand): of the tiles
-that neither spill nor go over the shared memory, the one with the fewest clocks a score, and of near equals the one
-with more blocks a multiprocessor, as Triton overlaps products and exponentials only between blocks. BLOCK_N is 128
-where it can be, since every block of queries reads all keys and values from L2: 20 bytes a clock and multiprocessor
-at (16, 64), close to what an H200's L2 gives.
+that neither spill nor go over the shared memory, also on ragged maps, one with few clocks a score. BLOCK_N is 128
+where it can be, since every block of queries reads all keys and values from L2: with 64, L2 binds at (16, 64).
+docs/log.md, "Attention kernels", says what else was tried.
 """
 
 from __future__ import annotations

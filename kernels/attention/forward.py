@@ -125,6 +125,7 @@ def _block_fwd_kernel(
     x_tile = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
 
     acc_q = tl.zeros((BLOCK_N, BLOCK_D_QK), ACC)
+    # few trips: filling and draining a pipeline would cost more instructions than it hides, here and in the epilogue
     for start_c in tl.range(0, C, BLOCK_C, num_stages=1):
         c = start_c + offs_c
         mask_c = (c < C) | EVEN_C
