@@ -21,6 +21,8 @@ CPU_FUSED_MIN_KEYS = 256
 MAX_D_QK = 64
 MAX_D_V = 256
 
+HAS_TRITON = find_spec("triton") is not None
+
 _logger = logging.getLogger("sagan_fast")
 
 
@@ -44,7 +46,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the Triton kernels cannot run on `device` with products in `dtype`, or None where they can."""
-    if find_spec("triton") is None:
+    if not HAS_TRITON:
         return "triton is not installed"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
