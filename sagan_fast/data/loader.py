@@ -11,6 +11,7 @@ import atexit
 import signal
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.errors import InputError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def batches(
@@ -137,7 +140,8 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
             pin_memory=pin_memory and torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
         )
-        self._iterator: Iterator[Any] = iter(loader)
+        with _stop_signals_held_back():
+            self._iterator: Iterator[Any] = iter(loader)
         if num_workers:
             atexit.register(_close_if_alive, weakref.ref(self))
 
@@ -152,7 +156,11 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
 
     def close(self) -> None:
         """End the workers; there are no batches after this."""
+        # By name, not by dropping it: a traceback that someone keeps may hold it, and with it the workers.
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)
         self._iterator = iter(())
+        if shut_down is not None:
+            shut_down()
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -162,8 +170,23 @@ def _as_it_is(batch: Any) -> Any:
 def _ignore_stop_signals(worker_id: int) -> None:
     # Ctrl-C and schedulers signal every process of a run, and a dead worker would break the main process in the midst
     # of the step or checkpoint that it wants to finish. Workers end when the iterator closes or the main process dies.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@contextmanager
+def _stop_signals_held_back() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back: a process begun within gets none before it has chosen to ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close_if_alive(stream: weakref.ref[_Batches]) -> None:
