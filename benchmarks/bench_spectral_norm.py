@@ -16,6 +16,7 @@ from benchmarks.harness import Case, Provider, Run
 from benchmarks.peers_spectral_norm import draw, modules, parameters
 from benchmarks.shapes import SAGAN_MATRICES, Matrix
 from sagan_fast.functional import spectral_norm_group
+from sagan_fast.layers.spectral_norm import fuse_spectral_norm
 
 SMALL = tuple(Matrix(m.name, min(m.R, 64), min(m.K, 128)) for m in SAGAN_MATRICES)
 """The 44 matrices cut down, for trying the benchmark out."""
@@ -69,6 +70,20 @@ def case(mode: str, device: str, matrices: Sequence[Matrix]) -> Case:
 
         return prepare
 
+    def fused(backend: str) -> Callable[[], Run]:
+        def prepare() -> Run:
+            made = modules("ours", matrices, device)
+            group = fuse_spectral_norm(made, update="step", backend=backend)
+
+            def run(i: int) -> list[Tensor]:
+                with torch.set_grad_enabled(backward):
+                    group.step()
+                    return finish([module() for module in made], parameters(made))
+
+            return run
+
+        return prepare
+
     def truth(u_first: bool) -> Callable[[], list[Tensor]]:
         def make() -> list[Tensor]:
             weights, us, vs = ([t.double() for t in tensors] for tensors in draw(matrices, device))
@@ -94,7 +109,9 @@ def case(mode: str, device: str, matrices: Sequence[Matrix]) -> Case:
     if device == "cuda":
         kinds.append(Provider("parametrization-compiled", peer("parametrization", True)))
         kinds.append(Provider("biggan-compiled", peer("biggan", True), truth=v_first))
-    kinds.append(Provider("group", ours("triton" if device == "cuda" else "auto")))
+    backend = "triton" if device == "cuda" else "auto"
+    kinds.append(Provider("function", ours(backend)))  # new memory for W/sigma at every call
+    kinds.append(Provider("group", fused(backend)))  # what fuse_spectral_norm gives a model: memory that stays
     reads = 3 if not backward else 6
     return Case(
         "spectral_norm", f"{len(matrices)}-matrices", "fp32", mode, kinds, u_first,

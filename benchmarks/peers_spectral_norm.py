@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.shapes import Matrix
+from sagan_fast.layers.spectral_norm import spectral_norm
 
 Normalise = Callable[[], list[Tensor]]
 
@@ -53,7 +54,7 @@ def draw(matrices: Sequence[Matrix], device: str) -> tuple[list[Tensor], list[Te
 
 
 def modules(kind: str, matrices: Sequence[Matrix], device: str) -> nn.ModuleList:
-    """Return one module a matrix with spectral norm of `kind`: parametrization, legacy or biggan."""
+    """Return one module a matrix with spectral norm of `kind`: parametrization, ours, legacy or biggan."""
     weights, us, vs = draw(matrices, device)
     made = nn.ModuleList()
     for weight, u, v in zip(weights, us, vs, strict=True):
@@ -61,8 +62,8 @@ def modules(kind: str, matrices: Sequence[Matrix], device: str) -> nn.ModuleList
             made.append(Biggan(weight, u))
             continue
         holder = _Holder(weight)
-        if kind == "parametrization":
-            nn.utils.parametrizations.spectral_norm(holder)
+        if kind in ("parametrization", "ours"):
+            (spectral_norm if kind == "ours" else nn.utils.parametrizations.spectral_norm)(holder)
             norm = holder.parametrizations["weight"][0]
             norm._u.copy_(u), norm._v.copy_(v)
         else:

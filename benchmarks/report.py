@@ -63,7 +63,7 @@ def spectral_norm_table(records: Sequence[dict[str, Any]], method: str) -> str:
     for mode in MODES:
         found = _of(records, "spectral_norm", "44-matrices", "fp32", mode, method)
         ours = found.get("group")
-        for name in ("parametrization", "legacy", "biggan", "parametrization-compiled", "biggan-compiled"):
+        for name in ("parametrization", "legacy", "biggan", "parametrization-compiled", "biggan-compiled", "function"):
             if name in found or name == "parametrization":
                 rows.append([mode, name, _us(found.get(name)), _us(ours), _ratio(found.get(name), ours), _share(ours)])
     return table(["mode", "peer", "peer us", "ours us", "peer / ours", "of limit"], rows, markdown=True)

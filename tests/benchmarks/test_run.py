@@ -19,7 +19,7 @@ def test_records_are_written_and_only_selects(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "plan", lambda device, dry: cases("cpu", SMALL[:5]))
     assert main(["--device", "cpu", "--out", str(tmp_path), "--rounds", "1", "--only", "spectral_norm"]) == 0
     records = [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
-    assert {r["provider"] for r in records} == {"parametrization", "legacy", "biggan", "group"}
+    assert {r["provider"] for r in records} == {"parametrization", "legacy", "biggan", "function", "group"}
     assert all(r["error"] == "" and r["p50_us"] > 0 for r in records)
     assert main(["--device", "cpu", "--out", str(tmp_path), "--only", "none such"]) == 0
     assert "0 cases" in capsys.readouterr().out
