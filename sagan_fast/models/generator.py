@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -85,10 +84,3 @@ def check_classes(model: str, y: Tensor | None, num_classes: int) -> None:
     if (y is None) != (num_classes == 0):
         expected = "None (unconditional)" if num_classes == 0 else f"(B,) classes 0..{num_classes - 1}"
         raise ValueError(f"{model}: y must be = {expected}, got {'None' if y is None else tuple(y.shape)}")
-
-
-def config_dict(config: NetworkConfig) -> dict[str, Any]:
-    """Return the fields of `config` as plain values, fit for YAML and for `from_mapping`."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
-    }

@@ -18,7 +18,7 @@ from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.models.checkpoint import FORMAT, load_checkpoint
 from sagan_fast.training.checkpoint import restore_rng, rng_state, save_atomically
-from sagan_fast.training.config import TrainConfig, read_yaml
+from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.health import Diverged, Guard
 from sagan_fast.training.log import RunLog
 from sagan_fast.training.state import TrainState, new_state
@@ -36,7 +36,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainState:
     """Train until `config.steps` steps are done and return the state; everything is in the folder `config.out`.
 
     Writes config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/last.pt. With `resume` a run that is
-    there goes on, bit for bit as if it had never stopped (on the same device); without, a folder that holds a run is
+    there goes on as if it had never stopped (on the CPU bit for bit); without, a folder that holds a run is
     refused. SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
 
     Raises InputError for bad input (data, folder, checkpoint), `Diverged` when it is no use going on: the state of
@@ -176,11 +176,6 @@ def _write_config(config: TrainConfig, run: Path) -> None:
         path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def stored_config(run: Path) -> dict[str, Any]:
-    """Return what RUN/config.yaml holds; InputError if there is none."""
-    return read_yaml(run / "config.yaml")
 
 
 @contextmanager
