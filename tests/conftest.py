@@ -48,3 +48,27 @@ def poisoned_memory(monkeypatch):
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder of a run of two steps; copy it before changing it."""
+    from sagan_fast import cli
+
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    what = ["--preset", "shapes-32", "--data", "shapes", "--out", str(folder), "--steps", "2", "--device", "cpu"]
+    small = ["--generator.base_channels=4", "--discriminator.base_channels=4", "--batch-size", "4"]
+    assert cli.main(["train", *what, *small]) == 0
+    return folder
+
+
+@pytest.fixture
+def sentence(capsys):
+    """A function that returns the one line a command left on stderr, checked to be no more than that."""
+
+    def read():
+        err = capsys.readouterr().err
+        assert err.startswith("sagan-fast: ") and err.count("\n") == 1 and "Traceback" not in err
+        return err
+
+    return read

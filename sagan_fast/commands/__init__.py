@@ -1,0 +1,1 @@
+"""The commands of `sagan-fast`, a file each: `run(args)` parses and calls."""

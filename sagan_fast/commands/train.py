@@ -1,0 +1,61 @@
+"""`sagan-fast train`: a recipe, its options, and a run or its resumption."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sagan_fast.commands.options import as_options, command_parser
+from sagan_fast.errors import InputError
+from sagan_fast.models.config import SHARED, DiscriminatorConfig, GeneratorConfig, load_preset, preset_names
+
+
+def run(args: list[str]) -> None:
+    """Parse and run `sagan-fast train`."""
+    import yaml
+
+    from sagan_fast.training.config import TrainConfig, read_yaml
+
+    parser = command_parser("train", "Train a SAGAN; RUN gets config.yaml, log.jsonl, samples, checkpoints and curves.")
+    parser.add_argument("--config", help="YAML file of options, for example a run's config.yaml")
+    parser.add_argument("--preset", help=f"whole recipe to start from: {', '.join(preset_names())}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration that would run, and stop")
+    parser.add_class_arguments(TrainConfig, skip={"generator", "discriminator"})
+    for section, network in (("generator", GeneratorConfig), ("discriminator", DiscriminatorConfig)):
+        parser.add_class_arguments(network, section, skip=set(SHARED))
+
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--config", "--preset", "--out"):
+        recipe.add_argument(name)
+    recipe.add_argument("--resume", action="store_true")
+    chosen = recipe.parse_known_args(args)[0]
+    stored = Path(chosen.out or "", "config.yaml")
+    if chosen.config and chosen.preset:
+        raise InputError("--config and --preset are both whole recipes: give one")
+    if chosen.config:
+        base = read_yaml(Path(chosen.config))
+    elif chosen.preset:
+        base = load_preset(chosen.preset)
+    elif chosen.resume and chosen.out and stored.exists():
+        base = read_yaml(stored)
+    elif not {"-h", "--help", "--print_config"} & set(args):
+        raise InputError(f"--preset NAME or --config FILE must be given; presets are {', '.join(preset_names())}")
+    else:
+        base = {}
+    print_config = "--print_config" in args
+    args = [arg for arg in args if arg != "--print_config"]  # jsonargparse reads more into this name
+    if print_config:
+        base = {"data": "SPEC", "out": "RUN", **base}
+
+    options = parser.parse_args([*as_options(base), *args]).as_dict()
+    for name in ("config", "preset", "print_config"):
+        del options[name]
+    resume = options.pop("resume")
+    config = TrainConfig.from_dict(options)
+    if print_config:
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None), end="")
+        return
+    from sagan_fast.training.loop import train
+
+    train(config, resume=resume)
