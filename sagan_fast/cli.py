@@ -12,6 +12,7 @@ from sagan_fast.errors import InputError
 
 COMMANDS = {
     "train": "train a SAGAN on images, or go on with a run",
+    "evaluate": "IS, FID, KID, precision and more of a checkpoint or a folder of images, with their protocol",
     "sample": "draw images from a run or checkpoint; needs no data set",
     "info": "versions, device, and which backend would run and why",
 }
