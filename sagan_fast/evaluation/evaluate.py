@@ -67,8 +67,7 @@ def evaluate(
     per_class = "intra_fid" in metrics and same_classes
     with_score = "is" in metrics and extractor.num_logits > 0
 
-    what = dataset_source(dataset) if is_first() else None
-    what = from_first(what)
+    what = from_first(lambda: dataset_source(dataset))
     real_count = len(dataset) if protocol.reference_count is None else min(protocol.reference_count, len(dataset))
     if protocol.reference_count is not None and real_count < protocol.reference_count:
         notes.append(f"the protocol wants {protocol.reference_count} real images, and there are {real_count}")

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,16 @@ class Reference:
         self.folder = cache_folder() / "reference" / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.device = extractor.device
         found = self._load(text) if is_first() else None
-        self.from_cache: bool = from_first(found is not None)
+        self.from_cache = from_first(lambda: found is not None)
         if not self.from_cache:
-            found = self._collect(text, images(), extractor, keep, per_class, progress)
+            # Made before the work and not after it, so that a place that cannot be written shows at once.
+            temporary = from_first(self._temporary_folder)
+            try:
+                found = self._collect(Path(temporary), images(), extractor, keep, per_class, progress)
+                from_first(lambda: self._keep(Path(temporary), text, found))
+            finally:
+                if is_first():
+                    shutil.rmtree(temporary, ignore_errors=True)
         self._statistics = found
 
     @property
@@ -140,44 +148,53 @@ class Reference:
         except Exception:  # missing, or cut off in any way: it is made anew
             return None
 
+    def _temporary_folder(self) -> str:
+        with self._writing():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkdtemp(dir=self.folder.parent, prefix=".")
+
     def _collect(
         self,
-        text: str,
+        folder: Path,
         images: Images,
         extractor: Extractor,
         keep: int,
         per_class: bool,
         progress: Callable[[int], None] | None,
     ) -> SetStatistics | None:
-        if not is_first():
-            return collect(images, extractor, keep=keep, progress=progress)
+        self._failure: OSError | None = None
+
+        def save_class(label: int, count: int, gaussian: Gaussian) -> None:
+            content = {"count": count, "mean": gaussian.mean.cpu(), "factor": gaussian.factor.float().cpu()}
+            try:
+                torch.save(content, folder / f"class_{label:06d}.pt")
+            except (OSError, RuntimeError) as error:  # the other processes are in the midst of it: later
+                self._failure = error if isinstance(error, OSError) else OSError(str(error).split("\n")[0])
+
+        return collect(images, extractor, keep=keep, on_class=save_class if per_class else None, progress=progress)
+
+    def _keep(self, temporary: Path, text: str, found: SetStatistics | None) -> None:
+        assert found is not None
+        with self._writing():
+            if self._failure is not None:
+                raise self._failure
+            mean, factor = found.gaussian.mean.cpu(), found.gaussian.factor.cpu()
+            content = {"count": found.count, "mean": mean, "factor": factor, "kept": found.kept.cpu()}
+            torch.save(content, temporary / "set.pt")
+            (temporary / "identity.json").write_text(text)
+            shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or another process has just written the same
+            os.replace(temporary, self.folder)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=".") as temporary:
-                folder = Path(temporary, "new")
-                folder.mkdir()
-
-                def save_class(label: int, count: int, gaussian: Gaussian) -> None:
-                    content = {"count": count, "mean": gaussian.mean.cpu(), "factor": gaussian.factor.float().cpu()}
-                    torch.save(content, folder / f"class_{label:06d}.pt")
-
-                found = collect(
-                    images, extractor, keep=keep, on_class=save_class if per_class else None, progress=progress
-                )
-                assert found is not None
-                mean, factor = found.gaussian.mean.cpu(), found.gaussian.factor.cpu()
-                content = {"count": found.count, "mean": mean, "factor": factor, "kept": found.kept.cpu()}
-                torch.save(content, folder / "set.pt")
-                (folder / "identity.json").write_text(text)
-                shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or another process has just written the same
-                os.replace(folder, self.folder)
-        except OSError as error:
-            reason = error.strerror or str(error)
+            yield
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
             raise InputError(
                 f"cannot keep the statistics of the real images in {self.folder.parent}: {reason}; set "
                 "SAGAN_FAST_CACHE to a folder that can be written"
             ) from error
-        return found
 
 
 def cache_folder() -> Path:

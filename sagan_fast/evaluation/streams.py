@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.sampling import classes, latents
 from sagan_fast.models.generator import Generator
+
+T = TypeVar("T")
 
 BATCH_NORMS = ("running", "batch", "standing")
 QUANTISATIONS = ("uint8", "none")
@@ -204,13 +206,21 @@ def is_first() -> bool:
     return not _distributed() or dist.get_rank() == 0
 
 
-def from_first(value: Any) -> Any:
-    """Return the first process's `value` on all of them."""
+def from_first(work: Callable[[], T]) -> T:
+    """Return on every process what `work` gives on the first, which must be plain data; its InputError likewise."""
     if not _distributed():
-        return value
-    box = [value]
+        return work()
+    box: list[Any] = [None, ""]
+    if is_first():
+        try:
+            box[0] = work()
+        except InputError as error:
+            box[1] = str(error)
     dist.broadcast_object_list(box)
-    return box[0]
+    if box[1]:
+        raise InputError(box[1])
+    value: T = box[0]
+    return value
 
 
 def process_count() -> int:
