@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 KERNELS = "sagan_fast.kernels"
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what was written
 
 setup(
     name="sagan_fast",
@@ -15,7 +16,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "numpy",
         "torchvision",
-        "pillow",
+        "pillow>=10.1",
         "pyyaml",
         "jsonargparse[signatures]>=4.40",
         "rich",
@@ -26,7 +27,8 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
+        "export": EXPORT,
+        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", *EXPORT],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[

@@ -13,6 +13,8 @@ from sagan_fast.errors import InputError
 COMMANDS = {
     "train": "train a SAGAN on images, or go on with a run",
     "sample": "draw images from a run or checkpoint; needs no data set",
+    "attention": "show where the attention of a run or checkpoint looks",
+    "export": "write the generator as safetensors, ONNX or TorchScript",
     "info": "versions, device, and which backend would run and why",
 }
 
