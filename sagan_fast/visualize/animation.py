@@ -31,7 +31,7 @@ def save_animation(frames: Sequence[Tensor], path: Path, frames_per_second: floa
         strip = Image.new("RGB", (sample[0].width, sample[0].height * len(sample)))
         for i, image in enumerate(sample):
             strip.paste(image, (0, i * image.height))
-        palette = strip.quantize(256, dither=Image.Dither.NONE)
+        palette = strip.quantize(256, kmeans=1)  # without k-means small bright things, such as dots, go dull
         images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     temporary = path.with_name(f".{path.name}.part")
     try:

@@ -19,6 +19,8 @@ CANDIDATES = 12
 """Positions a side that `spread_queries` chooses from."""
 MARGIN = 0.1
 """Share of the image, along each border, that it leaves out: the border is a distant place, but seldom the subject."""
+CLOSE = 0.2
+"""Two of its points are neighbours, dots that nearly touch, under this share of the grid's diagonal."""
 
 
 def attention_layer(network: nn.Module, wanted: str | None = None) -> tuple[str, SelfAttention2d]:
@@ -93,16 +95,16 @@ def spread_queries(layer: SelfAttention2d, x: Tensor, count: int) -> list[int]:
 
     Among the cells of a regular grid over the middle of the image, the first is the one whose attention is most
     concentrated (lowest entropy); each next is the one farthest from all before it, half by its place and half by what
-    it attends to (Hellinger distance of the rows), both in units of the largest there is. Computes the grid's rows
-    only.
+    it attends to (Hellinger distance of the rows), both in units of the largest there is; neighbours come last.
+    Computes the grid's rows only.
     """
     H, W = x.shape[2:]
     ys, xs = (torch.linspace(MARGIN * side, (1 - MARGIN) * side - 1, min(CANDIDATES, side)).round() for side in (H, W))
     places = torch.unique(torch.cartesian_prod(ys, xs), dim=0)
     queries = (places[:, 0] * W + places[:, 1]).long()
     rows = rows_of(layer, x, queries).cpu()
-    apart = sum(d / d.max().clamp_min(1e-12) for d in (torch.cdist(t, t) for t in (places, rows.sqrt())))
-    assert isinstance(apart, Tensor)
+    far, unlike = (d / d.max().clamp_min(1e-12) for d in (torch.cdist(t, t) for t in (places, rows.sqrt())))
+    apart = torch.where(far < CLOSE, far - 1, far + unlike)
     chosen = [int(torch.special.entr(rows).sum(1).argmin())]
     while len(chosen) < min(count, len(queries)):
         chosen.append(int(apart[:, chosen].amin(1).argmax()))

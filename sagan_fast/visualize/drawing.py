@@ -20,7 +20,6 @@ COLOURS: tuple[Colour, ...] = (
 
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
-_SMOOTH = 4  # dots are drawn this many times larger and shrunk: Pillow's ellipses have hard edges
 
 
 def enlarged(images: Tensor, at_least: int) -> Tensor:
@@ -31,18 +30,14 @@ def enlarged(images: Tensor, at_least: int) -> Tensor:
 
 def with_dot(picture: Tensor, x: float, y: float, colour: Colour, radius: float) -> Tensor:
     """Return `picture` with a dot of `colour` at (x, y), ringed in white and black so that it shows on anything."""
-    from PIL import Image, ImageDraw
-
     height, width = picture.shape[1:]
-    mask_size = (width * _SMOOTH, height * _SMOOTH)
-    out = picture.permute(1, 2, 0).float()
+    across, down = torch.arange(width) + 0.5 - x, torch.arange(height) + 0.5 - y
+    distance = (across.square() + down[:, None].square()).sqrt()
+    out = picture.float()
     for share, paint in ((1.0, BLACK), (0.88, WHITE), (0.68, colour)):
-        mask = Image.new("L", mask_size)
-        r, cx, cy = radius * share * _SMOOTH, x * _SMOOTH, y * _SMOOTH
-        ImageDraw.Draw(mask).ellipse((cx - r, cy - r, cx + r, cy + r), fill=255)
-        cover = torch.from_numpy(np.array(mask.resize((width, height), Image.Resampling.BOX))).float()[..., None] / 255
-        out = out * (1 - cover) + torch.tensor(paint).float() * cover
-    return out.round().byte().permute(2, 0, 1)
+        cover = (radius * share - distance + 0.5).clamp(0, 1)  # the share of a pixel inside, so edges are smooth
+        out = torch.lerp(out, torch.tensor(paint).float()[:, None, None], cover)
+    return out.round().byte()
 
 
 def lit(picture: Tensor, heat: Tensor, colour: Colour) -> Tensor:
