@@ -40,7 +40,7 @@ def figure_row(
         place = centre_of(query, map_size, *picture.shape[1:])
         dotted = _dot(dotted, place, colour)
         panel = _dot(drawing.lit(picture, heats[i], colour), place, colour)
-        panels.append(_captioned(panel, f"peak {peaks[i]:.1f}x"))
+        panels.append(_captioned(panel, f"peak {peaks[i]:.{1 if peaks[i] >= 2 else 2}f}x"))
     return drawing.beside([_captioned(dotted, title or ""), *panels], GAP)
 
 
