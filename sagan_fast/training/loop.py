@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,12 +92,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainState:
                     guard.check(state.step, values)
                 except Diverged as error:
                     stopped = run / "checkpoints" / "stopped.pt"
-                    save_atomically(checkpoint(state, config), stopped)
+                    save_atomically(checkpoint(state, config, dataset.class_names), stopped)
                     raise Diverged(f"{error}; stopped, with the state in {stopped}") from None
             if ending or state.step % config.sample_every == 0:
                 save_samples(state, config, run / "samples" / f"{state.step:07d}.png")
             if saving:
-                save_atomically(checkpoint(state, config), last)
+                save_atomically(checkpoint(state, config, dataset.class_names), last)
             if not since:
                 began = time.perf_counter()  # sampling and saving are not training
         word = "stopped as asked" if state.step < config.steps else "done"
@@ -105,11 +105,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainState:
     return state
 
 
-def checkpoint(state: TrainState, config: TrainConfig) -> dict[str, Any]:
+def checkpoint(state: TrainState, config: TrainConfig, class_names: Sequence[str] = ()) -> dict[str, Any]:
     """Return all that a resumed run needs, as plain data; the order of the images follows from seed and step."""
     return {
         "format": FORMAT,
         "config": config.to_dict(),
+        "class_names": list(class_names),
         "rng": rng_state(),
         "versions": {"sagan_fast": sagan_fast.__version__, "torch": str(torch.__version__)},
         **state.state_dict(),
