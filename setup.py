@@ -26,7 +26,8 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
+        "hdf5": ["h5py"],  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
+        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "h5py"],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[

@@ -13,6 +13,7 @@ from sagan_fast.errors import InputError
 COMMANDS = {
     "train": "train a SAGAN on images, or go on with a run",
     "sample": "draw images from a run or checkpoint; needs no data set",
+    "prepare": "pack a data set of any known format, to be read without decoding",
     "info": "versions, device, and which backend would run and why",
 }
 
