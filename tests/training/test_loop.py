@@ -15,6 +15,8 @@ from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.training.config import TrainConfig, read_yaml
 from sagan_fast.training.health import Diverged
 
+VARIES = ("time", "images_per_s", "loader_wait", "memory_gib")
+
 
 def small(out, **overrides):
     narrow = {"base_channels": 4}
@@ -64,7 +66,7 @@ def resumed_equals_straight(tmp_path, steps, **overrides):
     for key in ("step", "generator", "ema", "discriminator", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer"):
         assert_same(a[key], b[key], key)
     first, second = (
-        [{k: v for k, v in json.loads(line).items() if k not in ("time", "images_per_s")} for line in
+        [{k: v for k, v in json.loads(line).items() if k not in VARIES} for line in
          (run / "log.jsonl").read_text().splitlines()]
         for run in (straight, stopped)
     )  # fmt: skip

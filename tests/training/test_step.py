@@ -64,7 +64,7 @@ def test_values_are_the_losses_of_the_scores(generator):
     noise = Noise(config, 0, CPU)
     real, y = prepare_batch(images, labels, noise)
     values = train_step(state, config, images, labels, CPU)
-    assert set(values) == {"d_loss", "g_loss", "d_real", "d_fake"} and state.step == 1
+    assert set(values) == {"d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g"} and state.step == 1
     torch.testing.assert_close(values["d_real"], before.eval()(real, y).mean(), rtol=1e-4, atol=1e-5)
 
 
