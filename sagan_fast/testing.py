@@ -112,7 +112,19 @@ def start_ranks(function: Callable[..., Any], size: int, *args: Any) -> list[Any
     imported PyTorch and the trainer once, with one thread and no CUDA; they are multiprocessing processes.
     """
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pytest", "sagan_fast.training.loop", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(
+        [
+            "torch._dynamo",
+            "pytest",
+            "sagan_fast.training.loop",
+            "sagan_fast.commands.train",
+            "torch.utils.tensorboard",
+            "jsonargparse",
+            "yaml",
+            "PIL.Image",
+            "sagan_fast.data.shapes",
+        ]
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

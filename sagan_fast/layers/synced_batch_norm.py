@@ -72,7 +72,7 @@ class _Normalise(torch.autograd.Function):
         mine = torch.cat([mean, var, x.new_full((1,), B * H * W, dtype=wide)])
         gathered = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, mine)
-        means, variances, counts = torch.stack(gathered).split([C, C, 1], dim=1)
+        means, variances, counts = torch.split(torch.stack(gathered), [C, C, 1], dim=1)
         count = counts.sum()
         share = counts / count
         mean = (share * means).sum(0)

@@ -49,7 +49,7 @@ class World:
 
         def finish() -> None:
             work.wait()  # of a GPU's queue, not of this process
-            parts = flat.split([tensor.numel() for tensor in tensors])
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
             with torch.no_grad():
                 torch._foreach_copy_(list(tensors), [p.view(t.shape) for p, t in zip(parts, tensors, strict=True)])
 

@@ -145,7 +145,8 @@ def _drop_lines_after(path: Path, step: int) -> list[str]:
     """Take the lines after `step`, and any that a crash cut off, out of the log `path`; return the former."""
     if not path.exists():
         return []
-    kept, dropped = [], []
+    kept: list[str] = []
+    dropped: list[str] = []
     for line in path.read_text().splitlines():
         try:
             (kept if json.loads(line)["step"] <= step else dropped).append(line)

@@ -79,7 +79,7 @@ class Scaler(torch.amp.GradScaler):
         """
         self.unscale_(optimizer)
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         self.step(optimizer)
         if self.is_enabled():
             overflowed = torch.stack(list(self._found_inf_per_device(optimizer).values())).amax() > 0

@@ -21,11 +21,15 @@ from sagan_fast.training.ema import update_ema
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import TrainState
 
+LANE = 256
+"""Samples of a batch that are drawn together: a process of many draws little more than its own."""
+
 
 class Noise:
     """All that is random in step `step`, drawn on the CPU from seed, step and the rollbacks so far alone.
 
     So it is the same after any interruption and with any number of processes, each of which gets its own samples.
+    Sample p of a batch comes from lane p mod L, each lane a generator for at least LANE samples.
     """
 
     def __init__(
@@ -34,28 +38,46 @@ class Noise:
         self.config, self.device = config, device
         self.world = world or World(device)
         self.parts = config.micro_batches(self.world.size)
+        lanes = 1
+        while config.batch_size % (2 * lanes) == 0 and config.batch_size // (2 * lanes) >= LANE:
+            lanes *= 2
         mixed = (config.seed + 1) * 0x9E3779B97F4A7C15 + rollbacks * 0xD1B54A32D192ED03 + step
-        self.rng = torch.Generator().manual_seed(mixed % 2**63)
+        self.lanes = lanes
+        self.places = torch.arange(self.world.rank, config.batch_size, self.world.size)
+        self.rngs = {
+            lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63)
+            for lane in torch.unique(self.places % lanes).tolist()
+        }
 
     def latent(self) -> Tensor:
         """Return z (B, z_dim), normal, for the B images of this process."""
-        return self._mine(torch.randn(self.config.batch_size, self.config.generator.z_dim, generator=self.rng))
+        width = self.config.generator.z_dim
+        return self._mine(lambda count, rng: torch.randn(count, width, generator=rng))
 
     def classes(self) -> Tensor | None:
         """Return y (B,), uniform over the classes, whatever the real batch holds; None if there are none."""
-        if self.config.num_classes == 0:
+        num_classes = self.config.num_classes
+        if num_classes == 0:
             return None
-        return self._mine(torch.randint(self.config.num_classes, (self.config.batch_size,), generator=self.rng))
+        return self._mine(lambda count, rng: torch.randint(num_classes, (count,), generator=rng))
 
     def flips(self) -> Tensor:
         """Return (B,) booleans: which images to mirror."""
-        return self._mine(torch.rand(self.config.batch_size, generator=self.rng) < 0.5)
+        return self._mine(lambda count, rng: torch.rand(count, generator=rng) < 0.5)
 
-    def _mine(self, drawn: Tensor) -> Tensor:
-        drawn = drawn[self.world.rank :: self.world.size]
+    def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        count = self.config.batch_size // self.lanes
+        drawn = {lane: draw(count, rng) for lane, rng in self.rngs.items()}
+        if self.lanes == 1:
+            mine = drawn[0][self.places]
+        else:
+            mine = next(iter(drawn.values())).new_zeros(len(self.places), *next(iter(drawn.values())).shape[1:])
+            for lane, samples in drawn.items():
+                here = self.places % self.lanes == lane
+                mine[here] = samples[self.places[here] // self.lanes]
         if self.device.type == "cuda":
-            drawn = drawn.contiguous().pin_memory()  # or the copy would wait for the GPU
-        return drawn.to(self.device, non_blocking=True)
+            mine = mine.pin_memory()  # or the copy would wait for the GPU
+        return mine.to(self.device, non_blocking=True)
 
 
 def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
