@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -80,6 +81,7 @@ class RunLog(SilentLog):
             self.file.flush()
             for name, value in {**values, **(curves or {})}.items():
                 self.board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.board.flush()  # type: ignore[no-untyped-call]
         short = (
             f"D loss {values['d_loss']:.3f}  G loss {values['g_loss']:+.3f}  "
             f"D real {values['d_real']:+.2f}  D fake {values['d_fake']:+.2f}  {values['images_per_s']:.0f} images/s"
@@ -152,5 +154,7 @@ def _drop_lines_after(path: Path, step: int) -> list[str]:
             (kept if json.loads(line)["step"] <= step else dropped).append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # cut off by a crash
-    path.write_text("".join(f"{line}\n" for line in kept))
+    whole = path.with_name(f".{path.name}")
+    whole.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(whole, path)  # or a kill in the midst would take the history with it
     return dropped

@@ -214,7 +214,7 @@ def test_two_processes_resume_bit_for_bit_and_one_process_goes_on_from_them(tmp_
 
     assert run_ranks(command, 1, tmp_path, [*options(stopped, 6), "--resume"]) == [0]
     said = (tmp_path / "out-0").read_text()
-    assert "resumed with 1 processes instead of 2: weights, optimizers, the order of the images" in said
+    assert "resumed with 1 process instead of 2: weights, optimizers, the order of the images" in said
     assert "batch norm now sees 8 images at a time instead of 4" in said
     assert load_checkpoint(stopped / "checkpoints" / "last.pt")["step"] == 6
 
