@@ -78,6 +78,7 @@ def test_two_processes_of_eight_equal_one_of_sixteen_with_synced_batch_norm(tmp_
     assert furthest(one, two) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_same_in_float32_to_its_noise(tmp_path):
     one, two = both(tmp_path, 10, torch.float32, sync_batch_norm=True, flip=True)
     torch.testing.assert_close(two["lines"][0], one["lines"][0], rtol=1e-4, atol=1e-5)
