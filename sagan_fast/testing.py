@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import multiprocessing
+import os
+import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,3 +126,62 @@ class _TinyExtractor(nn.Module):
         x = torch.relu(self.conv(images.float() / 32 - 4))
         features = x.mean((2, 3)) + x.amax((2, 3))
         return features, self.head(features)
+
+
+def start_ranks(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
+    """Start `size` processes with torchrun's environment, each calling `function(*args)`; return them, by rank.
+
+    `function` must be at the top of its file and importable from it. The processes are forked from a server that has
+    imported PyTorch and the trainer once, with one thread and no CUDA; they are multiprocessing processes.
+    """
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "torch._dynamo",
+            "pytest",
+            "sagan_fast.training.loop",
+            "sagan_fast.commands.train",
+            "torch.utils.tensorboard",
+            "jsonargparse",
+            "yaml",
+            "PIL.Image",
+            "sagan_fast.data.shapes",
+        ]
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(size):
+        environment = {
+            "RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        where = inspect.getfile(function), function.__name__
+        ranks.append(context.Process(target=_call_as_rank, args=(environment, *where, args)))
+        ranks[-1].start()
+    return ranks
+
+
+def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout: float = 120.0) -> list[int]:
+    """Do as `start_ranks` and wait for the end; return the exit statuses by rank. Kills what outlives `timeout`."""
+    ranks = start_ranks(function, size, *args)
+    try:
+        for process in ranks:
+            process.join(timeout)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _call_as_rank(environment: dict[str, Any], path: str, name: str, args: tuple[Any, ...]) -> None:
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("called_as_rank", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    status = getattr(module, name)(*args)
+    raise SystemExit(status if isinstance(status, int) else 0)
