@@ -74,10 +74,12 @@ def _project_together(
     if any(b is not None for b in biases):
         bias = torch.cat([w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)])
     maps = F.conv2d(x, torch.cat(weights), bias)
-    D_QK, D_V = w_theta.shape[0], w_g.shape[0]
-    q, keys = torch.split(maps, (D_QK, D_QK + D_V), 1)
-    k, v = torch.split(F.max_pool2d(keys, 2) if pool else keys, (D_QK, D_V), 1)
-    return (*(t.flatten(2).transpose(1, 2) for t in (q, k, v)),)
+    D_QK = w_theta.shape[0]
+    q, keys = maps[:, :D_QK], maps[:, D_QK:]
+    if pool:
+        keys = F.max_pool2d(keys, 2)
+    q, k, v = (t.flatten(2).transpose(1, 2) for t in (q, keys[:, :D_QK], keys[:, D_QK:]))
+    return q, k, v
 
 
 def choose_block(x: Tensor, w_theta: Tensor, w_g: Tensor, pool: bool, backend: str) -> Choice:
