@@ -159,6 +159,10 @@ def _resolution(spec: str) -> int:
     from sagan_fast.evaluation.streams import image_size
 
     kind, _, path = spec.partition(":")
+    if kind == "packed":
+        from sagan_fast.data.packed import read_manifest
+
+        return read_manifest(Path(path).expanduser()).resolution
     if kind != "folder":
         raise InputError(f"--resolution R must be given for {spec}")
     folder = open_dataset(spec, resolution=1)
