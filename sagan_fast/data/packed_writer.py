@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,10 @@ from sagan_fast.data.packed import (
     image_bytes,
     new_digest,
 )
-from sagan_fast.data.sources.base import Source
 from sagan_fast.errors import InputError
+
+if TYPE_CHECKING:  # it brings Pillow, which a writer has no need of
+    from sagan_fast.data.sources.base import Source
 
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
