@@ -170,14 +170,14 @@ class PackedDataset(ImageDataset):
         return torch.from_numpy(self._images[index].copy())
 
     def read_batch(
-        self, indices: npt.NDArray[np.int64], pin_memory: bool = False
+        self, indices: npt.NDArray[np.int64], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """Return images uint8 (B, 3, R, R), labels int64 (B,) and {}: one copy, to pinned memory if that is asked."""
-        out = torch.empty((len(indices), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
-        labels = torch.from_numpy(self.labels[indices])
+        """Return images uint8 (B, 3, R, R), in `out` if that is given, labels int64 (B,) and {}; one copy."""
+        if out is None:
+            out = torch.empty((len(indices), *self._images.shape[1:]), dtype=torch.uint8)
         self._read_ahead(indices)
         np.take(self._images, indices, axis=0, out=out.numpy(), mode="clip")  # "raise" would copy twice
-        return out, labels.pin_memory() if pin_memory else labels, {}
+        return out, torch.from_numpy(self.labels[indices]), {}
 
     def _read_ahead(self, indices: npt.NDArray[np.int64]) -> None:
         """Tell the system which pages come next, all at once and in their order on the disk.
