@@ -92,7 +92,21 @@ def read_manifest(folder: Path) -> Manifest:
     expected = {field.name for field in fields(Manifest)}
     if missing := sorted(expected - content.keys()):
         raise InputError(f"{path} is damaged: it has no {', '.join(missing)}")
-    return Manifest(**{name: content[name] for name in expected})
+    manifest = Manifest(**{name: content[name] for name in expected})
+    if not _is_well_formed(manifest):
+        raise InputError(f"{path} is damaged: its values are not of the kinds that they must be")
+    return manifest
+
+
+def _is_well_formed(manifest: Manifest) -> bool:
+    if not isinstance(manifest.source, dict) or not isinstance(manifest.checksums, dict):
+        return False
+    names, counts, blocks = manifest.class_names, manifest.class_counts, manifest.checksums.get("images")
+    if not (isinstance(names, list) and isinstance(counts, list) and isinstance(blocks, list)):
+        return False
+    at_least_one = (manifest.num_images, manifest.resolution, manifest.checksums.get("images_per_block"))
+    numbers = (manifest.num_broken, manifest.source.get("items"), *counts)
+    return all(isinstance(n, int) and n >= 1 for n in at_least_one) and all(isinstance(n, int) for n in numbers)
 
 
 def _no_set(folder: Path) -> str:

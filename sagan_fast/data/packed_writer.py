@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # it brings Pillow, which a writer has no need of
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
 SYNC_SECONDS = 1.0
+ENTRY_KEYS = {"items", "labels", "position", "broken", "blocks"}
+"""Of a line of the journal after the first, which holds the settings."""
 TRANSFORM = {
     "crop": "largest centred square",
     "filter": "Pillow bilinear, antialiased when shrinking; none where the square has the right size",
@@ -200,11 +202,11 @@ class PackedWriter:
                 entry = json.loads(line)
             except ValueError:
                 break
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or not isinstance(entry, dict):
                 break
             if not whole:
                 self._compare(entry)
-            elif self._bytes(self.progress.images + len(entry["labels"])) > size:
+            elif entry.keys() != ENTRY_KEYS or self._bytes(self.progress.images + len(entry["labels"])) > size:
                 break
             else:
                 self._count(entry)

@@ -157,8 +157,17 @@ def test_an_unfinished_set_of_something_else_is_refused(image_folder, tmp_path, 
 
 
 def test_a_folder_with_other_things_is_left_alone(image_folder, tmp_path):
-    with pytest.raises(InputError, match="images holds other files: give a folder that is empty or not there yet"):
-        pack(image_folder, image_folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="mine holds other files: give a folder that is empty or not there yet"):
+        pack(image_folder, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_the_set_is_not_put_among_the_images(image_folder):
+    for out in (image_folder, image_folder / "packed", image_folder / "cat" / ".." / "new"):
+        with pytest.raises(InputError, match="lies in the folder of images, .*: give a folder elsewhere"):
+            pack(image_folder, out)
     assert sorted(path.name for path in image_folder.iterdir()) == ["cat", "dög 2"]
 
 
