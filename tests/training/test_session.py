@@ -84,6 +84,26 @@ def test_how_a_batch_is_shared_is_said(tmp_path):
     assert session(tmp_path, four, micro_batch_size=1).division() == "4 processes x 2 x 1 images a step, "
 
 
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.mark)!r}, 'w').close()",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    before = session(tmp_path)
+    before.save()
+    path, mark = before.folder.checkpoints.last, tmp_path / "was_here"
+    content = load_checkpoint(path)
+    for bad in ({**content, "guard": Evil(mark)}, {**content, "ranks": [Evil(mark)]}):
+        torch.save(bad, path)
+        with pytest.raises(InputError, match="last.pt is no checkpoint of sagan-fast: cut off, or holding more than"):
+            session(tmp_path).resume()
+    assert not mark.exists()
+
+
 def unequal(folder):
     with connected("cpu", 60) as world:
         run = session(folder, world)
