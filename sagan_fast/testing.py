@@ -7,11 +7,13 @@ import inspect
 import multiprocessing
 import os
 import socket
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RMS_TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
 """Largest relative RMS error against float64, by precision (DESIGN §5)."""
@@ -103,6 +105,27 @@ def spectral_norm_truth(
             v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
     sigma = u @ matrix @ v
     return (matrix / sigma).view(weight.shape), sigma, u, v
+
+
+def tiny_extractor_file(path: Path, seed: int = 0) -> Path:
+    """Write a TorchScript feature extractor of random weights to `path` and return it: 24 features, 7 logits, fast."""
+    with torch.random.fork_rng([]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.manual_seed(seed)
+        torch.jit.save(torch.jit.script(_TinyExtractor()), str(path))
+    return path
+
+
+class _TinyExtractor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 24, 5, stride=4)
+        self.head = nn.Linear(24, 7)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.conv(images.float() / 32 - 4))
+        features = x.mean((2, 3)) + x.amax((2, 3))
+        return features, self.head(features)
 
 
 def start_ranks(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:

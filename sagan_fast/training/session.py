@@ -45,6 +45,7 @@ class Session:
         return {
             "format": FORMAT,
             "config": self.config.to_dict(),
+            "class_names": list(self.dataset.class_names),
             "rng": rng_state(),
             "ranks": [_decoded(state) for state in states],
             "norm_batch": self.config.norm_batch(self.world.size),
