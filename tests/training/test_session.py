@@ -117,3 +117,25 @@ def unequal(folder):
 
 def test_a_bit_that_differs_between_processes_is_noticed_and_not_saved(tmp_path):
     assert run_ranks(unequal, 2, tmp_path) == [0, 0]
+
+
+def unlike(folder):
+    import dataclasses
+
+    with connected("cpu", 60) as world:
+        run = session(folder / str(world.rank), world, num_workers=world.rank)
+        run.check_start()
+        other = dataclasses.replace(run, config=dataclasses.replace(run.config, g_lr=0.1 * (1 + world.rank)))
+        run.dataset.labels = run.dataset.labels[world.rank :]
+        for wrong, said in (
+            (other, "with different options: the line"),
+            (run, "on different images: shapes must hold"),
+        ):
+            with pytest.raises((InputError, SystemExit)) as error:
+                wrong.check_start()
+            assert error.type is (SystemExit if world.rank else InputError)
+            assert world.rank or f"the 2 processes of this run were started {said}" in str(error.value)
+
+
+def test_processes_that_are_not_alike_are_refused(tmp_path):
+    assert run_ranks(unlike, 2, tmp_path) == [0, 0]
