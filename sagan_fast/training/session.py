@@ -49,7 +49,7 @@ class Session:
             key: value for key, value in self.config.to_dict().items() if key not in ("data", "out", "num_workers")
         }
         images = zlib.crc32(
-            repr((len(self.dataset), self.dataset.class_names)).encode(), zlib.crc32(self.dataset.labels)
+            repr((len(self.dataset), self.dataset.class_names)).encode(), zlib.crc32(self.dataset.labels.tobytes())
         )
         for numbers, what in (
             (zlib.crc32(repr(config).encode()), "with different options: the line must be the same everywhere"),
