@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..checks import FLOAT_DTYPES, check_dtype, check_shape
-from .forward import TRITON_DTYPES
+from .sweep import TRITON_DTYPES
 from .tables import FIELDS, FLAT_ALIGNED, OFFSET_UNIT, OUT, K, R, T, W, Z, is_capturing, tables_for, tile_items
 
 _FIELDS = tl.constexpr(FIELDS)

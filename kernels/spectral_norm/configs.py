@@ -11,7 +11,7 @@ from ..plan import POINTER_TYPES, Plan
 WIDTHS = (128, 1024, 2304, 4608, 9216, 16384)
 """Widths of the sweep's row tiles. The 3x3 convolutions of 64 to 1024 channels fill theirs: 2304 = 2048 + 256, ...
 
-Each width is one branch of `forward._sweep_width`; those wider than the widest matrix of the list are not compiled.
+Each width is one branch of `sweep._sweep_kernel`; those wider than the widest matrix of the list are not compiled.
 """
 
 MAX_SIZE = 16384
@@ -63,7 +63,7 @@ def plans(
     """
     import triton.language as tl
 
-    from . import backward, forward, tables
+    from . import backward, forward, sweep, tables
 
     triton_dtypes = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
     sizes = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -101,7 +101,7 @@ def plans(
         for first, advance in (
             ((True, True), (False, True)) if v_first else ((True, True), (False, True), (True, False))
         ):
-            constexprs = forward.sweep_constexprs(layout, triton_dtypes[dtype], first)
+            constexprs = sweep.sweep_constexprs(layout, triton_dtypes[dtype], first)
             options: dict[str, Any] = {"enable_fp_fusion": True}
             if not v_first:
                 constexprs["ADVANCE"] = advance
@@ -109,7 +109,7 @@ def plans(
                     options["maxnreg"] = config.sweep_maxnreg
             add(
                 f"spectral_norm sweep, {order}",
-                forward._sweep_columns_kernel if v_first else forward._sweep_kernel,
+                sweep._sweep_columns_kernel if v_first else sweep._sweep_kernel,
                 shared | {"partial_ptr": "*fp32"},
                 constexprs,
                 config.num_warps if v_first else config.sweep_warps,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sagan_fast.kernels.attention import reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
+from sagan_fast.ops import attention_blocks
 from sagan_fast.ops.backends import choose, product_dtype
 
 
@@ -50,16 +51,19 @@ def attention_on(chosen: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
-    """Return softmax(scale q kᵀ) v, (B, N, D_V), by `scaled_dot_product_attention`, laid out so that it really fuses.
+    """Return softmax(scale q kᵀ) v, (B, N, D_V), without the map in memory.
 
-    The fused kernels want rows without gaps, on CUDA widths that are multiples of 8, and on the CPU one width for all
-    three: what is missing is padded with zeros, which changes neither the scores nor the columns kept. They cannot be
-    differentiated twice, so a second derivative goes through the reference.
+    By `scaled_dot_product_attention`, laid out so that it really fuses: rows without gaps, on CUDA widths that are
+    multiples of 8, and on the CPU one width for all three; what is missing is padded with zeros, which changes neither
+    the scores nor the columns kept. On the CPU in single and double precision by `attention_blocks`, which needs no
+    padding. Neither can be differentiated twice, so a second derivative goes through the reference.
     """
+    blocks = attention_blocks.supports(q, k, v)
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not differentiable or torch.compiler.is_compiling():
-        return _fused(q, k, v, scale)
-    return _SdpaFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+        return attention_blocks.attention_fwd(q, k, v, scale)[0] if blocks else _fused(q, k, v, scale)
+    function = _BlocksFunction if blocks else _SdpaFunction
+    return function.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -98,6 +102,29 @@ class _SdpaFunction(torch.autograd.Function):
         else:
             inputs, out = ctx.leaves, ctx.out
         return (*gradients(out, inputs, grads[0], wanted), None)
+
+
+class _BlocksFunction(torch.autograd.Function):
+    """`attention_blocks` both ways, unless a graph of the backward is asked for: then the reference.
+
+    Keeps q, k, v, the output and a number a query, O(N).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        out, lse = attention_blocks.attention_fwd(q, k, v, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            return (*gradients(reference.attention(q, k, v, ctx.scale), (q, k, v), grads[0], wanted), None)
+        found = attention_blocks.attention_bwd(grads[0], q, k, v, out, lse, ctx.scale)
+        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
 
 
 def gradients(

@@ -23,8 +23,6 @@ CPU_FUSED_MIN_KEYS = 256
 MAX_D_QK = 64
 MAX_D_V = 256
 
-HAS_TRITON = find_spec("triton") is not None
-
 _logger = logging.getLogger("sagan_fast")
 
 

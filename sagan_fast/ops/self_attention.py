@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sagan_fast.kernels.attention import reference
@@ -54,10 +55,31 @@ def self_attention_2d(
     chosen = choose_block(x, w_theta, w_g, pool, backend).backend
     if chosen == "triton":
         return _fused_by_triton(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
-    q = project(x, w_theta, b_theta)
-    k = project(x, w_phi, b_phi, pool)
-    v = project(x, w_g, b_g, pool)
+    if chosen == "sdpa":
+        q, k, v = _project_together(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool)
+    else:
+        q = project(x, w_theta, b_theta)
+        k = project(x, w_phi, b_phi, pool)
+        v = project(x, w_g, b_g, pool)
     return unproject(attention_on(chosen, q, k, v, 1.0), x, w_o, b_o, gamma)
+
+
+def _project_together(
+    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, pool: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return q, k and v as `project` does, from one convolution that reads x once."""
+    weights, biases = (w_theta, w_phi, w_g), (b_theta, b_phi, b_g)
+    bias = None
+    if any(b is not None for b in biases):
+        bias = torch.cat([w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    maps = F.conv2d(x, torch.cat(weights), bias)
+    D_QK = w_theta.shape[0]
+    q, keys = maps[:, :D_QK], maps[:, D_QK:]
+    if pool:
+        keys = F.max_pool2d(keys, 2)
+    q, k, v = (t.flatten(2).transpose(1, 2) for t in (q, keys[:, :D_QK], keys[:, D_QK:]))
+    return q, k, v
 
 
 def choose_block(x: Tensor, w_theta: Tensor, w_g: Tensor, pool: bool, backend: str) -> Choice:

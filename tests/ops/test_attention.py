@@ -105,8 +105,11 @@ def test_only_the_gradients_asked_for_are_made(generator):
 
 
 def test_sdpa_really_fuses_on_the_cpu(generator):
-    """With D_QK != D_V PyTorch would fall to its math path; the profile shows the fused kernels."""
-    q, k, v, d_out = (t.float().requires_grad_() for t in inputs((1, 64, 32, 8, 16), generator))
+    """With D_QK != D_V PyTorch would fall to its math path; the profile shows the fused kernels.
+
+    In bfloat16: single precision goes in blocks, test_attention_blocks.py.
+    """
+    q, k, v, d_out = (t.bfloat16().requires_grad_() for t in inputs((1, 64, 32, 8, 16), generator))
     strided = q.transpose(1, 2).contiguous().transpose(1, 2)  # rows with gaps, as a view of an NCHW map
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         attention(strided, k, v, backend="sdpa").backward(d_out)

@@ -1,0 +1,295 @@
+"""One reading of every W of a list: the products of a power iteration, rows or columns first.
+
+`_sweep_kernel`, one program for each run of rows: z = W v and partial sums of t = Wᵀz. Whole rows are in registers, so
+a row's z is known while the row is still there to be added to t. `_sweep_columns_kernel`, the same with rows and
+columns swapped, one program for each block of columns: t = Wᵀu, and partial sums of z = W t from a second reading,
+out of cache. Partial sums lie in memory, one for each program, and are added up by forward.py. float32 throughout.
+Oracle: `reference.power_iteration`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import vector
+from .tables import FIELDS, OFFSET_UNIT, Layout, Tables
+
+_FIELDS = tl.constexpr(FIELDS)
+_W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (
+    tl.constexpr(i) for i in range(15)
+)
+_OFFSET_UNIT = tl.constexpr(OFFSET_UNIT)
+_MAX_CHUNKS = tl.constexpr(16)
+
+TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+@triton.jit
+def _length(norms_ptr, matrix, chunks, eps):
+    """max(|second|, eps) and |second|^2 / max(|second|, eps), from the partial sums of squares."""
+    offs = tl.arange(0, _MAX_CHUNKS)
+    square = tl.sum(tl.load(norms_ptr + matrix * _MAX_CHUNKS + offs, mask=offs < chunks, other=0.0))
+    length = tl.maximum(tl.sqrt_rn(square), eps)
+    return length, square / length
+
+
+@triton.jit
+def _stage_v(v_ptr, t_ptr, K, C, S, BLOCK: tl.constexpr):
+    """Put v where t will be, in the order in which the columns are stored.
+
+    All programs of a matrix store the same values. Gathering them into registers instead made the sweep spill.
+    """
+    for start in range(0, K, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        group = offs // C
+        v = tl.load(v_ptr + (offs - group * C) * S + group, mask=offs < K, other=0.0)
+        tl.store(t_ptr + offs, v, mask=offs < K)
+    tl.debug_barrier()  # read back by other threads than those that stored it
+
+
+@triton.jit
+def _partial_ptr(partial_ptr, matrices_ptr, items_ptr, size):
+    """Where this program's partial sums go; looked up again at the end of a sweep, not kept through it in registers,
+    of which there are just enough for two programs on a multiprocessor."""
+    item_ptr = items_ptr + tl.program_id(0) * 4
+    entry_ptr = matrices_ptr + tl.load(item_ptr) * _FIELDS
+    return partial_ptr + tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT + tl.load(item_ptr + 3).to(tl.int64) * size
+
+
+@triton.jit
+def _sweep_rows(
+    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+    BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr, ADVANCE: tl.constexpr,
+):  # fmt: skip
+    """z and the partial sums of t, from one reading of whole rows, BLOCK_A + BLOCK_B columns wide."""
+    K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_a = tl.arange(0, BLOCK_A)
+    v_a = tl.load(t_ptr + offs_a, mask=offs_a < K, other=0.0) * scale
+    acc_a = tl.zeros((BLOCK_R, BLOCK_A), tl.float32)
+    if BLOCK_B > 0:
+        offs_b = BLOCK_A + tl.arange(0, BLOCK_B)
+        v_b = tl.load(t_ptr + offs_b, mask=offs_b < K, other=0.0) * scale
+        acc_b = tl.zeros((BLOCK_R, BLOCK_B), tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        row = start + offs_r
+        mask_r = row < rows
+        row_ptr = w_ptr + row.to(tl.int64)[:, None] * K
+        a = tl.load(row_ptr + offs_a[None, :], mask=mask_r[:, None] & (offs_a < K)[None, :], other=0.0).to(tl.float32)
+        z = tl.sum(a * v_a[None, :], axis=1)
+        if BLOCK_B > 0:
+            mask_b = mask_r[:, None] & (offs_b < K)[None, :]
+            b = tl.load(row_ptr + offs_b[None, :], mask=mask_b, other=0.0).to(tl.float32)
+            z += tl.sum(b * v_b[None, :], axis=1)
+        tl.store(z_ptr + row, z, mask=mask_r)
+        if ADVANCE:
+            acc_a += z[:, None] * a
+            if BLOCK_B > 0:
+                acc_b += z[:, None] * b
+    if ADVANCE:
+        partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
+        tl.store(partial_ptr + offs_a[None, :], tl.sum(acc_a, axis=0, keep_dims=True), mask=(offs_a < K)[None, :])
+        if BLOCK_B > 0:
+            tl.store(partial_ptr + offs_b[None, :], tl.sum(acc_b, axis=0, keep_dims=True), mask=(offs_b < K)[None, :])
+
+
+@triton.jit
+def _sweep_rows_twice(
+    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, ADVANCE: tl.constexpr,
+):  # fmt: skip
+    """The same from two readings: for long rows that start anywhere, which do not fit the registers unvectorised."""
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_k = tl.arange(0, BLOCK_K)
+    for start in range(0, rows, BLOCK_R):
+        row = start + offs_r
+        row_ptr = w_ptr + row.to(tl.int64)[:, None] * K
+        z = tl.zeros((BLOCK_R,), tl.float32)
+        for column in range(0, K, BLOCK_K):
+            offs = column + offs_k
+            v = tl.load(t_ptr + offs, mask=offs < K, other=0.0) * scale
+            mask = (row < rows)[:, None] & (offs < K)[None, :]
+            z += tl.sum(tl.load(row_ptr + offs[None, :], mask=mask, other=0.0).to(tl.float32) * v[None, :], axis=1)
+        tl.store(z_ptr + row, z, mask=row < rows)
+    if ADVANCE:
+        tl.debug_barrier()  # z is read back by other threads than those that stored it
+        partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
+        for column in range(0, K, BLOCK_K):
+            offs = column + offs_k
+            acc = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+            for start in range(0, rows, BLOCK_R):
+                row = start + offs_r
+                z = tl.load(z_ptr + row, mask=row < rows, other=0.0)
+                mask = (row < rows)[:, None] & (offs < K)[None, :]
+                row_ptr = w_ptr + row.to(tl.int64)[:, None] * K
+                acc += z[:, None] * tl.load(row_ptr + offs[None, :], mask=mask, other=0.0).to(tl.float32)
+            tl.store(partial_ptr + offs, tl.sum(acc, axis=0), mask=offs < K)
+
+
+@triton.jit
+def _sweep_kernel(
+    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 4) int32
+    z_ptr, t_ptr, partial_ptr, norms_ptr,  # rows, columns, partial sums of t, (L, 16) of |t|^2; all fp32
+    eps,
+    W_DTYPE: tl.constexpr, UNIT: tl.constexpr, WIDEST_ALIGNED: tl.constexpr, WIDEST_UNALIGNED: tl.constexpr,
+    FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+):  # fmt: skip
+    item_ptr = items_ptr + tl.program_id(0) * 4
+    matrix = tl.load(item_ptr)
+    row_0 = tl.load(item_ptr + 1).to(tl.int64)
+    rows = tl.load(item_ptr + 2)
+    entry_ptr = matrices_ptr + matrix * _FIELDS
+    w_address = tl.load(entry_ptr + _W)
+    K = tl.load(entry_ptr + _K).to(tl.int32)
+    z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT + row_0
+    t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
+    if FIRST:
+        scale = 1.0
+        v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+        C = tl.load(entry_ptr + _C).to(tl.int32)
+        S = tl.load(entry_ptr + _S).to(tl.int32)
+        _stage_v(v_ptr, t_ptr, K, C, S, 512)
+    else:  # v of the iteration before, not divided by its length yet
+        length, _ = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
+        scale = 1.0 / length
+    if tl.load(entry_ptr + _ALIGNED) != 0:
+        if WIDEST_ALIGNED > 0:
+            # Without the hint Triton loads element by element. It holds for the pointer, so each branch has its own.
+            w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16) + row_0 * (K // UNIT * UNIT)
+            if K <= 128:
+                _sweep_rows(
+                    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                    32, 128, 0, UNIT, ADVANCE,
+                )  # fmt: skip
+            elif K <= 1024:
+                if WIDEST_ALIGNED >= 1024:
+                    _sweep_rows(
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        4, 1024, 0, UNIT, ADVANCE,
+                    )  # fmt: skip
+            elif K <= 2304:
+                if WIDEST_ALIGNED >= 2304:
+                    _sweep_rows(
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        2, 2048, 256, UNIT, ADVANCE,
+                    )  # fmt: skip
+            elif K <= 4608:
+                if WIDEST_ALIGNED >= 4608:
+                    _sweep_rows(
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        1, 4096, 512, UNIT, ADVANCE,
+                    )  # fmt: skip
+            elif K <= 9216:
+                if WIDEST_ALIGNED >= 9216:
+                    _sweep_rows(
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        1, 8192, 1024, UNIT, ADVANCE,
+                    )  # fmt: skip
+            else:
+                if WIDEST_ALIGNED >= 16384:
+                    _sweep_rows(
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        1, 16384, 0, UNIT, ADVANCE,
+                    )  # fmt: skip
+    else:
+        if WIDEST_UNALIGNED > 0:
+            w_ptr = w_address.to(tl.pointer_type(W_DTYPE)) + row_0 * K
+            if K <= 128:
+                _sweep_rows(
+                    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                    32, 128, 0, 1, ADVANCE,
+                )  # fmt: skip
+            else:
+                if WIDEST_UNALIGNED >= 1024:
+                    _sweep_rows_twice(
+                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        8, 512, ADVANCE,
+                    )  # fmt: skip
+
+
+@triton.jit
+def _column_sums(
+    w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k,
+    UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """t of BLOCK_K columns, and their part of z = W t, read a second time from cache."""
+    K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
+    offs_r = tl.arange(0, BLOCK_R)
+    mask_k = offs_k < K
+    acc = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+    for start in range(0, R, BLOCK_R):
+        row = start + offs_r
+        u = tl.load(u_ptr + row, mask=row < R, other=0.0) * scale
+        w_tile_ptr = w_ptr + row.to(tl.int64)[:, None] * K + offs_k[None, :]
+        acc += u[:, None] * tl.load(w_tile_ptr, mask=(row < R)[:, None] & mask_k[None, :], other=0.0).to(tl.float32)
+    t = tl.sum(acc, axis=0)
+    tl.store(t_ptr + offs_k, t, mask=mask_k)
+    for start in range(0, R, BLOCK_R):
+        row = start + offs_r
+        w_tile_ptr = w_ptr + row.to(tl.int64)[:, None] * K + offs_k[None, :]
+        w = tl.load(w_tile_ptr, mask=(row < R)[:, None] & mask_k[None, :], other=0.0).to(tl.float32)
+        tl.store(partial_ptr + row, tl.sum(w * t[None, :], axis=1), mask=row < R)
+
+
+@triton.jit
+def _sweep_columns_kernel(
+    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 4) int32
+    z_ptr, t_ptr, partial_ptr, norms_ptr,  # rows, columns, partial sums of z, (L, 16) of |z|^2; all fp32
+    eps,
+    W_DTYPE: tl.constexpr, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    item_ptr = items_ptr + tl.program_id(0) * 4
+    matrix = tl.load(item_ptr)
+    part = tl.load(item_ptr + 3)
+    entry_ptr = matrices_ptr + matrix * _FIELDS
+    w_address = tl.load(entry_ptr + _W)
+    R = tl.load(entry_ptr + _R).to(tl.int32)
+    K = tl.load(entry_ptr + _K).to(tl.int32)
+    partial_ptr += tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT + part.to(tl.int64) * R
+    if FIRST:
+        u_ptr = tl.load(entry_ptr + _U).to(tl.pointer_type(tl.float32))
+        scale = 1.0
+    else:
+        u_ptr = z_ptr + tl.load(entry_ptr + _Z) * _OFFSET_UNIT
+        length, _ = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
+        scale = 1.0 / length
+    offs_k = part * BLOCK_K + tl.arange(0, BLOCK_K)
+    t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
+    if tl.load(entry_ptr + _ALIGNED) != 0:
+        w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16)
+        _column_sums(w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k, UNIT, BLOCK_R, BLOCK_K)
+    else:
+        w_ptr = w_address.to(tl.pointer_type(W_DTYPE))
+        _column_sums(w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k, 1, BLOCK_R, BLOCK_K)
+
+
+def launch_sweep(shared, tables: Tables, partial: Tensor, dtype, first: bool, advance: bool) -> None:
+    """Launch the sweep over rows or, for a layout with `v_first`, over columns."""
+    layout, config = tables.layout, tables.layout.config
+    arguments = dict(items_ptr=tables.sweep, partial_ptr=partial, **shared, **sweep_constexprs(layout, dtype, first))
+    if layout.v_first:
+        _sweep_columns_kernel[(len(layout.sweep),)](**arguments, num_warps=config.num_warps, enable_fp_fusion=True)
+        return
+    options = {} if config.sweep_maxnreg is None else {"maxnreg": config.sweep_maxnreg}
+    _sweep_kernel[(len(layout.sweep),)](
+        **arguments, ADVANCE=advance, num_warps=config.sweep_warps, enable_fp_fusion=True, **options
+    )
+
+
+def sweep_constexprs(layout: Layout, dtype, first: bool) -> dict[str, Any]:
+    """Return the compile-time arguments of the sweep of `layout`, but for ADVANCE."""
+    unit = vector(dtype.primitive_bitwidth // 8)
+    if layout.v_first:
+        return dict(W_DTYPE=dtype, UNIT=unit, BLOCK_R=128, BLOCK_K=layout.config.columns, FIRST=first)
+    return dict(
+        W_DTYPE=dtype,
+        UNIT=unit,
+        WIDEST_ALIGNED=layout.widest_aligned,
+        WIDEST_UNALIGNED=layout.widest_unaligned,
+        FIRST=first,
+    )

@@ -1,0 +1,31 @@
+import pytest
+import torch
+import triton.language as tl
+
+from sagan_fast.kernels.spectral_norm.sweep import launch_sweep
+from sagan_fast.kernels.spectral_norm.tables import OFFSET_UNIT, tables_for
+from sagan_fast.testing import assert_close_to_truth, spectral_norm_inputs
+
+SHAPES = [(40, 27), (130, 77), (5, 1201), (9, 1024), (6, 2304)]
+
+
+@pytest.mark.parametrize("v_first", [False, True], ids=["rows", "columns"])
+def test_both_products_of_one_reading(generator, v_first):
+    weights, us, vs = spectral_norm_inputs(SHAPES, generator)
+    tables = tables_for(weights, us, vs, v_first)
+    layout = tables.layout
+    _, z_size, t_size, partial_size = layout.sizes
+    z, t, partial, norms = (torch.empty(n) for n in (z_size, t_size, partial_size, 16 * len(SHAPES)))
+    shared = dict(matrices_ptr=tables.matrices, z_ptr=z, t_ptr=t, norms_ptr=norms, eps=1e-12)
+    launch_sweep(shared, tables, partial, tl.float32, True, True)
+    for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
+        w = weight.double()
+        R, K = w.shape
+        first, second = (
+            (w.T @ u.double(), w @ (w.T @ u.double())) if v_first else (w @ v.double(), w.T @ (w @ v.double()))
+        )
+        stored = t[layout.t[i] :][:K] if v_first else z[layout.z[i] :][:R]
+        sums = partial[layout.partial[i] :][: layout.parts[i] * len(second)].view(layout.parts[i], -1).sum(0)
+        assert layout.partial[i] % OFFSET_UNIT == 0
+        assert_close_to_truth(f"{R}x{K} first", stored, first, precision="fp32")
+        assert_close_to_truth(f"{R}x{K} second", sums, second, precision="fp32")
