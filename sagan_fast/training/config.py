@@ -27,7 +27,7 @@ class TrainConfig:
     """Everything that decides a run."""
 
     data: str
-    """shapes, folder:PATH or cifar10:PATH"""
+    """shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     out: str
     """folder of the run: config.yaml, log.jsonl, samples/, checkpoints/, tensorboard/"""
     generator: GeneratorConfig

@@ -52,6 +52,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
         world.by_main(lambda: folder.check(resume))
         guard = Guard(config.collapse_patience, growth=config.sigma_growth)
         session = Session(config, world, dataset, new_state(config, world.device), guard, folder)
+        session.check_start()
         try:
             changes = session.resume() if resume else []
             session.check_replicas()

@@ -259,6 +259,31 @@ def test_a_lost_process_ends_the_others_with_a_sentence(tmp_path):
     assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] >= 2
 
 
+def command_with_a_nan(folder, args):
+    """As `command`, but the second process' loss is NaN at step 3, once."""
+    from sagan_fast.training import loop
+
+    original, left = loop.train_step, [os.environ["RANK"] == "1"]
+
+    def poison(state, *rest):
+        values = original(state, *rest)
+        if state.step == 3 and left[0]:
+            left[0] = False
+            values["g_loss"] = values["g_loss"] * float("nan")
+        return values
+
+    loop.train_step = poison
+    return command(folder, args)
+
+
+def test_all_processes_roll_back_together(tmp_path):
+    args = options(tmp_path / "run", 4, checkpoint_every=1, log_every=1, on_divergence="rollback")
+    assert run_ranks(command_with_a_nan, 2, tmp_path, args) == [0, 0]
+    said = (tmp_path / "out-0").read_text()
+    assert "g_loss is nan at step 3; rolled back to step 2, rollback 1 of 3" in said and "done at step 4" in said
+    assert [entry["rollbacks"] for entry in lines(tmp_path / "run")] == [0, 0, 1, 1]
+
+
 def test_an_input_error_is_said_once(tmp_path):
     assert run_ranks(command, 2, tmp_path, options(tmp_path / "run", 4, data="folder:/nowhere")) == [2, 2]
     assert (tmp_path / "err-0").read_text().count("\n") == 1 and "/nowhere" in (tmp_path / "err-0").read_text()
