@@ -138,6 +138,21 @@ def test_what_processes_tell_each_other(tmp_path):
     assert (tmp_path / "said").read_text() == "no such folder (process 2 of 3)"
 
 
+def restarted(port, start):
+    os.environ.update({"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    with connected("cpu", 60) as world:
+        assert world.total([1.0]) == [2.0]
+        if start == 0:
+            os._exit(9)  # leaves its addresses in the store
+
+
+def test_processes_started_again_on_the_same_store_do_not_look_for_the_dead():
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("sagan_fast/hello/1", "of one that never got an answer")
+    assert run_ranks(restarted, 2, store.port, 0) == [9, 9]
+    assert run_ranks(restarted, 2, store.port, 1) == [0, 0]
+
+
 def test_alone_nothing_is_asked_of_anyone():
     with connected("auto", 1) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
