@@ -23,7 +23,7 @@ from sagan_fast.evaluation.features import Extractor, file_sha256, open_extracto
 from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.log import SilentLog
-from sagan_fast.training.session import Session
+from sagan_fast.training.run import Run
 
 NICENESS = 10
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
@@ -39,15 +39,15 @@ class Evaluations:
     Raises InputError at once, not at the first evaluation, if features or real images cannot be had.
     """
 
-    def __init__(self, session: Session, log: SilentLog) -> None:
-        config = session.config
-        self.session, self.log = session, log
-        self.folder = session.folder.path / "evaluation"
+    def __init__(self, run: Run, log: SilentLog) -> None:
+        config = run.config
+        self.run, self.log = run, log
+        self.folder = run.folder.path / "evaluation"
         self.beside: _Beside | None = None
         if not config.eval_every:
             return
         self.protocol = evaluation_protocol(config)
-        world = session.world
+        world = run.world
         with _undisturbed(world.device):
             # First in one process, which may download; and in a background evaluation's stead, for its sentence.
             world.by_main(lambda: open_extractor(config.eval_features, resize=self.protocol.feature_resize))
@@ -57,7 +57,7 @@ class Evaluations:
                         config.eval_features, resize=self.protocol.feature_resize, device=world.device
                     )
                 )
-            self.dataset = session.dataset
+            self.dataset = run.dataset
             if config.eval_data:
                 self.dataset = world.together(
                     lambda: open_dataset(config.eval_data, resolution=config.resolution, num_classes=config.num_classes)
@@ -66,17 +66,17 @@ class Evaluations:
 
     def due(self, step: int) -> bool:
         """Return whether the state after `step` is to be evaluated."""
-        config = self.session.config
+        config = self.run.config
         return config.eval_every > 0 and (step % config.eval_every == 0 or step == config.steps)
 
     def start(self) -> float:
         """Evaluate the checkpoint that was just saved, in the background only begin to; return the seconds it took."""
         began = time.perf_counter()
-        world, step = self.session.world, self.session.state.step
-        if self.session.config.eval_mode == "inline":
+        world, step = self.run.world, self.run.state.step
+        if self.run.config.eval_mode == "inline":
             self._inline(step)
         elif world.is_main:
-            if self.beside is not None and step == self.session.config.steps:
+            if self.beside is not None and step == self.run.config.steps:
                 self.log.say(f"waiting for the evaluation of step {self.beside.step}")
                 self.beside.process.wait()
                 self.poll()
@@ -84,7 +84,7 @@ class Evaluations:
                 self.log.say(f"step {step} is not evaluated: the evaluation of step {self.beside.step} is not done")
             else:
                 try:
-                    self.beside = _Beside(self.session, self.folder, step)
+                    self.beside = _Beside(self.run, self.folder, step)
                 except OSError as error:
                     self.log.say(f"the evaluation of step {step} cannot be started: {error.strerror or error}")
         return time.perf_counter() - began
@@ -129,21 +129,21 @@ class Evaluations:
             raise InputError(f"cannot write {self.folder}: {error.strerror}") from error
 
     def _inline(self, step: int) -> None:
-        session = self.session
+        run = self.run
         source: dict[str, Any] = {"step": step, "weights": "average"}
-        path = session.folder.checkpoints.path(step)
-        if session.world.is_main:
+        path = run.folder.checkpoints.path(step)
+        if run.world.is_main:
             source |= {"checkpoint": str(path), "sha256": file_sha256(path)}
-        metrics = session.config.eval_metrics.split(",")
+        metrics = run.config.eval_metrics.split(",")
         try:
-            with _undisturbed(session.world.device):
+            with _undisturbed(run.world.device):
                 result = evaluate_generator(
-                    session.state.ema, self.dataset, self.extractor, self.protocol, source=source, metrics=metrics
+                    run.state.ema, self.dataset, self.extractor, self.protocol, source=source, metrics=metrics
                 )
         except InputError as error:  # the same in every process
             self.log.say(f"the evaluation of step {step} failed: {error}")
             return
-        session.world.by_main(lambda: self._write_and_record(step, result))
+        run.world.by_main(lambda: self._write_and_record(step, result))
 
     def _write_and_record(self, step: int, result: dict[str, Any] | None) -> None:
         assert result is not None
@@ -152,13 +152,13 @@ class Evaluations:
             path.write_text(json.dumps(result, indent=1) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
-        self._record(step, result, self.session.folder.checkpoints.path(step))
+        self._record(step, result, self.run.folder.checkpoints.path(step))
 
     def _record(self, step: int, result: dict[str, Any], checkpoint: Path) -> None:
         """Log the scores of `step` and pin its `checkpoint` if no other had a lower FID."""
         scores = {f"eval/{name}": value for name, value in result.items() if isinstance(value, float)}
         self.log.scores(step, scores)
-        checkpoints = self.session.folder.checkpoints
+        checkpoints = self.run.folder.checkpoints
         path = checkpoints.path(step)
         gone = not path.exists()  # newer ones have pushed it out while it was evaluated
         if gone:
@@ -175,13 +175,13 @@ class Evaluations:
 class _Beside:
     """`sagan-fast evaluate` of the checkpoint of `step`, in a process of its own that yields to the run."""
 
-    def __init__(self, session: Session, folder: Path, step: int) -> None:
-        config = session.config
+    def __init__(self, run: Run, folder: Path, step: int) -> None:
+        config = run.config
         self.step = step
         self.snapshot, self.said = folder / f"step-{step:08d}.pt", folder / f"step-{step:08d}.log"
         self.target = self.snapshot.with_suffix(".json")
         self.target.unlink(missing_ok=True)
-        _link(session.folder.checkpoints.path(step), self.snapshot)
+        _link(run.folder.checkpoints.path(step), self.snapshot)
         protocol = evaluation_protocol(config)
         command = [sys.executable, "-m", "sagan_fast.cli", "evaluate", str(self.snapshot)]
         command += ["--data", config.eval_data or config.data, "--json", str(self.target)]
@@ -189,7 +189,7 @@ class _Beside:
         command += ["--metrics", config.eval_metrics]
         if protocol.reference_count is not None:
             command += ["--reference-count", str(protocol.reference_count)]
-        device = config.eval_device if config.eval_device != "auto" else session.world.device.type
+        device = config.eval_device if config.eval_device != "auto" else run.world.device.type
         command += ["--device", device]
         if nice := shutil.which("nice"):
             command = [nice, "-n", str(NICENESS), *command]

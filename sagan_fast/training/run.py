@@ -31,7 +31,7 @@ MAY_CHANGE = {
 
 
 @dataclass
-class Session:
+class Run:
     """What a run consists of in this process. All processes must call each method together."""
 
     config: TrainConfig
