@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_spectral_norm, bench_train_step, ceilings
+from benchmarks import bench_attention, bench_loader, bench_spectral_norm, bench_train_step, ceilings
 from benchmarks.harness import Case, Effort, measure
 from benchmarks.records import RESULTS, Record, append, results_file
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES
@@ -69,7 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device == "cuda" and not options.only:
         keep(ceilings.records())
     done = skipped = 0
-    for case in plan(device, options.dry_run):
+    if options.only == "loader":
+        for found in bench_loader.records(device, effort, bench_loader.TINY if options.dry_run else bench_loader.FULL):
+            keep(found)
+            done += 1
+    for case in () if options.only == "loader" else plan(device, options.dry_run):
         if options.only and options.only not in f"{case.benchmark} {case.shape} {case.dtype} {case.mode}":
             continue
         if time.monotonic() - began > options.minutes * 60:

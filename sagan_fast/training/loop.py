@@ -13,6 +13,7 @@ from sagan_fast.errors import InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.distributed import StopVote, connected, pick_device
+from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Diverged, Guard
 from sagan_fast.training.log import RunLog, SilentLog
@@ -51,6 +52,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
         world.by_main(lambda: folder.check(resume))
         guard = Guard(config.collapse_patience, growth=config.sigma_growth)
         session = Session(config, world, dataset, new_state(config, world.device), guard, folder)
+        session.check_start()
         try:
             changes = session.resume() if resume else []
             session.check_replicas()
@@ -99,7 +101,7 @@ def _go_on(session: Session, log: SilentLog, stop: list[int], tracing: Profile) 
     vote = StopVote(world)
     meter = Meter(config, world)
     stopping = vote(bool(stop))
-    with closing(stream):
+    with closing(stream), Evaluations(session, log) as evaluations:
         while state.step < config.steps and not stopping:
             with meter.waiting():
                 images, labels = next(stream)
@@ -119,10 +121,14 @@ def _go_on(session: Session, log: SilentLog, stop: list[int], tracing: Profile) 
                 session.save()  # before anything slow: who asked to stop may not wait for long
             if ending or (state.step % config.sample_every == 0 and not stopping):
                 world.by_main(lambda: save_samples(state, config, folder.sample_path(state.step)))
-            # In-training evaluation belongs here, after a checkpoint (`saving and not stopping`): all processes come by
-            # with the same weights, and the main one may call folder.checkpoints.pin_best(state.step, metric, score).
+            if evaluations.due(state.step) and not stopping:
+                if not saving:
+                    session.save()
+                meter.began += evaluations.start()
+            evaluations.poll()
             if not meter.steps:
                 meter.restart()  # sampling and saving are not training
+        evaluations.finish(stop)
     vote.settle()
     tracing.close()
     word = "done" if state.step >= config.steps else "stopped as asked"

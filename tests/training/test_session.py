@@ -84,6 +84,26 @@ def test_how_a_batch_is_shared_is_said(tmp_path):
     assert session(tmp_path, four, micro_batch_size=1).division() == "4 processes x 2 x 1 images a step, "
 
 
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.mark)!r}, 'w').close()",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    before = session(tmp_path)
+    before.save()
+    path, mark = before.folder.checkpoints.last, tmp_path / "was_here"
+    content = load_checkpoint(path)
+    for bad in ({**content, "guard": Evil(mark)}, {**content, "ranks": [Evil(mark)]}):
+        torch.save(bad, path)
+        with pytest.raises(InputError, match="last.pt is no checkpoint of sagan-fast: cut off, or holding more than"):
+            session(tmp_path).resume()
+    assert not mark.exists()
+
+
 def unequal(folder):
     with connected("cpu", 60) as world:
         run = session(folder, world)
@@ -97,3 +117,25 @@ def unequal(folder):
 
 def test_a_bit_that_differs_between_processes_is_noticed_and_not_saved(tmp_path):
     assert run_ranks(unequal, 2, tmp_path) == [0, 0]
+
+
+def unlike(folder):
+    import dataclasses
+
+    with connected("cpu", 60) as world:
+        run = session(folder / str(world.rank), world, num_workers=world.rank)
+        run.check_start()
+        other = dataclasses.replace(run, config=dataclasses.replace(run.config, g_lr=0.1 * (1 + world.rank)))
+        run.dataset.labels = run.dataset.labels[world.rank :]
+        for wrong, said in (
+            (other, "with different options: the line"),
+            (run, "on different images: shapes must hold"),
+        ):
+            with pytest.raises((InputError, SystemExit)) as error:
+                wrong.check_start()
+            assert error.type is (SystemExit if world.rank else InputError)
+            assert world.rank or f"the 2 processes of this run were started {said}" in str(error.value)
+
+
+def test_processes_that_are_not_alike_are_refused(tmp_path):
+    assert run_ranks(unlike, 2, tmp_path) == [0, 0]
