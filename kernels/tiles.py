@@ -6,6 +6,8 @@ above 65535 images, the most that a second axis takes, both on one axis (FLAT), 
 
 from __future__ import annotations
 
+import functools
+
 import triton
 import triton.language as tl
 
@@ -13,11 +15,18 @@ MAX_IMAGES = 65535
 """Length of a grid's second axis."""
 
 
+def cdiv(size: int, block: int) -> int:
+    """Return how many blocks `size` takes. triton.cdiv, made to be called in kernels too, takes ten times as long."""
+    return -(-size // block)
+
+
+@functools.cache
 def padded(size: int) -> int:
     """Return the width of a tile for `size` channels: the next power of two, at least 16 (the least K of tl.dot)."""
     return max(16, 1 << (size - 1).bit_length())
 
 
+@functools.cache
 def split(size: int) -> tuple[int, int]:
     """Return the widths of one or two tiles side by side for `size` channels; the second is 0 where one is as narrow.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..launch import Needs, arch_of, launch, precision_of, size_of
 from ..projection.backward import projection_bwd_input, projection_bwd_weight, store_unpooled
 from ..projection.forward import is_channels_last, strides_of
-from ..tiles import grid_of, load_rows, locate, padded, split, store_rows
+from ..tiles import cdiv, grid_of, load_rows, locate, padded, split, store_rows
 from .configs import AttentionConfig, DeltaConfig, lookup_dkv, lookup_dq
 from .delta import delta_bwd
 from .forward import LOG2_E, is_packed
@@ -177,7 +177,7 @@ def _dkv(
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
     config = config or lookup_dkv(arch_of(q), precision, D_QK, D_V, M)
-    grid, (width, rest) = grid_of(triton.cdiv(M, config.BLOCK_M), B), split(D_V)
+    grid, (width, rest) = grid_of(cdiv(M, config.BLOCK_M), B), split(D_V)
     launch(
         "attention_bwd_dkv",
         _bwd_dkv_kernel,
@@ -205,7 +205,7 @@ def _dkv(
             exps=B * N * M,
             bytes_read=size_of(q, k, v, d_o, lse, delta, argmax),
             bytes_written=(1 if argmax is None else 4) * size_of(k, v),
-            loops=(triton.cdiv(N, config.BLOCK_N),),
+            loops=(cdiv(N, config.BLOCK_N),),
         ),
     )  # fmt: skip
 
@@ -218,7 +218,7 @@ def _dq(
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
     config = config or lookup_dq(arch_of(q), precision, D_QK, D_V, N)
-    grid, (width, rest) = grid_of(triton.cdiv(N, config.BLOCK_N), B), split(D_V)
+    grid, (width, rest) = grid_of(cdiv(N, config.BLOCK_N), B), split(D_V)
     launch(
         "attention_bwd_dq",
         _bwd_dq_kernel,
@@ -244,7 +244,7 @@ def _dq(
             exps=B * N * M,
             bytes_read=size_of(q, k, v, d_o, lse, delta),
             bytes_written=size_of(q),
-            loops=(triton.cdiv(M, config.BLOCK_M),),
+            loops=(cdiv(M, config.BLOCK_M),),
         ),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ docs/log.md, "Attention kernels", says what else was tried.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ _DKV = {
 _DQ = {
     (80, "bf16"): (
         (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (128, 64, 0, 8, 2),
-        (64, 64, 0, 8, 2), (128, 64, 0, 8, 2), (64, 64, 0, 8, 2),
+        (64, 32, 0, 8, 2), (128, 64, 0, 8, 2), (64, 64, 0, 8, 2),
     ),
     (80, "tf32"): (
         (128, 64, 0, 8, 2), (128, 64, 0, 8, 2), (64, 64, 0, 4, 2), (64, 64, 0, 4, 2),
@@ -211,21 +212,25 @@ def _lookup(
     return config
 
 
+@functools.cache
 def lookup_forward(arch: int, precision: str, D_QK: int, D_V: int, N: int) -> AttentionConfig:
     """Return the config of the forward kernels for N queries. Raises ValueError for widths no config exists for."""
     return _lookup("attention_fwd", _FORWARD, "BLOCK_N", arch, precision, D_QK, D_V, N)
 
 
+@functools.cache
 def lookup_dkv(arch: int, precision: str, D_QK: int, D_V: int, M: int) -> AttentionConfig:
     """Return the config of the kernel of dk and dv for M keys. Raises ValueError for widths no config exists for."""
     return _lookup("attention_bwd", _DKV, "BLOCK_M", arch, precision, D_QK, D_V, M)
 
 
+@functools.cache
 def lookup_dq(arch: int, precision: str, D_QK: int, D_V: int, N: int) -> AttentionConfig:
     """Return the config of the kernel of dq for N queries. Raises ValueError for widths no config exists for."""
     return _lookup("attention_bwd", _DQ, "BLOCK_N", arch, precision, D_QK, D_V, N)
 
 
+@functools.cache
 def lookup_delta(arch: int, precision: str, D_V: int) -> DeltaConfig:
     """Return the config of the kernel of delta and d_o. Raises ValueError for widths no config exists for."""
     column = WIDTHS.index(table_width("attention_bwd", 1, D_V))

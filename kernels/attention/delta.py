@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import Needs, arch_of, launch, precision_of, size_of
-from ..tiles import grid_of, load_chunk, load_rows, load_weight, locate, split, store_rows
+from ..tiles import cdiv, grid_of, load_chunk, load_rows, load_weight, locate, split, store_rows
 from .configs import DeltaConfig, lookup_delta
 
 
@@ -81,7 +81,7 @@ def delta_bwd(
     precision = precision_of(o.dtype)
     acc_dtype = torch.float64 if precision == "fp64" else torch.float32
     config = config or lookup_delta(arch_of(o), precision, D_V)
-    tiles = triton.cdiv(N, config.BLOCK_N)
+    tiles = cdiv(N, config.BLOCK_N)
     grid, (width, rest) = grid_of(tiles, B), split(D_V)
     delta = torch.empty((B, N), device=o.device, dtype=acc_dtype)
     d_o = d_gamma = None
@@ -108,7 +108,7 @@ def delta_bwd(
             flops=2 * B * N * D_V * (1 if w_o is None else C + 1),
             bytes_read=size_of(d_y, w_o, b_o, o, gamma),
             bytes_written=size_of(d_o, delta, d_gamma),
-            loops=() if w_o is None else (triton.cdiv(C, config.BLOCK_C),),
+            loops=() if w_o is None else (cdiv(C, config.BLOCK_C),),
         ),
     )  # fmt: skip
     return d_o, delta, None if d_gamma is None else d_gamma.sum()

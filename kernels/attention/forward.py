@@ -20,6 +20,7 @@ from torch import Tensor
 from ..launch import Needs, arch_of, launch, precision_of, size_of
 from ..projection.forward import strides_of
 from ..tiles import (
+    cdiv,
     grid_of,
     load_chunk,
     load_rows,
@@ -244,7 +245,7 @@ def attention_fwd(
     if M == 0:
         return out.zero_(), lse if lse is None else lse.fill_(-math.inf)
     config = config or lookup_forward(arch_of(q), precision, D_QK, D_V, N)
-    grid, (width, rest) = grid_of(triton.cdiv(N, config.BLOCK_N), B), split(D_V)
+    grid, (width, rest) = grid_of(cdiv(N, config.BLOCK_N), B), split(D_V)
     launch(
         "attention_fwd",
         _fwd_kernel,
@@ -269,7 +270,7 @@ def attention_fwd(
             exps=B * N * M,
             bytes_read=size_of(q, k, v),
             bytes_written=size_of(out, lse),
-            loops=(triton.cdiv(M, config.BLOCK_M),),
+            loops=(cdiv(M, config.BLOCK_M),),
         ),
     )  # fmt: skip
     return out, lse
@@ -302,8 +303,8 @@ def block_fwd(
         o = torch.empty((B, N, D_V), device=x.device, dtype=k.dtype)
         lse = torch.empty((B, N), device=x.device, dtype=torch.float64 if precision == "fp64" else torch.float32)
     config = config or lookup_forward(arch_of(x), precision, D_QK, D_V, N)
-    chunks = triton.cdiv(C, config.BLOCK_C)
-    grid, (width, rest) = grid_of(triton.cdiv(N, config.BLOCK_N), B), split(D_V)
+    chunks = cdiv(C, config.BLOCK_C)
+    grid, (width, rest) = grid_of(cdiv(N, config.BLOCK_N), B), split(D_V)
     launch(
         "attention_block_fwd",
         _block_fwd_kernel,
@@ -327,7 +328,7 @@ def block_fwd(
             exps=B * N * M,
             bytes_read=size_of(x, q, k, v, w_o, b_o, gamma),
             bytes_written=size_of(y, o, lse),
-            loops=(triton.cdiv(M, config.BLOCK_M), *([] if w_o is None else [chunks])),
+            loops=(cdiv(M, config.BLOCK_M), *([] if w_o is None else [chunks])),
         ),
     )  # fmt: skip
     return y, o, lse

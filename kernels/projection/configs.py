@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 MAX_D_QK = 64
@@ -48,8 +49,8 @@ class ProjectionConfig:
 # Rows by architecture and precision, columns as WIDTHS: BLOCK_M, BLOCK_C, num_warps, num_stages.
 _FORWARD = {
     (80, "bf16"): (
-        (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2),
-        (32, 32, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2),
+        (64, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
     ),
     (80, "tf32"): (
         (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2),
@@ -64,8 +65,8 @@ _FORWARD = {
         (32, 32, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2),
     ),
     (90, "tf32"): (
-        (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2),
-        (32, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2),
+        (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
     ),
     (90, "fp32"): (
         (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
@@ -86,6 +87,7 @@ _FORWARD = {
 }  # fmt: skip
 
 
+@functools.cache
 def lookup_forward(arch: int, precision: str, D_QK: int, D_V: int) -> ProjectionConfig:
     """Return the config of `projection_fwd`. Raises ValueError for widths no config exists for."""
     column = WIDTHS.index(table_width("projection_fwd", D_QK, D_V))

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import Needs, arch_of, launch, precision_of, size_of
-from ..tiles import grid_of, load_bias, load_chunk, load_weight, locate, padded, split, store_rows
+from ..tiles import cdiv, grid_of, load_bias, load_chunk, load_weight, locate, padded, split, store_rows
 from .configs import ProjectionConfig, lookup_forward
 
 
@@ -188,8 +188,8 @@ def projection_fwd(
         argmax = torch.empty((B, M, D_QK + D_V), device=x.device, dtype=torch.uint8)
     precision = precision_of(w_phi.dtype)
     config = config or lookup_forward(arch_of(x), precision, D_QK, D_V)
-    window, windows = (4, triton.cdiv(H, 2) * triton.cdiv(W, 2)) if pool else (1, N)
-    grid, (width, rest) = grid_of(triton.cdiv(windows, config.BLOCK_M), B), split(D_V)
+    window, windows = (4, cdiv(H, 2) * cdiv(W, 2)) if pool else (1, N)
+    grid, (width, rest) = grid_of(cdiv(windows, config.BLOCK_M), B), split(D_V)
     launch(
         "projection_fwd",
         _fwd_kernel,
@@ -213,7 +213,7 @@ def projection_fwd(
             flops=2 * B * C * (N * D_QK + window * M * (D_QK + D_V)),
             bytes_read=size_of(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g),
             bytes_written=size_of(q, k, v, argmax),
-            loops=(window, window * triton.cdiv(C, config.BLOCK_C)),
+            loops=(window, window * cdiv(C, config.BLOCK_C)),
         ),
     )  # fmt: skip
     return q, k, v, argmax
