@@ -1,48 +1,107 @@
-"""Measure candidate configs of the attention and projection kernels on the GPU at hand; print rows for the tables.
+"""Measure launch configs of the attention and projection kernels on the GPU at hand and write kernels/tuned.json.
 
-    python -m benchmarks.tune [--dtype bf16] [--shape feat64-G-64x64-C128] [--kernel fwd] [--dry-run]
+    python -m benchmarks.tune [--dtype bf16] [--shape feat64-G-64x64-C128] [--kernel forward] [--minutes 8] [--dry-run]
 
-For every kernel and shape each candidate's result is first held against the shipped config's, then timed; the fastest
-is printed in the form of `kernels/*/configs.py`, beside the shipped one and both times. Nothing is written to the
-tables: a row serves several shapes, so a person decides. `--dry-run` lists the candidates and needs no GPU.
+Shapes that share a row (widths, small or large maps) are measured together. Candidates are the shipped config with one
+field changed or two; each one's results are first held against the shipped config's, then it is timed on every shape.
+The one with the least geometric mean of times over the shipped ones is written if it saves 2 % or more, beside what
+was measured, when and on what. Rows are written as they are found: a run that is cut off still counts, and the next
+one goes on from them. `--dry-run` lists the candidates and needs no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import astuple
-from itertools import product
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, fields, replace
+from datetime import date
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
+from sagan_fast.kernels import tuned
+from sagan_fast.kernels.attention import configs
 from sagan_fast.kernels.attention.backward import block_bwd
-from sagan_fast.kernels.attention.configs import AttentionConfig, DeltaConfig
 from sagan_fast.kernels.attention.forward import block_fwd
 from sagan_fast.kernels.launch import DTYPES
-from sagan_fast.kernels.projection.configs import ProjectionConfig, table_width
+from sagan_fast.kernels.projection import configs as projection_configs
 from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.testing import RMS_TOLERANCE, rel_rms
 
 KERNELS = ("projection", "forward", "delta", "dkv", "dq")
 
 
-def candidates(kernel: str) -> Iterator[Any]:
-    """Yield every config of `kernel` worth a measurement; what does not fit a GPU is skipped when it is compiled."""
-    for warps, stages in product((4, 8), (1, 2, 3)):
-        if kernel == "projection":
-            yield from (ProjectionConfig(m, c, warps, stages) for m, c in product((32, 64, 128), (32, 64)))
-        elif kernel == "delta":
-            yield from (DeltaConfig(n, c, warps, stages) for n, c in product((32, 64, 128), (32, 64)))
-        else:
-            chunk = 64 if kernel == "forward" else 0
-            yield from (
-                AttentionConfig(n, m, chunk, warps, stages) for n, m in product((32, 64, 128), (32, 64, 128, 256))
-            )
+LEAST_GAIN = 0.02
+"""A config must save this share of the time to replace another: less is noise."""
+
+
+class Row(NamedTuple):
+    """A row of tuned.json to be found, and the shapes that will be launched with it."""
+
+    key: str
+    kernel: str
+    shipped: Any
+    shapes: tuple[BlockShape, ...]
+
+
+def rows(arch: int, precision: str, kernels: Sequence[str], shapes: Sequence[BlockShape]) -> list[Row]:
+    """Return the rows that `shapes` use on `arch`, with the config that each is launched with now."""
+    found: dict[str, Row] = {}
+    table = projection_configs.table_precision(precision)
+    for kernel in kernels:
+        for shape in shapes:
+            widths, bucket = (shape.d_qk, shape.d_v), "any"
+            if kernel == "projection":
+                shipped: Any = projection_configs.lookup_forward(arch, precision, *widths)
+            elif kernel == "delta":
+                shipped, widths = configs.lookup_delta(arch, precision, shape.d_v), (1, shape.d_v)
+            else:
+                positions = shape.M if kernel == "dkv" else shape.N
+                shipped = getattr(configs, f"lookup_{kernel}")(arch, precision, *widths, positions)
+                bucket = configs.size_bucket(positions)
+            key = tuned.key(kernel, arch, table, projection_configs.table_width("tune", *widths), bucket)
+            others = found[key].shapes if key in found else ()
+            found[key] = Row(key, kernel, shipped, (*others, shape))
+    return list(found.values())
+
+
+def candidates(row: Row) -> Iterator[Any]:
+    """Yield `row.shipped` with one field changed, then with two; what does not fit a GPU is refused by its compiler."""
+    shipped = row.shipped
+    steps: dict[str, list[Any]] = {}
+    for field in fields(shipped):
+        value = getattr(shipped, field.name)
+        if field.name.startswith("BLOCK_"):
+            largest = 128 if field.name == "BLOCK_C" else 256
+            steps[field.name] = [size for size in (value // 2, value * 2) if value and 16 <= size <= largest]
+        elif field.name == "num_warps":
+            steps[field.name] = [12 - value]  # 4 or 8
+        elif field.name == "num_stages":
+            steps[field.name] = [stages for stages in (1, 2, 3) if stages != value]
+        elif field.name == "maxnreg":
+            steps[field.name] = [cap for cap in (None, 128, 168) if cap != value]
+        elif field.name == "sum_by_product":
+            wide = any(shape.d_v > 64 for shape in row.shapes)
+            steps[field.name] = [] if row.kernel != "forward" or (wide and not value) else [not value]
+    seen = {shipped}
+    for changes in (1, 2):
+        for names in combinations(steps, changes):
+            options: list[dict[str, Any]] = [{}]
+            for name in names:
+                options = [{**option, name: value} for option in options for value in steps[name]]
+            for option in options:
+                candidate = replace(shipped, **option)
+                if candidate not in seen:
+                    seen.add(candidate)
+                    yield candidate
 
 
 def runner(kernel: str, shape: BlockShape, dtype: torch.dtype) -> Callable[[Any], tuple[Tensor | None, ...]]:
@@ -85,54 +144,91 @@ def agrees(found: tuple[Tensor | None, ...], shipped: tuple[Tensor | None, ...],
     )
 
 
-def tune(kernel: str, shape: BlockShape, dtype: str) -> str:
-    """Measure all candidates of `kernel` on `shape`; return the row to put in the table, with both times."""
-    from triton.testing import do_bench
+def tune(
+    row: Row, dtype: str, deadline: float, make: Callable[..., Any] = runner, timed: Callable[..., float] | None = None
+) -> tuple[Any, float, int]:
+    """Return the best config for `row`, its time over the shipped one's, and how many candidates were measured.
 
-    run = runner(kernel, shape, DTYPES[dtype])
-    shipped = run(None)
-    before = do_bench(lambda: run(None), return_mode="median")
-    best, fastest = None, before
-    for config in candidates(kernel):
+    No further candidate is begun after `deadline`, a reading of `time.monotonic`. `timed` returns the time of a call.
+    """
+    if timed is None:
+        from triton.testing import do_bench
+
+        timed = lambda call: do_bench(call, return_mode="median")  # noqa: E731
+    runs = [make(row.kernel, shape, DTYPES[dtype]) for shape in row.shapes]
+    shipped = [run(None) for run in runs]
+    best, least, measured = row.shipped, 1.0 - LEAST_GAIN, 0
+    for config in candidates(row):
+        if time.monotonic() > deadline:
+            break
+        measured += 1
+        logarithm = 0.0
         try:
-            found = run(config)
+            for run, truth in zip(runs, shipped, strict=True):
+                if not agrees(run(config), truth, dtype):
+                    raise ArithmeticError("its results are WRONG")
+                # beside each other, so that a clock that changes changes both
+                before = timed(lambda run=run: run(None))
+                logarithm += math.log(timed(lambda run=run, config=config: run(config)) / before)
         except Exception as error:  # too large for registers or shared memory, or a shape the compiler refuses
-            print(f"  {astuple(config)}: {type(error).__name__}", file=sys.stderr)
+            print(f"  {astuple(config)}: {type(error).__name__} {str(error)[:80]}", file=sys.stderr)
             continue
-        if not agrees(found, shipped, dtype):
-            print(f"  {astuple(config)}: WRONG, not considered", file=sys.stderr)
-            continue
-        time = do_bench(lambda config=config: run(config), return_mode="median")
-        if time < fastest:
-            best, fastest = config, time
-    width = table_width("tune", shape.d_qk, shape.d_v)
-    row = "shipped" if best is None else str(astuple(best))
-    return f"{kernel} {dtype} {width} {shape.name}: {row}  {1e3 * fastest:.1f} us, shipped {1e3 * before:.1f} us"
+        ratio = math.exp(logarithm / len(runs))
+        if ratio < least:
+            best, least = config, ratio
+    return best, least if best != row.shipped else 1.0, measured
+
+
+def write(path: Path, row: Row, config: Any, ratio: float, where: dict[str, str]) -> None:
+    """Put `config` into the file of measured configs, whole or not at all."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[row.key] = {
+        "config": list(astuple(config)),
+        "instead_of": list(astuple(row.shipped)),
+        "time_over_that": round(ratio, 4),
+        "shapes": [shape.name for shape in row.shapes],
+        **where,
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(content[key])}" for key in sorted(content)]
+    new = path.with_suffix(".new")
+    new.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    new.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status, 1 where there is no GPU to measure on."""
+    """Run the command line; return the exit status, 2 where there is no GPU to measure on."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.split("\n\n")[0])
     parser.add_argument("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16")
     parser.add_argument("--shape", action="append", choices=[s.name for s in BLOCK_SHAPES], help="may be repeated")
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="may be repeated")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin no candidate after this")
+    parser.add_argument("--out", type=Path, default=tuned.FILE, help="the file of measured configs")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates; needs no GPU")
     options = parser.parse_args(arguments)
-    kernels = options.kernel or KERNELS
-    if options.dry_run:
-        for kernel in kernels:
-            for config in candidates(kernel):
-                print(kernel, config)
-        return 0
-    if not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         print("benchmarks.tune: needs a CUDA device (or --dry-run)", file=sys.stderr)
-        return 1
+        return 2
+    major, minor = (9, 0) if options.dry_run else torch.cuda.get_device_capability()
+    shapes = [shape for shape in BLOCK_SHAPES if options.shape is None or shape.name in options.shape]
+    found = rows(10 * major + minor, options.dtype, options.kernel or KERNELS, shapes)
+    if options.dry_run:
+        for row in found:
+            for config in candidates(row):
+                print(row.key, config)
+        return 0
+    import triton
+
     torch.set_float32_matmul_precision("high" if options.dtype == "tf32" else "highest")
-    print(f"{torch.cuda.get_device_name()}, capability {torch.cuda.get_device_capability()}, torch {torch.__version__}")
-    for shape in BLOCK_SHAPES:
-        if options.shape is None or shape.name in options.shape:
-            for kernel in kernels:
-                print(tune(kernel, shape, options.dtype), flush=True)
+    where = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    where["date"] = date.today().isoformat()
+    print(", ".join(where.values()))
+    end = time.monotonic() + 60 * options.minutes
+    for index, row in enumerate(found):
+        share = (end - time.monotonic()) / (len(found) - index)
+        config, ratio, measured = tune(row, options.dtype, time.monotonic() + share)
+        if config != row.shipped:
+            write(options.out, row, config, ratio, where)
+        print(f"{row.key}: {astuple(config)}, {ratio:.3f} of {astuple(row.shipped)}; {measured} measured", flush=True)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Launch configs of the attention kernels: one for every architecture, precision and width; no autotuning.
 
-Read off the machine code, not measured (`python -m benchmarks.tune` measures them on the GPU at hand): of the tiles
+Read off the machine code, not measured (`python -m benchmarks.tune` measures, and its rows come first): of the tiles
 that neither spill nor go over the shared memory, also on ragged maps, one with few clocks a score. BLOCK_N is 128
 where it can be, since every block of queries reads all keys and values from L2: with 64, L2 binds at (16, 64).
 Four warps where they fit: a second block an SM then hides the waits of the first.
@@ -15,6 +15,7 @@ from typing import Any
 
 from ..plan import Plan
 from ..projection.configs import WIDTHS, table_arch, table_precision, table_width
+from ..tuned import tuned
 
 SMALL = 256
 """Up to this many queries (or keys, in the kernel that owns keys) an image, tiles are smaller, to fill a GPU."""
@@ -202,10 +203,19 @@ _DELTA = {  # BLOCK_N, BLOCK_C, warps, stages
 }  # fmt: skip
 
 
+def size_bucket(positions: int) -> str:
+    """Return "small" or "large": the rows of `tuned` that maps with this many positions of their owner take."""
+    return "small" if positions <= SMALL else "large"
+
+
 def _lookup(
-    op: str, table: dict[Any, Any], owner: str, arch: int, precision: str, D_QK: int, D_V: int, positions: int
+    kernel: str, table: dict[Any, Any], owner: str, arch: int, precision: str, D_QK: int, D_V: int, positions: int
 ) -> AttentionConfig:
+    op = "attention_fwd" if kernel == "forward" else "attention_bwd"
     width, precision = table_width(op, D_QK, D_V), table_precision(precision)
+    measured = tuned(kernel, arch, precision, width, size_bucket(positions))
+    if measured is not None:
+        return AttentionConfig(*measured)
     config = AttentionConfig(*table[table_arch(arch), precision][WIDTHS.index(width)])
     if positions <= SMALL and precision == "bf16" and width[0] == 32 and getattr(config, owner) == 128:
         return AttentionConfig(64, 64, config.BLOCK_C, 4, 2)
@@ -215,26 +225,27 @@ def _lookup(
 @functools.cache
 def lookup_forward(arch: int, precision: str, D_QK: int, D_V: int, N: int) -> AttentionConfig:
     """Return the config of the forward kernels for N queries. Raises ValueError for widths no config exists for."""
-    return _lookup("attention_fwd", _FORWARD, "BLOCK_N", arch, precision, D_QK, D_V, N)
+    return _lookup("forward", _FORWARD, "BLOCK_N", arch, precision, D_QK, D_V, N)
 
 
 @functools.cache
 def lookup_dkv(arch: int, precision: str, D_QK: int, D_V: int, M: int) -> AttentionConfig:
     """Return the config of the kernel of dk and dv for M keys. Raises ValueError for widths no config exists for."""
-    return _lookup("attention_bwd", _DKV, "BLOCK_M", arch, precision, D_QK, D_V, M)
+    return _lookup("dkv", _DKV, "BLOCK_M", arch, precision, D_QK, D_V, M)
 
 
 @functools.cache
 def lookup_dq(arch: int, precision: str, D_QK: int, D_V: int, N: int) -> AttentionConfig:
     """Return the config of the kernel of dq for N queries. Raises ValueError for widths no config exists for."""
-    return _lookup("attention_bwd", _DQ, "BLOCK_N", arch, precision, D_QK, D_V, N)
+    return _lookup("dq", _DQ, "BLOCK_N", arch, precision, D_QK, D_V, N)
 
 
 @functools.cache
 def lookup_delta(arch: int, precision: str, D_V: int) -> DeltaConfig:
     """Return the config of the kernel of delta and d_o. Raises ValueError for widths no config exists for."""
-    column = WIDTHS.index(table_width("attention_bwd", 1, D_V))
-    return DeltaConfig(*_DELTA[table_arch(arch), table_precision(precision)][column])
+    width, precision = table_width("attention_bwd", 1, D_V), table_precision(precision)
+    measured = tuned("delta", arch, precision, width)
+    return DeltaConfig(*(measured or _DELTA[table_arch(arch), precision][WIDTHS.index(width)]))
 
 
 def plans(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from ..tuned import tuned
+
 MAX_D_QK = 64
 MAX_D_V = 256
 """The widest rows a config exists for; wider ones do not fit a tile in registers."""
@@ -90,5 +92,6 @@ _FORWARD = {
 @functools.cache
 def lookup_forward(arch: int, precision: str, D_QK: int, D_V: int) -> ProjectionConfig:
     """Return the config of `projection_fwd`. Raises ValueError for widths no config exists for."""
-    column = WIDTHS.index(table_width("projection_fwd", D_QK, D_V))
-    return ProjectionConfig(*_FORWARD[table_arch(arch), table_precision(precision)][column])
+    width, precision = table_width("projection_fwd", D_QK, D_V), table_precision(precision)
+    measured = tuned("projection", arch, precision, width)
+    return ProjectionConfig(*(measured or _FORWARD[table_arch(arch), precision][WIDTHS.index(width)]))
