@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,7 +163,7 @@ def plain_step(config: TrainConfig, device: str, channels_last: bool, compiled: 
 
 def count_flops(config: TrainConfig) -> float:
     """Return the FLOP of one step's convolutions and products, counted on shapes alone, without any arithmetic."""
-    with FakeTensorMode():
+    with torch.device("meta"):
         state_generator, state_discriminator = _models(config)
         B, R = config.batch_size, config.resolution
         z, y = torch.empty(B, config.generator.z_dim), torch.empty(B, dtype=torch.long)

@@ -16,7 +16,7 @@ def test_providers_pass_the_gate_and_ours_keeps_less(shape, mode):
 
 
 def test_the_sweep_covers_small_and_large():
-    shapes = sweep()
+    shapes = sweep("cuda") + sweep("cpu")
     assert {s.N for s in shapes} >= {256, 1024, 4096, 16384} and {s.B for s in shapes} >= {1, 4, 16, 256}
     assert len({s.name for s in (*shapes, *BLOCK_SHAPES, *CPU_SHAPES)}) == len(shapes) + len(BLOCK_SHAPES) + len(
         CPU_SHAPES
