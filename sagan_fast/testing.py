@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import inspect
+import multiprocessing
+import os
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RMS_TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
 """Largest relative RMS error against float64, by precision (DESIGN §5)."""
@@ -97,3 +105,83 @@ def spectral_norm_truth(
             v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
     sigma = u @ matrix @ v
     return (matrix / sigma).view(weight.shape), sigma, u, v
+
+
+def tiny_extractor_file(path: Path, seed: int = 0) -> Path:
+    """Write a TorchScript feature extractor of random weights to `path` and return it: 24 features, 7 logits, fast."""
+    with torch.random.fork_rng([]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.manual_seed(seed)
+        torch.jit.save(torch.jit.script(_TinyExtractor()), str(path))
+    return path
+
+
+class _TinyExtractor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 24, 5, stride=4)
+        self.head = nn.Linear(24, 7)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.conv(images.float() / 32 - 4))
+        features = x.mean((2, 3)) + x.amax((2, 3))
+        return features, self.head(features)
+
+
+def start_ranks(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
+    """Start `size` processes with torchrun's environment, each calling `function(*args)`; return them, by rank.
+
+    `function` must be at the top of its file and importable from it. The processes are forked from a server that has
+    imported PyTorch and the trainer once, with one thread and no CUDA; they are multiprocessing processes.
+    """
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "torch._dynamo",
+            "pytest",
+            "sagan_fast.training.loop",
+            "sagan_fast.commands.train",
+            "torch.utils.tensorboard",
+            "jsonargparse",
+            "yaml",
+            "PIL.Image",
+            "sagan_fast.data.shapes",
+        ]
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(size):
+        environment = {
+            "RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        where = inspect.getfile(function), function.__name__
+        ranks.append(context.Process(target=_call_as_rank, args=(environment, *where, args)))
+        ranks[-1].start()
+    return ranks
+
+
+def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout: float = 120.0) -> list[int]:
+    """Do as `start_ranks` and wait for the end; return the exit statuses by rank. Kills what outlives `timeout`."""
+    ranks = start_ranks(function, size, *args)
+    try:
+        for process in ranks:
+            process.join(timeout)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _call_as_rank(environment: dict[str, Any], path: str, name: str, args: tuple[Any, ...]) -> None:
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("called_as_rank", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    status = getattr(module, name)(*args)
+    raise SystemExit(status if isinstance(status, int) else 0)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sagan_fast.commands.options import as_options, command_parser
 from sagan_fast.errors import InputError
 from sagan_fast.models.config import SHARED, DiscriminatorConfig, GeneratorConfig, load_preset, preset_names
 
+if TYPE_CHECKING:
+    from sagan_fast.training.config import TrainConfig
+
 
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast train`."""
+    try:
+        config, resume, profile = _parse(args)
+    except InputError:
+        if os.environ.get("RANK", "0") != "0":  # one of many processes with the same words: the first says it
+            raise SystemExit(2) from None
+        raise
+    if config is None:
+        return
+    from sagan_fast.training.loop import train
+
+    train(config, resume=resume, profile=profile)
+
+
+def _parse(args: list[str]) -> tuple[TrainConfig | None, bool, int]:
+    """Return the configuration (None if it was only to be printed), whether to resume, and the steps to trace."""
     import yaml
 
     from sagan_fast.training.config import TrainConfig, read_yaml
@@ -21,6 +41,8 @@ def run(args: list[str]) -> None:
     parser.add_argument("--preset", help=f"whole recipe to start from: {', '.join(preset_names())}")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--print_config", action="store_true", help="print the configuration that would run, and stop")
+    parser.add_argument("--profile", type=int, default=0, help="write a torch.profiler trace of so many steps")
+    parser.add_argument("--global_batch", type=int, help="the same as --batch_size: images a step over all processes")
     parser.add_class_arguments(TrainConfig, skip={"generator", "discriminator"})
     for section, network in (("generator", GeneratorConfig), ("discriminator", DiscriminatorConfig)):
         parser.add_class_arguments(network, section, skip=set(SHARED))
@@ -51,11 +73,13 @@ def run(args: list[str]) -> None:
     options = parser.parse_args([*as_options(base), *args]).as_dict()
     for name in ("config", "preset", "print_config"):
         del options[name]
-    resume = options.pop("resume")
+    resume, profile, global_batch = (options.pop(name) for name in ("resume", "profile", "global_batch"))
+    if global_batch is not None:
+        options["batch_size"] = global_batch
+    if profile < 0:
+        raise InputError(f"profile must be 0 or more, got {profile}")
     config = TrainConfig.from_dict(options)
     if print_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None), end="")
-        return
-    from sagan_fast.training.loop import train
-
-    train(config, resume=resume)
+        return None, resume, profile
+    return config, resume, profile

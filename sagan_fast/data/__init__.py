@@ -1,4 +1,4 @@
-"""Data sets by name, and endless batches from them; `SPEC` is `shapes`, `folder:PATH` or `cifar10:PATH`."""
+"""Data sets by name, and endless batches from them; `SPEC` is `shapes` or KIND:PATH."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sagan_fast.errors import InputError
 
 __all__ = ["ImageDataset", "batches", "open_dataset"]
 
-SPECS = {"shapes": "shapes", "folder": "folder:PATH", "cifar10": "cifar10:PATH"}
+SPECS = {"shapes": "shapes", "folder": "folder:PATH", "packed": "packed:PATH", "cifar10": "cifar10:PATH"}
 ON_BROKEN = ("fail", "skip")
 
 
@@ -21,8 +21,8 @@ def open_dataset(
     """Return the data set that `spec` names, its images squares of `resolution` pixels.
 
     Args:
-        spec: "shapes" (drawn in code), "folder:PATH" (class folders, or one flat folder of images) or "cifar10:PATH"
-            (the folder that holds cifar-10-batches-py).
+        spec: "shapes" (drawn in code), "folder:PATH" (class folders, or one flat folder of images), "packed:PATH"
+            (what `sagan-fast prepare` wrote) or "cifar10:PATH" (the folder that holds cifar-10-batches-py).
         num_classes: what the model expects; 0 is unconditional (all labels 0), None takes what the set has.
         on_broken: "fail" raises InputError when a broken image is read, "skip" replaces it and counts it.
 
@@ -48,6 +48,10 @@ def open_dataset(
         from sagan_fast.data.cifar10 import Cifar10Dataset
 
         return Cifar10Dataset(path, resolution=resolution, num_classes=num_classes)
+    if kind == "packed":
+        from sagan_fast.data.packed import PackedDataset
+
+        return PackedDataset(path, resolution=resolution, num_classes=num_classes)
     from sagan_fast.data.folders import FolderDataset
 
     return FolderDataset(path, resolution=resolution, num_classes=num_classes, on_broken=on_broken)

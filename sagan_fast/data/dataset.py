@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -27,7 +28,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         resolution: R, in pixels.
         class_names: one name per label; empty for an unconditional set, whose labels are all 0.
         labels: int64 array (len(dataset),).
+        in_threads: whether batches are read by threads, not processes: reading is copying, without the interpreter.
     """
+
+    in_threads = False
 
     def __init__(
         self,
@@ -87,6 +91,20 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                     f"{self.name}: {len(broken)} images in a row could not be read, nothing is left to replace them; "
                     f"the first: {broken[index]}"
                 )
+
+    def read_batch(
+        self, indices: npt.NDArray[np.int64], pin_memory: bool = False
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """Return images uint8 (B, 3, R, R), labels int64 (B,) and what is broken, as `read` does.
+
+        `pin_memory` asks for page-locked memory at once; a set that reads image by image leaves it to the loader.
+        """
+        images, broken = [], {}
+        for index in indices.tolist():
+            image, _, found = self.read(index)
+            images.append(image)
+            broken.update(found)
+        return torch.stack(images), torch.from_numpy(self.labels[indices]), broken
 
     def note_broken(self, broken: Mapping[int, str]) -> None:
         """Count the files of `broken` (index: sentence); log each once, in the main process."""

@@ -7,6 +7,7 @@ BigGAN-PyTorch (utils.py, `CenterCropLongEdge` then `Resize`) and mimicry do. Ot
 from __future__ import annotations
 
 import os
+from typing import IO
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ class BrokenImageError(Exception):
     """A file that is no readable image; the message is the reason, without the file's name."""
 
 
-def read_image(path: str | os.PathLike[str], resolution: int) -> Tensor:
-    """Return the image in `path` as uint8 (3, resolution, resolution), RGB, turned upright by its EXIF orientation.
+def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Tensor:
+    """Return the image in `path`, a file or an open one, as uint8 (3, resolution, resolution), RGB.
 
-    Of an animation it is the first frame.
+    It is turned upright by its EXIF orientation; of an animation it is the first frame.
 
     Raises:
         BrokenImageError: the file is missing, cut short, or not an image.

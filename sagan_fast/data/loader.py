@@ -10,7 +10,9 @@ from __future__ import annotations
 import atexit
 import signal
 import weakref
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +26,10 @@ from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.errors import InputError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BATCHES_AHEAD = 2
+"""Batches that a worker may be ahead, as in DataLoader."""
+Batch = tuple[Tensor, Tensor, dict[int, str]]
+"""Images, labels, and what is broken: index and sentence."""
 
 
 def batches(
@@ -46,7 +52,7 @@ def batches(
     Args:
         batch_size: images per rank and batch; a global batch is `batch_size * world_size` consecutive samples.
         start: samples consumed by all ranks together since the beginning of the run.
-        num_workers: processes that read images; 0 reads in this one.
+        num_workers: processes that read images (threads, where the set is read by copying); 0 reads in this one.
         rank: takes samples rank, rank + world_size, ... of every global batch.
         pin_memory: return batches in page-locked memory (where there is a CUDA device).
 
@@ -115,33 +121,54 @@ class _BatchReader(Dataset[Any]):
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, dict[int, str]] | InputError:
-        images, labels, broken = [], [], {}
+    def __getitems__(self, indices: list[int]) -> Batch | InputError:
         try:
-            for index in indices:
-                image, label, found = self.dataset.read(index)
-                images.append(image)
-                labels.append(label)
-                broken.update(found)
+            return self.dataset.read_batch(np.array(indices, np.int64))
         except InputError as error:
             return InputError(*error.args)
-        return torch.stack(images), torch.tensor(labels, dtype=torch.int64), broken
+
+
+class _Threads(Iterator[Batch]):
+    """Batches read ahead by threads, in order: what they do is copying, which leaves the interpreter to others."""
+
+    def __init__(self, dataset: ImageDataset, order: SampleOrder, num_threads: int, pin_memory: bool) -> None:
+        self._dataset, self._pin_memory = dataset, pin_memory
+        self._indices = iter(order)
+        self._pool = ThreadPoolExecutor(num_threads, "loader")
+        self._ahead = deque(self._submit() for _ in range(num_threads * BATCHES_AHEAD))
+
+    def _submit(self) -> Future[Batch]:
+        indices = np.array(next(self._indices), np.int64)
+        return self._pool.submit(self._dataset.read_batch, indices, self._pin_memory)
+
+    def __next__(self) -> Batch:
+        batch = self._ahead.popleft().result()
+        self._ahead.append(self._submit())
+        return batch
+
+    def _shutdown_workers(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 class _Batches(Iterator[tuple[Tensor, Tensor]]):
     def __init__(self, dataset: ImageDataset, order: SampleOrder, num_workers: int, pin_memory: bool) -> None:
         self._dataset = dataset
+        self._iterator: Iterator[Any]
+        pin_memory = pin_memory and torch.cuda.is_available()
+        if dataset.in_threads and num_workers:
+            self._iterator = _Threads(dataset, order, num_workers, pin_memory)
+            return
         loader: DataLoader[Any] = DataLoader(
             _BatchReader(dataset),
             batch_sampler=order,
             num_workers=num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_ignore_stop_signals,
-            pin_memory=pin_memory and torch.cuda.is_available(),
+            worker_init_fn=ignore_stop_signals,
+            pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
         )
-        with _stop_signals_held_back():
-            self._iterator: Iterator[Any] = iter(loader)
+        with stop_signals_held_back():
+            self._iterator = iter(loader)
         if num_workers:
             atexit.register(_close_if_alive, weakref.ref(self))
 
@@ -157,17 +184,23 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
     def close(self) -> None:
         """End the workers; there are no batches after this."""
         # By name, not by dropping it: a traceback that someone keeps may hold it, and with it the workers.
-        shut_down = getattr(self._iterator, "_shutdown_workers", None)
-        self._iterator = iter(())
-        if shut_down is not None:
-            shut_down()
+        iterator, self._iterator = self._iterator, iter(())
+        shut_down_workers(iterator)
+
+
+def shut_down_workers(iterator: Any) -> None:
+    """End the workers of a DataLoader's iterator, if it has any."""
+    shut_down = getattr(iterator, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_stop_signals(worker_id: int) -> None:
+def ignore_stop_signals(worker_id: int) -> None:
+    """Make a worker process ignore SIGINT and SIGTERM."""
     # Ctrl-C and schedulers signal every process of a run, and a dead worker would break the main process in the midst
     # of the step or checkpoint that it wants to finish. Workers end when the iterator closes or the main process dies.
     for number in STOP_SIGNALS:
@@ -177,7 +210,7 @@ def _ignore_stop_signals(worker_id: int) -> None:
 
 
 @contextmanager
-def _stop_signals_held_back() -> Iterator[None]:
+def stop_signals_held_back() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back: a process begun within gets none before it has chosen to ignore them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -11,7 +11,8 @@ class ConditionalBatchNorm2d(nn.Module):
     `num_classes` 0 gives plain batch norm with a learned gain and bias, and `y` is not looked at. No spectral norm
     belongs on the tables: one sigma over all classes would cap every gain. Statistics are those of the batch in
     training (running averages kept with `momentum`, the share of the new batch) and the running averages in eval.
-    Raises ValueError if classes are asked for and `y` is None.
+    A floating `y` (B, num_classes) holds weights of the classes: gain and bias are mixed by them, and a row of one 1
+    is that class. Raises ValueError if classes are asked for and `y` is None, and for weights of another shape.
     """
 
     def __init__(self, channels: int, num_classes: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -25,13 +26,19 @@ class ConditionalBatchNorm2d(nn.Module):
             nn.init.zeros_(self.bias.weight)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the normalised `x` (B, C, H, W), in its dtype, for classes `y` (B,) int64."""
+        """Return the normalised `x` (B, C, H, W), in its dtype, for classes `y` (B,) int64, or weights of them."""
         normalised: Tensor = self.norm(x)
         if self.num_classes == 0:
             return normalised
         if y is None:
             raise ValueError(f"ConditionalBatchNorm2d: y must be given for {self.num_classes} classes = (B,), got None")
-        gain = self.gain(y).to(x.dtype)[:, :, None, None]
-        bias = self.bias(y).to(x.dtype)[:, :, None, None]
+        mixed = y.is_floating_point()
+        if mixed and y.shape[1:] != (self.num_classes,):
+            raise ValueError(
+                f"ConditionalBatchNorm2d: y must hold a weight for each class = (B, {self.num_classes}), "
+                f"got {tuple(y.shape)}"
+            )
+        gain = (y @ self.gain.weight if mixed else self.gain(y)).to(x.dtype)[:, :, None, None]
+        bias = (y @ self.bias.weight if mixed else self.bias(y)).to(x.dtype)[:, :, None, None]
         out: Tensor = gain * normalised + bias
         return out

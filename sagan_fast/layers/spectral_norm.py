@@ -47,9 +47,10 @@ class SpectralNorm(nn.Module):
             with torch.no_grad():
                 matrix = rows_first(weight.detach(), dim).flatten(1).to(compute_dtype(weight))
                 R, K = matrix.shape
-                u = F.normalize(matrix.new_empty(R).normal_(), dim=0, eps=eps)
-                v = F.normalize(matrix.new_empty(K).normal_(), dim=0, eps=eps)
-                u, v = reference.power_iteration(matrix, u, v, _WARM_UP_ITERATIONS, eps)
+                u, v = matrix.new_empty(R).normal_(), matrix.new_empty(K).normal_()
+                if not weight.is_meta:  # a weight without values, soon to be loaded, has nothing to iterate on
+                    u, v = F.normalize(u, dim=0, eps=eps), F.normalize(v, dim=0, eps=eps)
+                    u, v = reference.power_iteration(matrix, u, v, _WARM_UP_ITERATIONS, eps)
             self.register_buffer("_u", u)
             self.register_buffer("_v", v)
 

@@ -1,16 +1,21 @@
-"""Reading checkpoints without running anything that they contain, and the generator of one."""
+"""Reading checkpoints without running anything that they contain, and the networks of one."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from sagan_fast.errors import InputError
-from sagan_fast.models.config import GeneratorConfig, network_config
+from sagan_fast.models.config import DiscriminatorConfig, GeneratorConfig, network_config
+from sagan_fast.models.discriminator import Discriminator
+from sagan_fast.models.export import is_exported, load_folder
 from sagan_fast.models.generator import Generator
+
+Network = TypeVar("Network", bound=nn.Module)
 
 FORMAT = 1
 KEYS = (
@@ -68,15 +73,43 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
 
 
 def load_generator(run_or_checkpoint: str | Path, *, average: bool = True, device: str = "cpu") -> Generator:
-    """Return the generator of a run folder or checkpoint, in eval mode on `device`; no data set is needed.
+    """Return the generator of a run folder, checkpoint or exported folder, in eval mode on `device`; needs no data set.
 
     `average` takes the averaged weights, else the last ones. `Generator.config` says its classes and sizes. Raises
     InputError if there is no checkpoint, or it cannot be read.
     """
-    content = load_checkpoint(find_checkpoint(Path(run_or_checkpoint)))
-    generator = Generator(network_config(GeneratorConfig, content["config"], "generator"))
+    path = Path(run_or_checkpoint)
+    if is_exported(path):
+        if not average:
+            raise InputError(f"{path} is an exported generator: the last weights are in the checkpoint only")
+        return load_folder(path, device)
+    content = load_checkpoint(find_checkpoint(path))
+    generator = Generator(network_config(GeneratorConfig, content["config"], "generator", backend="auto"))
+    generator.class_names = class_names(content)
+    return _with_weights(generator, content["ema" if average else "generator"], path, device)
+
+
+def load_discriminator(run_or_checkpoint: str | Path, *, device: str = "cpu") -> Discriminator:
+    """Return the discriminator of a run folder or checkpoint, in eval mode on `device`.
+
+    Raises InputError if there is no checkpoint, or it cannot be read; exported folders hold no discriminator.
+    """
+    path = Path(run_or_checkpoint)
+    if is_exported(path):
+        raise InputError(f"{path} is an exported generator: the discriminator is in the checkpoint only")
+    content = load_checkpoint(find_checkpoint(path))
+    config = network_config(DiscriminatorConfig, content["config"], "discriminator", backend="auto")
+    return _with_weights(Discriminator(config), content["discriminator"], path, device)
+
+
+def class_names(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes that a checkpoint's `content` was trained on, empty if it does not say."""
+    return tuple(str(name) for name in content.get("class_names", ()))
+
+
+def _with_weights(network: Network, weights: dict[str, Any], path: Path, device: str) -> Network:
     try:
-        generator.load_state_dict(content["ema" if average else "generator"])
+        network.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"{run_or_checkpoint}: the weights do not fit its configuration ({error})") from error
-    return generator.to(device).requires_grad_(False).eval()
+        raise InputError(f"{path}: the weights do not fit its configuration ({error})") from error
+    return network.to(device).requires_grad_(False).eval()

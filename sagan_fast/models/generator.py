@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ def attention_block(channels: int, config: NetworkConfig) -> SelfAttention2d:
 class Generator(nn.Module):
     """G(z, y): `z` (B, z_dim) normal, `y` (B,) int64 classes or None, to images (B, 3, R, R) in [-1, 1].
 
+    A floating `y` (B, num_classes) holds weights of the classes, to go from one to another. `class_names` are known
+    where the generator was read from a file that has them, and are empty otherwise.
+
     Source: Zhang et al. 2019 and the released generator.py; spectral norm on every layer but the batch norms' tables.
     Raises ValueError for z of another width, and where a conditional generator is given no y or the reverse.
     """
@@ -40,6 +44,7 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
+        self.class_names: tuple[str, ...] = ()
         widths, eps = config.widths, config.sn_eps
         self.linear = spectral_norm(xavier(nn.Linear(config.z_dim, widths[0] * config.seed_size**2)), eps=eps)
         self.blocks = nn.ModuleList()
@@ -61,8 +66,18 @@ class Generator(nn.Module):
         """
         return cls(network_config(GeneratorConfig, load_preset(name), "generator", **overrides))
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu") -> Generator:
+        """Return the generator that `sagan-fast export` wrote to `folder`, in eval mode on `device`; no trainer needed.
+
+        Its weights are W/sigma, without spectral norm. Raises InputError if the folder holds no such export.
+        """
+        from sagan_fast.models.export import load_folder
+
+        return load_folder(Path(folder), device)
+
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return images (B, 3, R, R) in [-1, 1] for `z` (B, z_dim) and classes `y` (B,)."""
+        """Return images (B, 3, R, R) in [-1, 1] for `z` (B, z_dim) and classes `y` (B,), or weights of them."""
         if z.ndim != 2 or z.shape[1] != self.config.z_dim:
             raise ValueError(
                 f"Generator: z must have shape (B, z_dim) = (B, {self.config.z_dim}), got {tuple(z.shape)}"

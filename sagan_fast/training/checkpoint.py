@@ -1,16 +1,22 @@
-"""Writing checkpoints: whole or not at all. Reading them is models/checkpoint.py's."""
+"""Writing checkpoints: whole or not at all; the newest few and the best. Reading is models/checkpoint.py's."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from sagan_fast.errors import InputError
+
+_NAME = re.compile(r"step-(\d+)\.pt")
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
@@ -19,28 +25,136 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
     A temporary file beside it is written, flushed to the disk and renamed. Raises InputError if the folder cannot be
     written or the disk is full; the old file is untouched.
     """
+    with _named(path, f"cannot write the checkpoint {path}"):
+        _replace(path, lambda file: torch.save(content, file))
+
+
+class Checkpoints:
+    """The checkpoints of a run: step-N.pt, of which the newest `keep` stay, last.pt (the newest) and best.pt.
+
+    last.pt and best.pt are further names of files that are there already, or copies where the file system has no
+    links, so that a checkpoint is written once. Only the main process of a run uses this.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.last = folder / "last.pt"
+
+    def path(self, step: int) -> Path:
+        """Return the file of the checkpoint of `step`, which may not exist."""
+        return self.folder / f"step-{step:08d}.pt"
+
+    def steps(self) -> list[int]:
+        """Return the steps that are there, the oldest first."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.pt"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(self, content: dict[str, Any], step: int) -> Path:
+        """Write the checkpoint of `step`, let last.pt name it and drop those beyond the newest `keep`; return last.pt.
+
+        Raises InputError if it cannot be written; last.pt is then the one before, whole.
+        """
+        save_atomically(content, self.path(step))
+        self._name(self.path(step), self.last)
+        for old in [s for s in self.steps() if s <= step][: -self.keep]:
+            self._drop(self.path(old))
+        return self.last
+
+    def before(self, step: int) -> Path | None:
+        """Return the newest checkpoint of at most `step`, or the oldest there is, or None without any."""
+        steps = self.steps()
+        early = [s for s in steps if s <= step] or steps[:1]
+        return self.path(early[-1]) if early else None
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: the run went back."""
+        for later in [s for s in self.steps() if s > step]:
+            self._drop(self.path(later))
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written."""
+        for path in [*self.folder.glob(".*.pt.*"), *self.folder.glob(".best.json.*")]:
+            self._drop(path)
+
+    def pin_best(self, step: int, metric: str, score: float, *, lower_is_better: bool = True) -> bool:
+        """Keep the checkpoint of `step` as best.pt if no earlier `score` was better; return whether it is the best.
+
+        best.json beside it holds {"step", "metric", "score"}; a best of another metric, or one that cannot be read,
+        gives way. A score that is NaN is never the best. Raises InputError if that checkpoint is not there (call this
+        right after it was saved) or the folder cannot be written.
+        """
+        path = self.path(step)
+        if not path.exists():
+            raise InputError(f"there is no checkpoint {path} to keep as the best")
+        if score != score:
+            return False
+        note = self.folder / "best.json"
+        try:
+            best = json.loads(note.read_text())
+            if best["metric"] == metric and (score >= best["score"] if lower_is_better else score <= best["score"]):
+                return False
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self._name(path, self.folder / "best.pt")
+        text = json.dumps({"step": step, "metric": metric, "score": score}) + "\n"
+        with _named(note, f"cannot write {note}"):
+            _replace(note, lambda file: file.write(text.encode()))
+        return True
+
+    def _name(self, path: Path, name: Path) -> None:
+        """Let `name` be another name of the file `path`, at once and whole."""
+        beside = self.folder / f".{name.name}.{os.getpid()}"
+        with _named(name, f"cannot write the checkpoint {name}"):
+            try:
+                beside.unlink(missing_ok=True)
+                try:
+                    os.link(path, beside)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, beside)
+                    _flush(beside)
+                os.replace(beside, name)
+                _flush(self.folder)
+            finally:
+                beside.unlink(missing_ok=True)
+
+    def _drop(self, path: Path) -> None:
+        with contextlib.suppress(OSError):  # one file too many is no reason to end a run
+            path.unlink()
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise InputError(f"cannot write the checkpoint {path}: {reason}; the one before it is untouched") from error
+        _flush(path.parent)
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _named(path: Path, sentence: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        raise InputError(f"{sentence}: {reason}; the one before it is untouched") from error
 
 
 def rng_state() -> dict[str, Any]:

@@ -40,7 +40,11 @@ class TrainConfig:
     steps: int = 1_000_000
     """train until this many steps are done, resumed ones included"""
     batch_size: int = 256
-    """images a step"""
+    """images a step, over all processes"""
+    micro_batch_size: int = 0
+    """images a process takes at a time, several times a step if need be; 0: its share of batch_size at once"""
+    sync_batch_norm: bool = False
+    """batch norm over the images of all processes instead of each process' own"""
     seed: int = 0
     """of the weights, the order of the images, the noise and the labels drawn"""
     device: str = "auto"
@@ -69,16 +73,32 @@ class TrainConfig:
     """steps between sample grids"""
     checkpoint_every: int = 1000
     """steps between checkpoints"""
+    keep: int = 3
+    """how many of the newest checkpoints to keep; best.pt is kept besides"""
     collapse_patience: int = 20
-    """stop after this many log lines in a row in which the discriminator has won outright or died"""
+    """diverged after this many log lines in a row in which the discriminator has won outright or died"""
+    sigma_growth: float = 10.0
+    """diverged when a network's largest sigma has grown by this factor within collapse_patience log lines"""
+    on_divergence: str = "stop"
+    """stop, or rollback: go on from a checkpoint before it with other noise"""
+    max_rollbacks: int = 3
+    """roll back this often in a run, then stop"""
+    timeout: int = 1800
+    """seconds after which a process that does not answer is given up"""
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "collapse_patience")
+        positive = (
+            "steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "collapse_patience", "keep",
+            "timeout",
+        )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.num_workers < 0:
-            raise InputError(f"num_workers must be 0 or more, got {self.num_workers}")
+        for name in ("num_workers", "micro_batch_size", "max_rollbacks"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not self.sigma_growth > 1:
+            raise InputError(f"sigma_growth must be more than 1, got {self.sigma_growth}")
         for name in ("g_lr", "d_lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
@@ -89,10 +109,30 @@ class TrainConfig:
             ("backend", BACKENDS),
             ("device", ("auto", "cpu", "cuda")),
             ("on_broken", ("fail", "skip")),
+            ("on_divergence", ("stop", "rollback")),
             ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def micro_batches(self, processes: int) -> int:
+        """Return how many times a step each of `processes` takes images; InputError if they do not share evenly."""
+        micro = self.micro_batch_size
+        if not micro and self.batch_size % processes:
+            raise InputError(
+                f"batch_size must be divisible by the number of processes = {processes}, got {self.batch_size}"
+            )
+        if micro and self.batch_size % (processes * micro):
+            raise InputError(
+                "batch_size must be divisible by the number of processes times micro_batch_size = "
+                f"{processes} x {micro}, got {self.batch_size}"
+            )
+        return self.batch_size // (processes * micro) if micro else 1
+
+    def norm_batch(self, processes: int) -> int:
+        """Return the number of images over which batch norm takes its statistics with so many processes."""
+        shares = self.micro_batches(processes) * (1 if self.sync_batch_norm else processes)
+        return self.batch_size // shares
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

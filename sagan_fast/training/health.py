@@ -1,42 +1,125 @@
-"""Whether a run is worth going on with: numbers that are not finite, a discriminator that has won or died."""
+"""Whether a run is worth going on with: numbers that are not finite, a discriminator that has won or died, sigmas that
+explode; and what the networks and the process look like from inside."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.training.state import TrainState
 
 
 class Diverged(RuntimeError):
-    """Training has nowhere to go from here; the message says in a sentence what was seen."""
+    """Training has nowhere to go from here; the message says in a sentence what was seen.
+
+    `healthy_until` is the last step at which nothing of it was to be seen.
+    """
+
+    def __init__(self, message: str, healthy_until: int = 0) -> None:
+        super().__init__(message)
+        self.healthy_until = healthy_until
 
 
 class Guard:
     """Looks at each line of the log and raises `Diverged`.
 
-    At once for a loss or score that is NaN or infinite; after `patience` lines in a row in which the discriminator's
-    loss is below `won` (its hinge is satisfied everywhere: no gradient reaches either network) or its scores on real
-    and fake images differ by less than `dead` while its loss stands at 2 (it gives every image the same score).
+    At once for a loss, score or gradient norm that is NaN or infinite; after `patience` lines in a row in which the
+    discriminator's loss is below `won` (its hinge is satisfied everywhere: no gradient reaches either network) or its
+    scores on real and fake images differ by less than `dead` while its loss stands at 2 (it gives every image the same
+    score); and when a network's largest sigma is `growth` times what it was within the last `patience` lines.
     """
 
-    def __init__(self, patience: int, won: float = 1e-3, dead: float = 1e-4) -> None:
-        self.patience, self.won, self.dead = patience, won, dead
+    def __init__(self, patience: int, won: float = 1e-3, dead: float = 1e-4, growth: float = 10.0) -> None:
+        self.patience, self.won, self.dead, self.growth = patience, won, dead, growth
         self.lines_won = self.lines_dead = 0
+        self.healthy_until = 0
+        self.sigmas: dict[str, list[float]] = {}
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Raise `Diverged` if the line `values` of the log at `step` says so; keys d_loss, g_loss, d_real, d_fake."""
-        for name in ("d_loss", "g_loss", "d_real", "d_fake"):
-            if not math.isfinite(values[name]):
-                raise Diverged(f"{name} is {values[name]} at step {step}")
+        for name in ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g"):
+            if not math.isfinite(values.get(name, 0.0)):
+                raise Diverged(f"{name} is {values[name]} at step {step}", self.healthy_until)
         self.lines_won = self.lines_won + 1 if values["d_loss"] < self.won else 0
         same_score = abs(values["d_real"] - values["d_fake"]) < self.dead and abs(values["d_loss"] - 2.0) < self.dead
         self.lines_dead = self.lines_dead + 1 if same_score else 0
         if self.lines_won >= self.patience:
             raise Diverged(
                 f"the discriminator has won outright by step {step}: its loss was below {self.won} for "
-                f"{self.patience} lines of the log in a row, so neither network learns any more"
+                f"{self.patience} lines of the log in a row, so neither network learns any more",
+                self.healthy_until,
             )
         if self.lines_dead >= self.patience:
             raise Diverged(
                 f"the discriminator has died by step {step}: it gave real and fake images the same score for "
-                f"{self.patience} lines of the log in a row"
+                f"{self.patience} lines of the log in a row",
+                self.healthy_until,
             )
+        for name in ("sigma_max/g", "sigma_max/d"):
+            if name not in values:
+                continue
+            recent = [*self.sigmas.get(name, []), values[name]][-self.patience :]
+            self.sigmas[name] = recent
+            if not recent[-1] <= self.growth * min(recent):
+                raise Diverged(
+                    f"{name} has grown from {min(recent):.3g} to {recent[-1]:.3g} within {len(recent)} lines of the "
+                    f"log by step {step}",
+                    self.healthy_until,
+                )
+        if not self.lines_won and not self.lines_dead:
+            self.healthy_until = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen so far."""
+        return {
+            "lines_won": self.lines_won, "lines_dead": self.lines_dead, "healthy_until": self.healthy_until,
+            "sigmas": {name: list(recent) for name, recent in self.sigmas.items()},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; from an empty mapping, start anew."""
+        self.lines_won, self.lines_dead = int(state.get("lines_won", 0)), int(state.get("lines_dead", 0))
+        self.healthy_until = int(state.get("healthy_until", 0))
+        self.sigmas = {name: list(recent) for name, recent in state.get("sigmas", {}).items()}
+
+
+def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what the log says of the networks, and sigma of every weight, which is for the curves alone.
+
+    The first: gamma of every attention block, the largest sigma of each network, steps skipped under fp16. Three
+    transfers from the device.
+    """
+    sigmas: dict[str, float] = {}
+    values: dict[str, float] = {}
+    gammas: dict[str, torch.Tensor] = {}
+    for letter, network, group in (
+        ("g", state.generator, state.g_spectral),
+        ("d", state.discriminator, state.d_spectral),
+    ):
+        for name, module in network.named_modules():
+            if isinstance(module, SelfAttention2d):
+                gammas[f"gamma/{letter}.{name}"] = module.gamma.detach().reshape(())
+        found = group.sigmas()
+        sigmas |= {f"sigma/{letter}.{name}": sigma for name, sigma in found.items()}
+        values[f"sigma_max/{letter}"] = max(found.values())
+    if gammas:
+        values |= dict(zip(gammas, torch.stack(list(gammas.values())).tolist(), strict=True))
+    values |= {"skipped_steps/g": state.g_scaler.skipped, "skipped_steps/d": state.d_scaler.skipped}
+    return values, sigmas
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the most memory in use so far in GiB: of the device if it is CUDA, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

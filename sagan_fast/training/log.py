@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from sagan_fast.errors import InputError
 
+HEARTBEAT = 60.0
+"""Seconds of silence after which a run that has no terminal says how far it is."""
 
-class RunLog:
+
+class SilentLog:
+    """The log of a process that is not the main one: it says and writes nothing."""
+
+    def line(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
+        """Record `values` at `step`."""
+
+    def step_done(self, step: int) -> None:
+        """Note that `step` is done."""
+
+    def back_to(self, step: int) -> None:
+        """Take the lines after `step` out of the log."""
+
+    def say(self, sentence: str) -> None:
+        """Show `sentence` to the person watching."""
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the files."""
+
+
+class RunLog(SilentLog):
     """Writes lines of numbers to RUN/log.jsonl and RUN/tensorboard, and shows progress on a terminal.
 
-    On a terminal a progress bar; elsewhere one plain line a call. On a resumed run the lines after `step` (the
-    checkpoint's) are dropped: they are about to be written again.
+    On a terminal a progress bar; elsewhere one plain line a call with the time left, and a heartbeat where lines are
+    far apart. On a resumed run the lines after `step` (the checkpoint's) are dropped: they are about to be written
+    again. Raises InputError where the folder cannot be written or the disk is full.
     """
 
     def __init__(self, run: Path, step: int, steps: int, stream: TextIO | None = None) -> None:
@@ -25,13 +56,13 @@ class RunLog:
 
         self.stream = stream or sys.stdout
         self.steps = steps
-        self.path = run / "log.jsonl"
-        try:
+        self.run, self.path = run, run / "log.jsonl"
+        self.began = self.spoke = time.monotonic()
+        self.first = step
+        with self._disk():
             _drop_lines_after(self.path, step)
             self.file = self.path.open("a")
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
-        self.board = SummaryWriter(run / "tensorboard", purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(run / "tensorboard", purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
         self.progress: Any = None
         if self.stream.isatty():
             from rich.console import Console
@@ -42,13 +73,15 @@ class RunLog:
             self.task = self.progress.add_task("starting", total=steps, completed=step)
             self.progress.start()
 
-    def line(self, step: int, values: Mapping[str, float]) -> None:
-        """Record `values` at `step` everywhere."""
+    def line(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
+        """Record `values` at `step` everywhere, `curves` in TensorBoard alone."""
         entry = {"step": step, "time": round(time.time(), 3), **values}
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        with self._disk():
+            self.file.write(json.dumps(entry) + "\n")
+            self.file.flush()
+            for name, value in {**values, **(curves or {})}.items():
+                self.board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.board.flush()  # type: ignore[no-untyped-call]
         short = (
             f"D loss {values['d_loss']:.3f}  G loss {values['g_loss']:+.3f}  "
             f"D real {values['d_real']:+.2f}  D fake {values['d_fake']:+.2f}  {values['images_per_s']:.0f} images/s"
@@ -56,40 +89,72 @@ class RunLog:
         if self.progress is not None:
             self.progress.update(self.task, completed=step, description=short.split("  D real")[0])
         else:
-            self.say(f"step {step}/{self.steps}  {short}")
+            self.say(f"step {step}/{self.steps}  {short}{self._left(step)}")
 
     def step_done(self, step: int) -> None:
-        """Move the progress bar, if there is one."""
+        """Move the progress bar, if there is one; else speak up after a long silence."""
         if self.progress is not None:
             self.progress.update(self.task, completed=step)
+        elif time.monotonic() - self.spoke > HEARTBEAT:
+            pace = (time.monotonic() - self.began) / max(step - self.first, 1)
+            self.say(f"step {step}/{self.steps}  {pace:.2f} s a step{self._left(step)}")
+
+    def back_to(self, step: int) -> None:
+        """Move the lines after `step` from log.jsonl to diverged.jsonl: the run went back there."""
+        with self._disk():
+            self.file.close()
+            with (self.run / "diverged.jsonl").open("a") as kept:
+                kept.writelines(f"{line}\n" for line in _drop_lines_after(self.path, step))
+            self.file = self.path.open("a")
+        self.first, self.began = step, time.monotonic()
 
     def say(self, sentence: str) -> None:
         """Show `sentence` to the person watching."""
+        self.spoke = time.monotonic()
         if self.progress is not None:
             self.progress.console.print(sentence, markup=False, highlight=False)
         else:
             print(sentence, file=self.stream, flush=True)
-
-    def __enter__(self) -> RunLog:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.progress is not None:
             self.progress.stop()
-        self.file.close()
-        self.board.close()  # type: ignore[no-untyped-call]
+        with contextlib.suppress(OSError) if error is not None else self._disk():
+            try:
+                self.file.close()
+            finally:
+                self.board.close()  # type: ignore[no-untyped-call]
+
+    def _left(self, step: int) -> str:
+        """Return the time that the rest takes at the pace since the start, sampling and saving included."""
+        done = step - self.first
+        if done < 1 or step >= self.steps:
+            return ""
+        seconds = (time.monotonic() - self.began) / done * (self.steps - step)
+        return f"  {timedelta(seconds=round(seconds))} left"
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"cannot write {error.filename or self.path}: {error.strerror or error}") from error
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def _drop_lines_after(path: Path, step: int) -> list[str]:
+    """Take the lines after `step`, and any that a crash cut off, out of the log `path`; return the former."""
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept: list[str] = []
+    dropped: list[str] = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            (kept if json.loads(line)["step"] <= step else dropped).append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # cut off by a crash
-    path.write_text("".join(f"{line}\n" for line in kept))
+    whole = path.with_name(f".{path.name}")
+    whole.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(whole, path)  # or a kill in the midst would take the history with it
+    return dropped

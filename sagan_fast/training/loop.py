@@ -2,134 +2,133 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import sagan_fast
 from sagan_fast.data import batches, open_dataset
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
-from sagan_fast.layers.self_attention import SelfAttention2d
-from sagan_fast.models.checkpoint import FORMAT, load_checkpoint
-from sagan_fast.training.checkpoint import restore_rng, rng_state, save_atomically
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.distributed import StopVote, connected, pick_device
+from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Diverged, Guard
-from sagan_fast.training.log import RunLog
+from sagan_fast.training.log import RunLog, SilentLog
+from sagan_fast.training.meter import Meter
+from sagan_fast.training.profile import Profile
+from sagan_fast.training.session import Session
+from sagan_fast.training.signals import stop_on_signals
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import train_step
 from sagan_fast.visualize.grids import save_grid
 
-# What may differ between a run and its resumption; anything else would make it another run.
-MAY_CHANGE = {
-    "data", "out", "backend", "device", "steps", "num_workers", "log_every", "sample_every", "checkpoint_every",
-    "on_broken", "collapse_patience",
-}  # fmt: skip
+__all__ = ["pick_device", "save_samples", "train"]
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> TrainState:
+def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> TrainState:
     """Train until `config.steps` steps are done and return the state; everything is in the folder `config.out`.
 
-    Writes config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/last.pt. With `resume` a run that is
-    there goes on as if it had never stopped (on the CPU bit for bit); without, a folder that holds a run is
-    refused. SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
+    Under torchrun this is one process of many: each takes its share of every batch, the first alone writes and speaks.
+    Writes config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/. With `resume` a run that is there goes
+    on as if it had never stopped (on the CPU, with as many processes, bit for bit); without, a folder that holds a run
+    is refused. SIGINT and SIGTERM, to any process, end the run after the step at hand or the next one, with a
+    checkpoint. `profile` steps are traced to RUN/profile/.
 
-    Raises InputError for bad input (data, folder, checkpoint), `Diverged` when it is no use going on: the state of
-    that moment is in checkpoints/stopped.pt, the last good one still in last.pt.
+    Raises InputError for bad input (data, folder, checkpoint); ConnectionError when another process is lost;
+    `Diverged` when it is no use going on: the state of that moment is in checkpoints/stopped.pt, the last good one
+    still in last.pt. With `config.on_divergence` "rollback" the run goes back and on instead, a few times.
     """
-    device = pick_device(config.device)
-    dataset = open_dataset(
-        config.data, resolution=config.resolution, num_classes=config.num_classes, on_broken=config.on_broken
-    )
-    run = Path(config.out)
-    last = run / "checkpoints" / "last.pt"
-    state = new_state(config, device)
-    if resume and last.exists():
-        _resume(state, config, load_checkpoint(last), last)
-    else:
-        _refuse_to_overwrite(run, resume)
-    _write_config(config, run)
+    folder = RunFolder(Path(config.out), config.keep)
+    with connected(config.device, config.timeout) as world, stop_on_signals() as stop:
+        world.together(lambda: config.micro_batches(world.size))  # or a sentence
+        dataset = world.together(
+            lambda: open_dataset(
+                config.data, resolution=config.resolution, num_classes=config.num_classes, on_broken=config.on_broken
+            )
+        )
+        world.by_main(lambda: folder.check(resume))
+        guard = Guard(config.collapse_patience, growth=config.sigma_growth)
+        session = Session(config, world, dataset, new_state(config, world.device), guard, folder)
+        try:
+            changes = session.resume() if resume else []
+            session.check_replicas()
+            world.by_main(lambda: folder.open(config))
+            state = session.state
+            log = world.by_main(lambda: RunLog(folder.path, state.step, config.steps)) or SilentLog()
+            with log, state.precision.products():
+                log.say(
+                    f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
+                    f"{world.device}, {state.precision.name}, {session.division()}step {state.step} of {config.steps}"
+                )
+                for sentence in changes:
+                    log.say(sentence)
+                tracing = Profile(folder.path, profile if world.is_main else 0)
+                while True:
+                    try:
+                        _go_on(session, log, stop, tracing)
+                        return state
+                    except Diverged as error:
+                        sentence = session.roll_back(error)
+                        world.by_main(lambda: log.back_to(state.step))
+                        log.say(sentence)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{world.device} has too little memory: a --micro-batch-size below "
+                f"{config.batch_size // (world.size * config.micro_batches(world.size))} takes fewer images at a time "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        finally:
+            folder.close()
 
-    stream = batches(
-        dataset,
-        batch_size=config.batch_size,
+
+def _go_on(session: Session, log: SilentLog, stop: list[int], tracing: Profile) -> None:
+    """Train from the step the state is at to the last, or until asked to stop; raise `Diverged` when the guard does."""
+    config, world, state, folder = session.config, session.world, session.state, session.folder
+    stream: Any = batches(
+        session.dataset,
+        batch_size=config.batch_size // world.size,
         seed=config.seed,
         start=state.step * config.batch_size,
         num_workers=config.num_workers,
-        pin_memory=device.type == "cuda",
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=world.device.type == "cuda",
     )
-    guard = Guard(config.collapse_patience)
-    with RunLog(run, state.step, config.steps) as log, _stop_on_signals() as stop, state.precision.products():
-        log.say(
-            f"{run}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
-            f"{device}, {state.precision.name}, step {state.step} of {config.steps}"
-        )
-        totals: dict[str, torch.Tensor] = {}
-        since, began = 0, time.perf_counter()
-        values: dict[str, float] = {}
-        while state.step < config.steps and not stop:
-            images, labels = next(stream)
-            for name, value in train_step(state, config, images, labels, device).items():
-                totals[name] = totals[name] + value if name in totals else value
-            since += 1
+    vote = StopVote(world)
+    meter = Meter(config, world)
+    stopping = vote(bool(stop))
+    with closing(stream):
+        while state.step < config.steps and not stopping:
+            with meter.waiting():
+                images, labels = next(stream)
+            meter.add(train_step(state, config, images, labels, world.device, world))
             log.step_done(state.step)
+            if trace := tracing.step_done(state.step):
+                log.say(f"trace of some steps in {trace}: open it in chrome://tracing or ui.perfetto.dev")
+            stopping = vote(bool(stop))
 
-            ending = state.step == config.steps or bool(stop)
-            saving = ending or state.step % config.checkpoint_every == 0
+            ending = state.step == config.steps
+            saving = ending or stopping or state.step % config.checkpoint_every == 0
             if state.step % config.log_every == 0 or saving:
-                values = {name: (total / since).item() for name, total in totals.items()}
-                values["images_per_s"] = since * config.batch_size / (time.perf_counter() - began)
-                values |= network_values(state)
-                values["broken_images"] = dataset.num_broken
-                log.line(state.step, values)
-                totals, since = {}, 0
-                try:
-                    guard.check(state.step, values)
-                except Diverged as error:
-                    stopped = run / "checkpoints" / "stopped.pt"
-                    save_atomically(checkpoint(state, config), stopped)
-                    raise Diverged(f"{error}; stopped, with the state in {stopped}") from None
-            if ending or state.step % config.sample_every == 0:
-                save_samples(state, config, run / "samples" / f"{state.step:07d}.png")
+                values, curves = meter.read(state, session.dataset)
+                world.by_main(lambda v=values, c=curves: log.line(state.step, v, c))  # type: ignore[misc]
+                session.guard.check(state.step, values)
             if saving:
-                save_atomically(checkpoint(state, config), last)
-            if not since:
-                began = time.perf_counter()  # sampling and saving are not training
-        word = "stopped as asked" if state.step < config.steps else "done"
-        log.say(f"{run}: {word} at step {state.step}; checkpoint {last}")
-    return state
-
-
-def checkpoint(state: TrainState, config: TrainConfig) -> dict[str, Any]:
-    """Return all that a resumed run needs, as plain data; the order of the images follows from seed and step."""
-    return {
-        "format": FORMAT,
-        "config": config.to_dict(),
-        "rng": rng_state(),
-        "versions": {"sagan_fast": sagan_fast.__version__, "torch": str(torch.__version__)},
-        **state.state_dict(),
-    }
-
-
-def network_values(state: TrainState) -> dict[str, float]:
-    """Return gamma of every attention block, the largest sigma of each network and skipped steps, for the log."""
-    values = {}
-    for letter, network, group in (
-        ("g", state.generator, state.g_spectral),
-        ("d", state.discriminator, state.d_spectral),
-    ):
-        for name, module in network.named_modules():
-            if isinstance(module, SelfAttention2d):
-                values[f"gamma/{letter}.{name}"] = module.gamma.item()
-        values[f"sigma_max/{letter}"] = max(float(sigma) for sigma in group.sigmas().values())
-    if state.precision.name == "fp16":
-        values |= {"skipped_steps/g": state.g_scaler.skipped, "skipped_steps/d": state.d_scaler.skipped}
-    return values
+                session.save()  # before anything slow: who asked to stop may not wait for long
+            if ending or (state.step % config.sample_every == 0 and not stopping):
+                world.by_main(lambda: save_samples(state, config, folder.sample_path(state.step)))
+            # In-training evaluation belongs here, after a checkpoint (`saving and not stopping`): all processes come by
+            # with the same weights, and the main one may call folder.checkpoints.pin_best(state.step, metric, score).
+            if not meter.steps:
+                meter.restart()  # sampling and saving are not training
+    vote.settle()
+    tracing.close()
+    word = "done" if state.step >= config.steps else "stopped as asked"
+    last = folder.checkpoints.last
+    where = f"checkpoint {last}" if world.is_main and last.exists() else "nothing to save yet"
+    log.say(f"{folder.path}: {word} at step {state.step}; {where}")
 
 
 def save_samples(state: TrainState, config: TrainConfig, path: Path) -> None:
@@ -137,64 +136,7 @@ def save_samples(state: TrainState, config: TrainConfig, path: Path) -> None:
     rows, columns = min(config.num_classes, 10) or 8, 8
     z = latents(rows * columns, config.generator.z_dim, config.seed)
     y = classes(rows * columns, min(config.num_classes, rows))
-    save_grid(torch.cat(list(sample(state.ema, z, y))), path, columns)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device `name` stands for ("auto" is cuda where there is one); InputError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but PyTorch finds no CUDA device here")
-    return torch.device(name)
-
-
-def _resume(state: TrainState, config: TrainConfig, content: dict[str, Any], path: Path) -> None:
-    before, now = content["config"], config.to_dict()
-    changed = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
-    if changed:
-        said = ", ".join(f"{key} (was {before.get(key)}, now {now[key]})" for key in changed)
-        raise InputError(f"{path} belongs to another configuration and cannot be resumed: {said}")
-    state.load_state_dict(content)
-    restore_rng(content["rng"])
-
-
-def _refuse_to_overwrite(run: Path, resume: bool) -> None:
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run} is a file: --out must name a folder")
-    if not resume and (run / "config.yaml").exists():
-        raise InputError(f"{run} already holds a run: add --resume to go on with it, or choose another --out")
-
-
-def _write_config(config: TrainConfig, run: Path) -> None:
-    import yaml
-
-    path = run / "config.yaml"
     try:
-        for folder in (run, run / "samples", run / "checkpoints"):
-            folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None))
+        save_grid(torch.cat(list(sample(state.ema, z, y))), path, columns)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[list[int]]:
-    """Yield a list that a first SIGINT or SIGTERM is appended to; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -57,21 +57,36 @@ class Precision:
 
 
 class Scaler(torch.amp.GradScaler):
-    """A GradScaler that does a whole update and counts the steps it skipped."""
+    """A GradScaler that does a whole update and counts the steps it skipped, without waiting for the device."""
 
     def __init__(self, device: str, enabled: bool) -> None:
         super().__init__(device, enabled=enabled)
-        self.skipped = 0
+        self._skipped: int | Tensor = 0
 
-    def update_with(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Differentiate the scalar `loss` and let `optimizer` step, unless a gradient overflowed under fp16."""
-        optimizer.zero_grad(set_to_none=True)
+    @property
+    def skipped(self) -> int:
+        """Number of steps left out so far because a gradient overflowed; waits for the device under fp16."""
+        return int(self._skipped)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the scalar `loss`, scaled under fp16."""
         self.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, optimizer: torch.optim.Optimizer) -> Tensor:  # type: ignore[override]
+        """Let `optimizer` step unless a gradient overflowed under fp16; return the norm of the gradient, a scalar.
+
+        The norm of a gradient that overflowed under fp16 is given as 0: that step is counted as skipped instead.
+        """
+        self.unscale_(optimizer)
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         self.step(optimizer)
         if self.is_enabled():
-            before = self.get_scale()
-            self.update()
-            self.skipped += self.get_scale() < before
+            overflowed = torch.stack(list(self._found_inf_per_device(optimizer).values())).amax() > 0
+            self._skipped = self._skipped + overflowed
+            norm = torch.where(overflowed, 0.0, norm)
+            super().update()
+        return norm
 
     def state_dict(self) -> dict[str, float]:
         """Return the scale and its growth, empty unless scaling, and the number of steps skipped."""
@@ -80,6 +95,6 @@ class Scaler(torch.amp.GradScaler):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Take over what `state_dict` returned."""
         state = dict(state_dict)
-        self.skipped = int(state.pop("skipped", 0))
+        self._skipped = int(state.pop("skipped", 0))
         if self.is_enabled():
             super().load_state_dict(state)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm
+from sagan_fast.layers.synced_batch_norm import sync_batch_norms
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
@@ -18,7 +19,10 @@ from sagan_fast.training.precision import Precision, Scaler
 
 @dataclass
 class TrainState:
-    """Both networks, the averaged generator, their optimizers, spectral-norm groups and scalers, the steps done."""
+    """Both networks, the averaged generator, their optimizers, spectral-norm groups and scalers, the steps done.
+
+    `rollbacks` counts how often the run went back before a divergence; each time the noise is another.
+    """
 
     generator: Generator
     discriminator: Discriminator
@@ -31,6 +35,7 @@ class TrainState:
     g_scaler: Scaler
     d_scaler: Scaler
     step: int = 0
+    rollbacks: int = 0
 
     # In this order: the groups' sigmas belong to weights, u and v that are there already.
     PARTS = (
@@ -40,13 +45,17 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dictionaries."""
-        return {"step": self.step, **{name: getattr(self, name).state_dict() for name in self.PARTS}}
+        return {
+            "step": self.step,
+            "rollbacks": self.rollbacks,
+            **{name: getattr(self, name).state_dict() for name in self.PARTS},
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(saved[name])
-        self.step = int(saved["step"])
+        self.step, self.rollbacks = int(saved["step"]), int(saved.get("rollbacks", 0))
 
 
 def new_state(config: TrainConfig, device: torch.device) -> TrainState:
@@ -60,6 +69,8 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
         if device.type == "cuda":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(generator).requires_grad_(False).eval()
+    if config.sync_batch_norm:
+        sync_batch_norms(generator)
 
     def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
         return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=True)

@@ -1,38 +1,83 @@
-"""One training step: the discriminator, then the generator, one update each (Zhang et al. 2019, §4)."""
+"""One training step: the discriminator, then the generator, one update each (Zhang et al. 2019, §4).
+
+However many processes and micro-batches share the work, a step is one function of the global batch: noise and labels
+are drawn for all of it from (seed, step), process r of W takes the samples r, r + W, ..., its micro-batch a of k those
+at a, a + k, ... of them, gradients and losses are means over all. Only batch norm sees the division: its batches are
+the micro-batches, the same ones for any number of processes that take equally many images at a time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.distributed import World
 from sagan_fast.training.ema import update_ema
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import TrainState
 
+LANE = 256
+"""Samples of a batch that are drawn together: a process of many draws little more than its own."""
+
 
 class Noise:
-    """All that is random in step `step`, drawn on the CPU from (seed, step) alone: the same after any interruption."""
+    """All that is random in step `step`, drawn on the CPU from seed, step and the rollbacks so far alone.
 
-    def __init__(self, config: TrainConfig, step: int, device: torch.device) -> None:
+    So it is the same after any interruption and with any number of processes, each of which gets its own samples.
+    Sample p of a batch comes from lane p mod L, each lane a generator for at least LANE samples.
+    """
+
+    def __init__(
+        self, config: TrainConfig, step: int, device: torch.device, world: World | None = None, rollbacks: int = 0
+    ) -> None:
         self.config, self.device = config, device
-        self.rng = torch.Generator().manual_seed(((config.seed + 1) * 0x9E3779B97F4A7C15 + step) % 2**63)
+        self.world = world or World(device)
+        self.parts = config.micro_batches(self.world.size)
+        lanes = 1
+        while config.batch_size % (2 * lanes) == 0 and config.batch_size // (2 * lanes) >= LANE:
+            lanes *= 2
+        mixed = (config.seed + 1) * 0x9E3779B97F4A7C15 + rollbacks * 0xD1B54A32D192ED03 + step
+        self.lanes = lanes
+        self.places = torch.arange(self.world.rank, config.batch_size, self.world.size)
+        self.rngs = {
+            lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63)
+            for lane in torch.unique(self.places % lanes).tolist()
+        }
 
     def latent(self) -> Tensor:
-        """Return z (B, z_dim), normal."""
-        z = torch.randn(self.config.batch_size, self.config.generator.z_dim, generator=self.rng)
-        return z.to(self.device, non_blocking=True)
+        """Return z (B, z_dim), normal, for the B images of this process."""
+        width = self.config.generator.z_dim
+        return self._mine(lambda count, rng: torch.randn(count, width, generator=rng))
 
     def classes(self) -> Tensor | None:
         """Return y (B,), uniform over the classes, whatever the real batch holds; None if there are none."""
-        if self.config.num_classes == 0:
+        num_classes = self.config.num_classes
+        if num_classes == 0:
             return None
-        y = torch.randint(self.config.num_classes, (self.config.batch_size,), generator=self.rng)
-        return y.to(self.device, non_blocking=True)
+        return self._mine(lambda count, rng: torch.randint(num_classes, (count,), generator=rng))
 
     def flips(self) -> Tensor:
         """Return (B,) booleans: which images to mirror."""
-        return (torch.rand(self.config.batch_size, generator=self.rng) < 0.5).to(self.device, non_blocking=True)
+        return self._mine(lambda count, rng: torch.rand(count, generator=rng) < 0.5)
+
+    def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        count = self.config.batch_size // self.lanes
+        drawn = {lane: draw(count, rng) for lane, rng in self.rngs.items()}
+        if self.lanes == 1:
+            mine = drawn[0][self.places]
+        else:
+            mine = next(iter(drawn.values())).new_zeros(len(self.places), *next(iter(drawn.values())).shape[1:])
+            for lane, samples in drawn.items():
+                here = self.places % self.lanes == lane
+                mine[here] = samples[self.places[here] // self.lanes]
+        if self.device.type == "cuda":
+            mine = mine.pin_memory()  # or the copy would wait for the GPU
+        return mine.to(self.device, non_blocking=True)
 
 
 def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
@@ -47,43 +92,144 @@ def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor,
 
 
 def train_step(
-    state: TrainState, config: TrainConfig, images: Tensor, labels: Tensor, device: torch.device
+    state: TrainState,
+    config: TrainConfig,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    world: World | None = None,
 ) -> dict[str, Tensor]:
-    """Do one step on `images` (B, 3, R, R) uint8 and `labels` (B,); return the mean losses and scores, on the device.
+    """Do one step on this process' `images` (B, 3, R, R) uint8 and `labels` (B,); return numbers, on the device.
 
-    Keys: d_loss, g_loss, d_real and d_fake (mean logits of the discriminator's update).
+    Keys: d_loss, g_loss, d_real and d_fake (mean logits of the discriminator's update), means over this process'
+    images; grad_norm/d and grad_norm/g, of the gradient of all.
     """
-    noise = Noise(config, state.step, device)
+    noise = Noise(config, state.step, device, world, state.rollbacks)
     real, y_real = prepare_batch(images, labels, noise)
-    values = {**discriminator_step(state, real, y_real, noise), **generator_step(state, noise)}
+    values, update = discriminator_gradient(state, real, y_real, noise)
+    # The generator's images need nothing of the discriminator: they are made while its gradients travel.
+    made = next(step := generator_parts(state, noise))
+    values["grad_norm/d"] = update()
+    values |= generator_step(state, noise, made, step)
     state.step += 1
     update_ema(state.ema, state.generator, config.ema_decay, state.step)
     return values
 
 
 def discriminator_step(state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise) -> dict[str, Tensor]:
-    """Update the discriminator on real and fake images in one forward."""
+    """Update the discriminator on real and fake images, in one forward each micro-batch; return the numbers."""
+    values, update = discriminator_gradient(state, real, y_real, noise)
+    return {**values, "grad_norm/d": update()}
+
+
+def discriminator_gradient(
+    state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise
+) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+    """Return means over this process' images, and the function that updates the discriminator and gives the norm."""
     y_fake = noise.classes()
-    y = None if y_real is None or y_fake is None else torch.cat([y_real, y_fake])
-    with state.precision.autocast():
-        with torch.no_grad():
-            fake = state.generator(noise.latent(), y_fake)
-        scores = state.discriminator(torch.cat([real, fake.to(real.dtype)]), y)
-    d_real, d_fake = scores.split([len(real), len(fake)])
-    loss = discriminator_hinge(d_real, d_fake)
-    state.d_scaler.update_with(loss, state.d_optimizer)
-    state.d_spectral.step()
-    return {"d_loss": loss.detach(), "d_real": d_real.detach().float().mean(), "d_fake": d_fake.detach().float().mean()}
+    z = noise.latent()
+    sums: list[Tensor] = []
+    state.d_optimizer.zero_grad(set_to_none=True)
+    for part in range(noise.parts):
+        mine = slice(part, None, noise.parts)
+        y = None if y_real is None or y_fake is None else torch.cat([y_real[mine], y_fake[mine]])
+        with state.precision.autocast():
+            with torch.no_grad(), statistics_shared(state.generator, part, noise.parts):
+                fake = state.generator(z[mine], None if y_fake is None else y_fake[mine])
+            scores = state.discriminator(torch.cat([real[mine], fake.to(real.dtype)]), y)
+        d_real, d_fake = scores.split([len(fake), len(fake)])
+        loss = discriminator_hinge(d_real, d_fake)
+        state.d_scaler.backward(loss / noise.parts)
+        sums.append(torch.stack([loss.detach(), d_real.detach().float().mean(), d_fake.detach().float().mean()]))
+    finish = noise.world.average(_gradients(state.discriminator))
+
+    def update() -> Tensor:
+        finish()
+        norm = state.d_scaler.update(state.d_optimizer)
+        state.d_spectral.step()
+        return norm
+
+    means = torch.stack(sums).mean(0)
+    return dict(zip(("d_loss", "d_real", "d_fake"), means, strict=True)), update
 
 
-def generator_step(state: TrainState, noise: Noise) -> dict[str, Tensor]:
-    """Update the generator through the discriminator, whose weights want no gradient meanwhile."""
+@dataclass
+class Made:
+    """Fake images with their graph and classes."""
+
+    images: Tensor
+    y: Tensor | None
+
+
+def generator_parts(state: TrainState, noise: Noise) -> Iterator[Made]:
+    """Yield the images of the generator's update, a micro-batch at a time."""
     y = noise.classes()
+    z = noise.latent()
+    for part in range(noise.parts):
+        mine = slice(part, None, noise.parts)
+        y_mine = None if y is None else y[mine]
+        with state.precision.autocast(), statistics_shared(state.generator, part, noise.parts):
+            images = state.generator(z[mine], y_mine)
+        yield Made(images, y_mine)
+
+
+def generator_step(
+    state: TrainState, noise: Noise, made: Made | None = None, rest: Iterator[Made] | None = None
+) -> dict[str, Tensor]:
+    """Update the generator through the discriminator, whose weights want no gradient meanwhile; return the numbers.
+
+    `made` is the first of `generator_parts` where it is there already, `rest` the others.
+    """
+    rest = generator_parts(state, noise) if rest is None else rest
+    made = next(rest) if made is None else made
+    losses: list[Tensor] = []
     state.discriminator.requires_grad_(False)
-    with state.precision.autocast():
-        scores = state.discriminator(state.generator(noise.latent(), y), y)
-    loss = generator_hinge(scores)
-    state.g_scaler.update_with(loss, state.g_optimizer)
+    state.g_optimizer.zero_grad(set_to_none=True)
+    while made is not None:
+        with state.precision.autocast():
+            scores = state.discriminator(made.images, made.y)
+        loss = generator_hinge(scores)
+        state.g_scaler.backward(loss / noise.parts)
+        losses.append(loss.detach())
+        made = next(rest, None)
+    # The running averages of batch norm travel with the gradients: they are means over all micro-batches everywhere.
+    noise.world.average([*_gradients(state.generator), *_running_averages(state.generator)])()
+    norm = state.g_scaler.update(state.g_optimizer)
     state.g_spectral.step()
     state.discriminator.requires_grad_(True)
-    return {"g_loss": loss.detach()}
+    return {"g_loss": torch.stack(losses).mean(), "grad_norm/g": norm}
+
+
+@contextmanager
+def statistics_shared(model: nn.Module, part: int, parts: int) -> Iterator[None]:
+    """Within it batch norm's running averages move so that `parts` forwards in a row count as one with their mean.
+
+    r <- (1 - m) r + m/k (s_1 + ... + s_k), by giving the j-th of k the momentum (m/k) / (1 - m (k - j)/k).
+    """
+    if parts == 1:
+        yield
+        return
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, before, strict=True):
+        share = (momentum or 0.0) / parts
+        norm.momentum = share / (1 - share * (parts - 1 - part))
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if part < parts - 1 and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    # As many tensors in every process, whatever its images left without a gradient.
+    for p in model.parameters():
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def _running_averages(model: nn.Module) -> list[Tensor]:
+    return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from sagan_fast.errors import InputError
+from sagan_fast.visualize import drawing
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -29,7 +31,12 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write images (B, 3, H, W) in [-1, 1] to the PNG `path`, `columns` in a row, two white pixels between them.
+    """Write images (B, 3, H, W) in [-1, 1] to the PNG `path`, as `grid` arranges them."""
+    save_png(grid(images, columns), path)
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Return images (B, 3, H, W) in [-1, 1] as one uint8 picture, `columns` in a row, two white pixels between them.
 
     Images under 64 pixels are enlarged to at least 64 without smoothing, so that a screen shows them.
     """
@@ -38,4 +45,23 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     pixels = to_uint8(images)
     enlarge = max(1, 64 // pixels.shape[-1])
     pixels = pixels.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
-    save_png(make_grid(pixels, nrow=columns, padding=2, pad_value=255), path)
+    picture: Tensor = make_grid(pixels, nrow=columns, padding=2, pad_value=255)
+    return picture
+
+
+def labelled_grid(images: Tensor, labels: Sequence[str]) -> Tensor:
+    """Return images (rows * columns, 3, R, R) in [-1, 1] as one uint8 picture (3, h, w), `labels` left of the rows.
+
+    Images under 64 pixels are enlarged to at least 64 without smoothing, long labels cut off.
+    """
+    pixels = drawing.enlarged(to_uint8(images), 64)
+    size, letters = pixels.shape[-1], max(12, min(28, pixels.shape[-1] // 5))
+    words = [drawing.text(drawing.shortened(label, letters, 2 * size), letters) for label in labels]
+    width = max((word.shape[2] for word in words), default=0)
+    rows = []
+    for word, row in zip(words, pixels.chunk(len(words)), strict=True):
+        cell = drawing.blank(size, width)
+        top = (size - word.shape[1]) // 2
+        cell[:, top : top + word.shape[1], width - word.shape[2] :] = word  # right-aligned, at the row it names
+        rows.append(drawing.beside([drawing.beside([cell, row[0]], 8), *row[1:]], 2))
+    return drawing.framed(drawing.below(rows, 2), 6)

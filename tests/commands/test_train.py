@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import torch
 import yaml
 
@@ -45,3 +46,31 @@ def test_a_diverged_run_is_status_1_and_a_sentence(tmp_path, monkeypatch, senten
     args += ["--generator.base_channels=4", "--discriminator.base_channels=4", "--batch-size", "4"]
     assert cli.main(args) == 1
     assert "is nan at step 2; stopped, with the state in" in sentence()
+
+
+def test_global_batch_is_another_name_for_the_batch_size(capsys, sentence):
+    args = ["train", "--preset", "shapes-32", "--print-config"]
+    assert cli.main([*args, "--global-batch", "48", "--micro-batch-size=12"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["batch_size"], printed["micro_batch_size"]) == (48, 12) and "global_batch" not in printed
+    assert cli.main([*args, "--profile=-1"]) == 2
+    assert "profile must be 0 or more, got -1" in sentence()
+
+
+def test_of_many_processes_one_says_what_is_wrong_with_the_line(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit) as error:
+        cli.main(["train", "--preset", "shapes-33", "--out", "x"])
+    assert error.value.code == 2 and capsys.readouterr().err == ""
+
+
+def test_too_little_memory_is_a_sentence_that_helps(tmp_path, monkeypatch, sentence):
+    import sagan_fast.training.loop as loop
+
+    def too_much(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 80 GiB.\nmore")
+
+    monkeypatch.setattr(loop, "train_step", too_much)
+    args = ["train", "--preset", "shapes-32", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main([*args, "--generator.base_channels=4", "--discriminator.base_channels=4"]) == 2
+    assert "a --micro-batch-size below 32 takes fewer images at a time (Tried to allocate 80 GiB.)" in sentence()

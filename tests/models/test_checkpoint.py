@@ -5,9 +5,16 @@ import pickle
 import pytest
 import torch
 
-from sagan_fast import Generator
+from sagan_fast import Discriminator, Generator
 from sagan_fast.errors import InputError
-from sagan_fast.models.checkpoint import FORMAT, KEYS, find_checkpoint, load_checkpoint, load_generator
+from sagan_fast.models.checkpoint import (
+    FORMAT,
+    KEYS,
+    find_checkpoint,
+    load_checkpoint,
+    load_discriminator,
+    load_generator,
+)
 from sagan_fast.training.config import TrainConfig
 
 
@@ -30,6 +37,23 @@ def test_the_generator_of_a_checkpoint_needs_no_trainer(tmp_path):
     assert not loaded.training
     torch.testing.assert_close(loaded(z, y), average.eval()(z, y))
     torch.testing.assert_close(load_generator(tmp_path, average=False)(z, y), last.eval()(z, y))
+
+
+def test_the_discriminator_and_the_names_of_the_classes(tmp_path):
+    saved, _, _ = content()
+    network = Discriminator(
+        TrainConfig.from_preset("shapes-32", out="x", discriminator={"base_channels": 4}).discriminator
+    )
+    saved["config"]["discriminator"]["base_channels"] = 4
+    saved["config"]["backend"] = "triton"  # of the machine that trained, not of this one
+    torch.save({**saved, "discriminator": network.state_dict(), "class_names": ["a", "b"]}, tmp_path / "c.pt")
+    loaded = load_discriminator(tmp_path / "c.pt")
+    x, y = torch.randn(2, 3, 32, 32), torch.tensor([0, 9])
+    assert not loaded.training
+    torch.testing.assert_close(loaded(x, y), network.eval()(x, y))
+    assert load_generator(tmp_path / "c.pt").class_names == ("a", "b")
+    torch.save(saved, tmp_path / "old.pt")
+    assert load_generator(tmp_path / "old.pt").class_names == ()
 
 
 class Evil:

@@ -56,3 +56,43 @@ def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path):
             read_yaml(tmp_path / "c.yaml")
     with pytest.raises(InputError, match="cannot read .*none.yaml: No such file"):
         read_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "parts", "norm_batch"),
+    [
+        ({}, 1, 1, 64),
+        ({}, 4, 1, 16),
+        ({"micro_batch_size": 8}, 1, 8, 8),
+        ({"micro_batch_size": 8}, 4, 2, 8),
+        ({"micro_batch_size": 8, "sync_batch_norm": True}, 4, 2, 32),
+        ({"sync_batch_norm": True}, 4, 1, 64),
+    ],
+)
+def test_a_batch_is_shared_by_processes_and_micro_batches(options, processes, parts, norm_batch):
+    config = TrainConfig.from_preset("shapes-32", out="x", batch_size=64, **options)
+    assert (config.micro_batches(processes), config.norm_batch(processes)) == (parts, norm_batch)
+
+
+def test_a_batch_that_cannot_be_shared_is_a_sentence():
+    config = TrainConfig.from_preset("shapes-32", out="x", batch_size=64)
+    with pytest.raises(InputError, match="^batch_size must be divisible by the number of processes = 3, got 64$"):
+        config.micro_batches(3)
+    config = TrainConfig.from_preset("shapes-32", out="x", batch_size=64, micro_batch_size=24)
+    with pytest.raises(InputError, match="number of processes times micro_batch_size = 2 x 24, got 64$"):
+        config.micro_batches(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"micro_batch_size": -1}, "micro_batch_size must be 0 or more, got -1"),
+        ({"keep": 0}, "keep must be positive, got 0"),
+        ({"sigma_growth": 1.0}, "sigma_growth must be more than 1, got 1.0"),
+        ({"on_divergence": "panic"}, "on_divergence must be one of stop, rollback, got 'panic'"),
+        ({"timeout": 0}, "timeout must be positive, got 0"),
+    ],
+)
+def test_options_of_long_runs_are_checked(change, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig.from_preset("shapes-32", out="x", **change)

@@ -1,8 +1,9 @@
 import pytest
+import torch
 
-from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.health import Diverged, Guard, memory_gib, network_values
 
-FINE = {"d_loss": 1.2, "g_loss": 0.3, "d_real": 0.4, "d_fake": -0.5}
+FINE = {"d_loss": 1.2, "g_loss": 0.3, "d_real": 0.4, "d_fake": -0.5, "grad_norm/d": 3.0, "grad_norm/g": 0.0}
 
 
 @pytest.mark.parametrize("name", FINE)
@@ -25,3 +26,54 @@ def test_a_collapsed_discriminator_stops_after_patience_and_a_good_line_starts_a
         guard.check(0, line)
     with pytest.raises(Diverged, match=message):
         guard.check(2, values)
+
+
+def test_a_sigma_that_grows_too_fast_stops_and_a_slow_one_does_not():
+    guard = Guard(patience=4, growth=10.0)
+    for step in range(40):
+        guard.check(step, {**FINE, "sigma_max/g": 1.5**step, "sigma_max/d": 2.0})
+    with pytest.raises(Diverged, match=r"sigma_max/d has grown from 2 to 20.1 within 4 lines of the log by step 40"):
+        guard.check(40, {**FINE, "sigma_max/g": 1.5**40, "sigma_max/d": 20.1})
+    with pytest.raises(Diverged, match="sigma_max/g"):
+        Guard(patience=4).check(1, {**FINE, "sigma_max/g": float("nan")})
+
+
+def test_a_divergence_says_how_long_all_was_well():
+    guard = Guard(patience=2)
+    won = {**FINE, "d_loss": 0.0}
+    for step, line in ((1, FINE), (2, won), (3, FINE), (4, won)):
+        guard.check(step, line)
+    resumed = Guard(patience=2)
+    resumed.load_state_dict(guard.state_dict())
+    for each in (guard, resumed):
+        with pytest.raises(Diverged) as error:
+            each.check(5, won)
+        assert error.value.healthy_until == 3
+    resumed.load_state_dict({})
+    resumed.check(6, won)
+
+
+def test_the_log_shows_gammas_sigmas_and_skipped_steps():
+    from sagan_fast.training.config import TrainConfig
+    from sagan_fast.training.state import new_state
+
+    narrow = {"base_channels": 4}
+    config = TrainConfig.from_preset("shapes-32", out="x", generator=narrow, discriminator=narrow)
+    state = new_state(config, torch.device("cpu"))
+    state.generator.attentions["16"].gamma.data.fill_(0.25)
+    values, curves = network_values(state)
+    assert values["gamma/g.attentions.16"] == 0.25 and values["gamma/d.attentions.16"] == 0.0
+    assert values["skipped_steps/g"] == values["skipped_steps/d"] == 0
+    assert values["sigma_max/d"] == max(v for k, v in curves.items() if k.startswith("sigma/d."))
+    assert len(curves) == len(state.g_spectral) + len(state.d_spectral)
+
+
+def test_memory_is_that_of_this_process():
+    assert 0.05 < memory_gib(torch.device("cpu")) < 100
+
+
+@pytest.mark.gpu
+def test_memory_is_that_of_the_device():
+    before = memory_gib(torch.device("cuda"))
+    torch.ones(2**28, device="cuda")
+    assert memory_gib(torch.device("cuda")) >= max(before, 1.0)

@@ -1,7 +1,13 @@
+import errno
 import io
 import json
+import os
 
-from sagan_fast.training.log import RunLog
+import pytest
+
+from sagan_fast.errors import InputError
+from sagan_fast.training import log as log_module
+from sagan_fast.training.log import RunLog, SilentLog
 
 VALUES = {"d_loss": 1.0, "g_loss": -0.5, "d_real": 0.25, "d_fake": -0.25, "images_per_s": 12.0, "gamma/g.x": 0.125}
 
@@ -48,3 +54,72 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
         log.line(10, VALUES)
         log.say("a [sentence]")
     assert "10/100" in stream.getvalue() and "a [sentence]" in stream.getvalue()
+
+
+def test_curves_are_for_tensorboard_alone(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, 0, 100, io.StringIO()) as log:
+        log.line(10, VALUES, {"sigma/g.linear": 2.0})
+    assert "sigma/g.linear" not in lines(tmp_path / "log.jsonl")[0]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [e.value for e in board.Scalars("sigma/g.linear")] == [2.0]
+
+
+def test_a_line_says_how_long_the_rest_takes(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with RunLog(tmp_path, 10, 110, stream) as log:
+        now[0] += 3600
+        log.line(20, VALUES)
+    assert stream.getvalue().endswith("12 images/s  9:00:00 left\n")
+
+
+def test_a_long_silence_is_broken_by_a_heartbeat(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with RunLog(tmp_path, 0, 100, stream) as log:
+        for step in range(1, 11):
+            now[0] += 25
+            log.step_done(step)
+    assert stream.getvalue().splitlines() == [
+        "step 3/100  25.00 s a step  0:40:25 left",
+        "step 6/100  25.00 s a step  0:39:10 left",
+        "step 9/100  25.00 s a step  0:37:55 left",
+    ]
+
+
+def test_lines_of_a_run_that_went_back_are_kept_elsewhere(tmp_path):
+    with RunLog(tmp_path, 0, 100, io.StringIO()) as log:
+        for step in (10, 20, 30):
+            log.line(step, VALUES)
+        log.back_to(10)
+        log.line(20, {**VALUES, "d_loss": 2.0})
+    assert [(e["step"], e["d_loss"]) for e in lines(tmp_path / "log.jsonl")] == [(10, 1.0), (20, 2.0)]
+    assert [e["step"] for e in lines(tmp_path / "diverged.jsonl")] == [20, 30]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said = pytest.raises(InputError, match=r"cannot write .*log.jsonl: No space left on device")
+    with said, RunLog(tmp_path, 0, 100, io.StringIO()) as log:
+        log.file = Full()
+        log.line(1, VALUES)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write .*: Not a directory"):
+        RunLog(tmp_path / "file", 0, 100, io.StringIO())
+
+
+def test_a_process_that_is_not_the_main_one_says_nothing(tmp_path, capsys):
+    with SilentLog() as log:
+        log.line(1, VALUES)
+        log.step_done(1)
+        log.back_to(0)
+        log.say("a sentence")
+    assert capsys.readouterr() == ("", "")

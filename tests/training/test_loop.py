@@ -1,5 +1,6 @@
 """Whole runs: the folder, exact resumption, refusals, stops."""
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from sagan_fast.errors import InputError
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.training.config import TrainConfig, read_yaml
 from sagan_fast.training.health import Diverged
+
+VARIES = ("time", "images_per_s", "loader_wait", "memory_gib")
 
 
 def small(out, **overrides):
@@ -46,7 +49,8 @@ def test_a_run_folder_holds_everything(tmp_path, capsys):
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries] == [2, 4]
     assert {"d_loss", "g_loss", "d_real", "d_fake", "images_per_s", "gamma/g.attentions.16", "gamma/d.attentions.16",
-            "sigma_max/g", "sigma_max/d", "broken_images"} <= set(entries[0])  # fmt: skip
+            "sigma_max/g", "sigma_max/d", "grad_norm/g", "grad_norm/d", "loader_wait", "memory_gib", "skipped_steps/g",
+            "skipped_steps/d", "broken_images"} <= set(entries[0])  # fmt: skip
     assert (run / "samples" / "0000004.png").stat().st_size > 1000
     assert list((run / "tensorboard").iterdir())
     content = load_checkpoint(run / "checkpoints" / "last.pt")
@@ -64,7 +68,7 @@ def resumed_equals_straight(tmp_path, steps, **overrides):
     for key in ("step", "generator", "ema", "discriminator", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer"):
         assert_same(a[key], b[key], key)
     first, second = (
-        [{k: v for k, v in json.loads(line).items() if k not in ("time", "images_per_s")} for line in
+        [{k: v for k, v in json.loads(line).items() if k not in VARIES} for line in
          (run / "log.jsonl").read_text().splitlines()]
         for run in (straight, stopped)
     )  # fmt: skip
@@ -144,3 +148,103 @@ def test_the_written_config_is_rerunnable_as_it_is(tmp_path):
     loop.train(config)
     values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert TrainConfig.from_dict(values) == config
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    loop.train(small(tmp_path / "run", steps=3, checkpoint_every=1, keep=2))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["last.pt", "step-00000002.pt", "step-00000003.pt"]
+
+
+def poisoned_at(step, times):
+    """Return a train_step that makes NaN of a loss at `step`, so many times."""
+    original, left = loop.train_step, [times]
+
+    def poison(state, *args):
+        values = original(state, *args)
+        if state.step == step and left[0]:
+            left[0] -= 1
+            values["g_loss"] = values["g_loss"] * float("nan")
+        return values
+
+    return poison
+
+
+def test_a_rollback_goes_on_from_before_with_other_noise(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    options = dict(steps=6, checkpoint_every=1, log_every=1, sample_every=9)
+    straight = loop.train(small(tmp_path / "straight", **options))
+    monkeypatch.setattr(loop, "train_step", poisoned_at(4, times=1))
+    state = loop.train(small(run, on_divergence="rollback", **options))
+    assert state.step == 6 and state.rollbacks == 1
+    assert not torch.equal(state.generator.conv.bias, straight.generator.conv.bias)
+    assert "g_loss is nan at step 4; rolled back to step 3, rollback 1 of 3, other noise" in capsys.readouterr().out
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["rollbacks"]) for e in entries] == [(1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 1)]
+    assert json.loads((run / "diverged.jsonl").read_text())["step"] == 4
+    assert load_checkpoint(run / "checkpoints" / "stopped.pt")["step"] == 4
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["rollbacks"] == 1
+
+
+def test_rollbacks_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train_step", poisoned_at(2, times=9))
+    config = small(tmp_path / "run", checkpoint_every=1, log_every=1, on_divergence="rollback", max_rollbacks=2)
+    with pytest.raises(Diverged, match="g_loss is nan at step 2; stopped after 2 rollbacks"):
+        loop.train(config)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["rollbacks"] == 2
+
+
+def test_before_the_first_checkpoint_there_is_nothing_to_roll_back_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train_step", poisoned_at(1, times=1))
+    with pytest.raises(Diverged, match="g_loss is nan at step 1; stopped, with"):
+        loop.train(small(tmp_path / "run", log_every=1, on_divergence="rollback"))
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoint_before(tmp_path, monkeypatch):
+    original = torch.save
+
+    def full(content, file):
+        if content.get("step") == 4:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"cannot write the checkpoint .*step-00000004.pt: No space left on device"):
+        loop.train(small(tmp_path / "run", steps=6))
+    folder = tmp_path / "run" / "checkpoints"
+    assert load_checkpoint(folder / "last.pt")["step"] == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["last.pt", "step-00000002.pt"]
+    monkeypatch.undo()
+    assert loop.train(small(tmp_path / "run", steps=6), resume=True).step == 6
+
+
+def test_micro_batches_are_said_and_their_number_may_change(tmp_path, capsys):
+    loop.train(small(tmp_path / "run", steps=2, micro_batch_size=4))
+    assert "1 process x 2 x 4 images a step, step 0 of 2" in capsys.readouterr().out
+    loop.train(small(tmp_path / "run", steps=4), resume=True)
+    assert "batch norm now sees 8 images at a time instead of 4" in capsys.readouterr().out
+    with pytest.raises(InputError, match="number of processes times micro_batch_size = 1 x 3, got 8"):
+        loop.train(small(tmp_path / "other", micro_batch_size=3))
+
+
+def test_a_trace_is_written_when_asked_for(tmp_path, capsys):
+    loop.train(small(tmp_path / "run", steps=5), profile=1)
+    (trace,) = (tmp_path / "run" / "profile").iterdir()
+    assert f"in {trace}: open it in" in capsys.readouterr().out and "traceEvents" in json.loads(trace.read_text())
+
+
+@pytest.mark.gpu
+def test_between_lines_of_the_log_nothing_waits_for_the_device(tmp_path, monkeypatch):
+    original = loop.train_step
+
+    def strict(state, *args):
+        torch.cuda.set_sync_debug_mode("error" if state.step > 1 else "default")  # the first builds tables
+        try:
+            return original(state, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop, "train_step", strict)
+    for precision in ("bf16", "fp16"):
+        loop.train(small(tmp_path / precision, device="cuda", precision=precision, steps=6, log_every=6))

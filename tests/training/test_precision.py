@@ -52,21 +52,40 @@ class Overflowing(torch.autograd.Function):
         return grad * float("inf")
 
 
+def update(scaler, loss, optimizer):
+    optimizer.zero_grad()
+    scaler.backward(loss)
+    return scaler.update(optimizer)
+
+
 def test_a_step_that_overflows_is_skipped_counted_and_remembered():
     weight = torch.nn.Parameter(torch.ones(()))
     optimizer, scaler = torch.optim.SGD([weight], lr=0.1), Scaler("cpu", enabled=True)
-    scaler.update_with(2 * weight, optimizer)
+    assert update(scaler, 2 * weight, optimizer) == 2
     assert torch.isclose(weight.detach(), torch.tensor(0.8)) and scaler.skipped == 0
-    scaler.update_with(Overflowing.apply(weight), optimizer)
+    assert update(scaler, Overflowing.apply(weight), optimizer) == 0
     assert torch.isclose(weight.detach(), torch.tensor(0.8)) and scaler.skipped == 1
     resumed = Scaler("cpu", enabled=True)
     resumed.load_state_dict(scaler.state_dict())
     assert resumed.skipped == 1 and resumed.get_scale() == scaler.get_scale() == 2.0**15
 
 
-def test_without_scaling_it_is_a_plain_step():
+def test_fused_adam_takes_unscaled_gradients_and_leaves_out_the_step_that_overflows():
+    weight, plain = (torch.nn.Parameter(torch.full((3,), 2.0)) for _ in range(2))
+    scaled, reference = Scaler("cpu", enabled=True), Scaler("cpu", enabled=False)
+    fused, other = (torch.optim.Adam([w], lr=0.1, betas=(0.0, 0.9), fused=True) for w in (weight, plain))
+    for factor in (3.0, float("inf"), 5.0):
+        norm = update(scaled, (factor * weight).sum() if factor < 9 else Overflowing.apply(weight).sum(), fused)
+        if factor < 9:
+            torch.testing.assert_close(norm, update(reference, (factor * plain).sum(), other))
+    torch.testing.assert_close(weight, plain)
+    assert scaled.skipped == 1
+
+
+def test_without_scaling_it_is_a_plain_step_and_a_bad_gradient_shows():
     weight = torch.nn.Parameter(torch.ones(()))
-    scaler = Scaler("cpu", enabled=False)
-    scaler.update_with(2 * weight, torch.optim.SGD([weight], lr=0.1))
+    scaler, optimizer = Scaler("cpu", enabled=False), torch.optim.SGD([weight], lr=0.1)
+    assert update(scaler, 2 * weight, optimizer) == 2
     assert torch.isclose(weight.detach(), torch.tensor(0.8))
     assert scaler.state_dict() == {"skipped": 0}
+    assert update(scaler, Overflowing.apply(weight), optimizer) == float("inf")

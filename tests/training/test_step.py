@@ -5,9 +5,19 @@ import copy
 import pytest
 import torch
 
+from sagan_fast.errors import InputError
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.distributed import World
 from sagan_fast.training.state import new_state
-from sagan_fast.training.step import Noise, discriminator_step, generator_step, prepare_batch, train_step
+from sagan_fast.training.step import (
+    LANE,
+    Noise,
+    discriminator_step,
+    generator_step,
+    prepare_batch,
+    statistics_shared,
+    train_step,
+)
 
 CPU = torch.device("cpu")
 
@@ -64,7 +74,7 @@ def test_values_are_the_losses_of_the_scores(generator):
     noise = Noise(config, 0, CPU)
     real, y = prepare_batch(images, labels, noise)
     values = train_step(state, config, images, labels, CPU)
-    assert set(values) == {"d_loss", "g_loss", "d_real", "d_fake"} and state.step == 1
+    assert set(values) == {"d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g"} and state.step == 1
     torch.testing.assert_close(values["d_real"], before.eval()(real, y).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -82,6 +92,57 @@ def test_noise_depends_on_seed_and_step_alone():
 
     assert torch.equal(draw(0, 5), draw(0, 5))
     assert not torch.equal(draw(0, 5), draw(0, 6)) and not torch.equal(draw(0, 5), draw(1, 5))
+
+
+@pytest.mark.parametrize(("batch_size", "lanes"), [(24, 1), (511, 1), (512, 2), (1536, 4), (4096, 16)])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_every_process_draws_its_own_samples_of_the_same_batch(batch_size, lanes, size):
+    config = small(batch_size=batch_size)
+    whole = Noise(config, 3, CPU)
+    assert whole.lanes == lanes
+    z, y = whole.latent(), whole.classes()
+    assert len(z.unique(dim=0)) == batch_size and abs(z.mean()) < 0.05 and abs(z.std() - 1) < 0.05
+    if batch_size % size:
+        with pytest.raises(InputError, match=f"divisible by the number of processes = {size}, got {batch_size}"):
+            Noise(config, 3, CPU, World(CPU, 0, size))
+    else:
+        for rank in range(size):
+            mine = Noise(config, 3, CPU, World(CPU, rank, size))
+            assert torch.equal(mine.latent(), z[rank::size]) and torch.equal(mine.classes(), y[rank::size])
+            assert len(mine.rngs) * LANE <= max(LANE, 2 * batch_size // size)
+
+
+def test_a_rollback_draws_other_noise():
+    config = small(batch_size=4)
+    first, second = (Noise(config, 3, CPU, rollbacks=r).latent() for r in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_running_averages_of_micro_batches_move_once_by_their_mean(generator):
+    norm = torch.nn.BatchNorm2d(3, momentum=0.3)
+    parts = [torch.randn(4, 3, 2, 2, generator=generator) * (i + 1) + i for i in range(3)]
+    for part, x in enumerate(parts):
+        with statistics_shared(norm, part, 3):
+            norm(x)
+    assert norm.momentum == 0.3 and norm.num_batches_tracked == 1
+    mean = torch.stack([x.mean((0, 2, 3)) for x in parts]).mean(0)
+    var = torch.stack([x.var((0, 2, 3)) for x in parts]).mean(0)
+    torch.testing.assert_close(norm.running_mean, 0.3 * mean)
+    torch.testing.assert_close(norm.running_var, 0.7 + 0.3 * var)
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_batch_where_there_is_no_batch_norm(generator):
+    images, labels = batch(8, generator)
+    grads = []
+    for micro in (0, 2):
+        config = small(batch_size=8, micro_batch_size=micro)
+        state = new_state(config, CPU)
+        state.generator.eval()  # batch norm with its running averages
+        noise = Noise(config, 0, CPU)
+        discriminator_step(state, *prepare_batch(images, labels, noise), noise)
+        grads.append([p.grad.clone() for p in state.discriminator.parameters()])
+    for whole, added in zip(*grads, strict=True):
+        torch.testing.assert_close(added, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("flip", [False, True])

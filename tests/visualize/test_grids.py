@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from sagan_fast.errors import InputError
-from sagan_fast.visualize.grids import save_grid, save_png, to_uint8
+from sagan_fast.visualize.grids import labelled_grid, save_grid, save_png, to_uint8
 
 
 def read(path):
@@ -39,3 +39,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot write"):
         save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "file" / "i.png")
+
+
+def test_a_labelled_grid_names_its_rows():
+    images = torch.linspace(-1, 0.5, 6)[:, None, None, None].expand(6, 3, 32, 32)
+    picture = labelled_grid(images, ["ring", "a name that is much too long for its place"])
+    row = 64 + 2
+    right = picture[:, :, -(3 * row - 2 + 6) : -6]
+    assert picture.shape[1] == 2 * row - 2 + 12 and picture.shape[2] <= 2 * 64 + 8 + 3 * row + 10 + 2
+    assert [right[0, 6 + row * (i // 3), row * (i % 3)].item() for i in range(6)] == to_uint8(images)[
+        :, 0, 0, 0
+    ].tolist()
+    left = picture[:, :, : -(3 * row - 2 + 6)]
+    assert (left[:, 6:70].amin(0) < 100).any() and (left[:, 72:136].amin(0) < 100).any()  # ink beside both
+    assert labelled_grid(images, ["", ""]).shape[2] < picture.shape[2]

@@ -1,0 +1,70 @@
+"""`sagan-fast export`: the generator as files that need no trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+from sagan_fast.commands.options import command_parser
+from sagan_fast.errors import InputError
+
+FORMATS = ("safetensors", "onnx", "torchscript")
+TOLERANCE = 1e-4
+"""Largest difference to the checkpoint's samples, in units of [-1, 1], that an export may have: under a 78th of a gray
+level of 256."""
+
+
+def run(args: list[str]) -> None:
+    """Parse and run `sagan-fast export`."""
+    parser = command_parser(
+        "export", "Write the averaged generator of a run, spectral norm folded in, for use elsewhere."
+    )
+    parser.add_argument("checkpoint", help="run folder or checkpoint file")
+    parser.add_argument("--out", required=True, help="folder that gets the files")
+    parser.add_argument("--format", default="safetensors", help=f"one or more of {','.join(FORMATS)}")
+    parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
+    options = parser.parse_args(args)
+    formats = [name.strip() for name in options.format.split(",")]
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"format must be one or more of {','.join(FORMATS)}, got {name!r}")
+    folder = Path(options.out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out must name a folder, and {folder} is a file")
+    from sagan_fast.models import export
+    from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
+
+    if export.is_exported(Path(options.checkpoint)):
+        raise InputError(f"{options.checkpoint} is an exported generator: give the run or checkpoint it came from")
+    generator = load_generator(options.checkpoint, average=not options.last)
+    content = load_checkpoint(find_checkpoint(Path(options.checkpoint)))
+    about = {
+        "step": content["step"],
+        "weights": "last" if options.last else "averaged",
+        "data": data_name(content["config"]["data"]),
+    }
+    paths = {"safetensors": export.WEIGHTS, "onnx": export.ONNX, "torchscript": export.TORCHSCRIPT}
+    readers = export.readers()
+    inputs = export.example(generator, count=5, seed=1)
+    expected = generator(*inputs)
+    for name in FORMATS:
+        if name not in formats:
+            continue
+        path = folder / paths[name]
+        if name == "safetensors":
+            export.save_folder(generator, folder, about)
+        else:
+            {"onnx": export.save_onnx, "torchscript": export.save_torchscript}[name](generator, path)
+        if name not in readers:
+            print(f"{path}: not compared with the checkpoint's samples, onnxruntime is not installed")
+            continue
+        difference = (readers[name](path)(*inputs) - expected).abs().max().item()
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"{path} differs from the checkpoint's samples by {difference:.2g}")
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from the checkpoint's samples by {difference:.1g}")
+    export.save_card(generator, folder, about, [paths[name] for name in FORMATS if name in formats])
+
+
+def data_name(spec: str) -> str:
+    """Return the data set's spec with no more of its path than the last two folders: the rest is the machine's."""
+    kind, colon, path = spec.partition(":")
+    return kind + colon + "/".join(PurePath(path).parts[-2:]).replace("//", "/")

@@ -1,0 +1,150 @@
+"""`sagan-fast prepare`: a data set of any known format into a packed one, or the check of one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sagan_fast.commands.options import command_parser
+from sagan_fast.data.packed_writer import Progress
+from sagan_fast.errors import InputError
+
+SECONDS_BETWEEN_LINES = 30.0
+"""Of progress, where the output is no terminal."""
+
+
+def run(args: list[str]) -> None:
+    """Parse and run `sagan-fast prepare`."""
+    from sagan_fast.data.sources import KINDS
+
+    parser = command_parser(
+        "prepare",
+        "Pack a data set: decoded, cropped and resized once, then read as fast as memory goes with --data packed:DST. "
+        "SRC is a folder of images (class folders or flat), tar shards in the WebDataset layout, TFRecord files, or an "
+        "HDF5 file of BigGAN-PyTorch or StudioGAN; wildcards, {a,b} and {0000..0099} are understood. The same command "
+        "again goes on with what was interrupted.",
+    )
+    parser.add_argument("source", help="what to read; with --check, the packed set to verify")
+    parser.add_argument("out", nargs="?", help="folder of the packed set, DST")
+    parser.add_argument("--size", type=int, help="pixels a side")
+    parser.add_argument("--source_kind", choices=("auto", *KINDS), default="auto", help="if it is not recognised")
+    parser.add_argument("--num_workers", type=int, help="processes that decode (default: one per processor)")
+    parser.add_argument(
+        "--on_broken",
+        choices=("fail", "skip"),
+        default="fail",
+        help="skip leaves them out and lists them in broken.txt",
+    )
+    parser.add_argument("--first_label", type=int, default=0, help="what labels in files are counted from, 0 or 1")
+    parser.add_argument("--class_names", help="text file with a name a line, for sources whose labels are numbers")
+    parser.add_argument("--check", action="store_true", help="verify a packed set, change nothing")
+    options = parser.parse_args(args)
+    if options.check:
+        if options.out is not None:
+            raise InputError("--check takes one folder, the packed set")
+        _check(options.source)
+        return
+    from sagan_fast.data.prepare import prepare
+    from sagan_fast.data.sources import open_source
+
+    if options.out is None or options.size is None:
+        raise InputError(
+            "prepare needs SRC, DST and --size, such as: sagan-fast prepare images/train packed --size 128"
+        )
+    if options.size < 1:
+        raise InputError(f"--size must be at least 1 pixel, got {options.size}")
+    if options.num_workers is not None and options.num_workers < 0:
+        raise InputError(f"--num-workers must be at least 0, got {options.num_workers}")
+    source = open_source(options.source, options.source_kind, options.first_label)
+    names = None if options.class_names is None else _read_names(Path(options.class_names))
+    with _stop_on_signals() as stop, _shown(options.out) as show:
+        manifest = prepare(
+            source,
+            options.out,
+            resolution=options.size,
+            num_workers=options.num_workers,
+            on_broken=options.on_broken,
+            class_names=names,
+            on_progress=show,
+            stop=lambda: bool(stop),
+        )
+    if manifest is None:
+        print(f"{options.out}: stopped as asked; the same command goes on")
+        return
+    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no classes"
+    print(
+        f"{options.out}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}; train "
+        f"with --data packed:{options.out}"
+    )
+    if manifest.num_broken:
+        print(f"{manifest.num_broken} could not be read and were left out: {Path(options.out, 'broken.txt')}")
+
+
+def _check(folder: str) -> None:
+    from sagan_fast.data.packed_check import check
+
+    with _shown(folder) as show:
+        manifest = check(folder, on_progress=show)
+    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no classes"
+    print(
+        f"{folder}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}: all right"
+    )
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def _shown(out: str) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows progress: a bar on a terminal, else a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    began, first, said = time.monotonic(), -1, time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(out, total=None)
+
+        def show(progress: Progress) -> None:
+            nonlocal first, said
+            now = time.monotonic()
+            first = progress.images if first < 0 else first
+            rate = (progress.images - first) / max(now - began, 1e-9)
+            text = f"{progress.images} images, {rate:.0f}/s"
+            if progress.broken:
+                text += f", {len(progress.broken)} broken"
+            bar.update(task, total=progress.total, completed=progress.position, description=text)
+            if not console.is_terminal and now - said > SECONDS_BETWEEN_LINES:
+                share = progress.position / max(progress.total, 1)
+                print(f"{out}: {share:.0%}, {text}", file=sys.stderr, flush=True)
+                said = now
+
+        yield show
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """Yield a list that a first SIGINT or SIGTERM is appended to; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

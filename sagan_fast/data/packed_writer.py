@@ -1,0 +1,351 @@
+"""Writes a packed set so that nothing done is lost: killed at any instant, or out of disk, it goes on where it was.
+
+The images grow in images.npy.part; progress.jsonl says, line by line, how much of it is good. A line is written only
+after the pixels it vouches for are on the disk. What comes after the last whole line is cut off and done again. The
+manifest is written last: a set with one is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import sagan_fast
+from sagan_fast.data.dataset import count
+from sagan_fast.data.packed import (
+    BROKEN,
+    FORMAT,
+    HEADER_BYTES,
+    IMAGES,
+    LABELS,
+    MANIFEST,
+    PROGRESS,
+    VERSION,
+    Manifest,
+    header,
+    image_bytes,
+    new_digest,
+)
+from sagan_fast.data.sources.base import Source
+from sagan_fast.errors import InputError
+
+BLOCK_BYTES = 64 * 2**20
+"""Pixels under one checksum."""
+SYNC_SECONDS = 1.0
+TRANSFORM = {
+    "crop": "largest centred square",
+    "filter": "Pillow bilinear, antialiased when shrinking; none where the square has the right size",
+    "colour": "RGB, transparency over white, turned upright by EXIF",
+}
+
+
+@dataclass
+class Progress:
+    """How far a preparation is.
+
+    Attributes:
+        items: items of the source read, broken ones among them.
+        images: images packed.
+        position: done of `total`, in the source's units.
+        broken: (name, reason) of what was left out.
+    """
+
+    items: int = 0
+    images: int = 0
+    position: int = 0
+    total: int = 0
+    broken: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Chunk:
+    """Consecutive items, decoded: images uint8 (n, 3, R, R), their n labels, and the broken ones."""
+
+    items: int
+    position: int
+    images: npt.NDArray[np.uint8]
+    labels: list[int]
+    broken: list[tuple[str, str]]
+
+
+class PackedWriter:
+    """The unfinished set in `folder`: opened where it stopped, appended to, committed, finished.
+
+    Raises:
+        InputError: the folder cannot be written, holds something else or the unfinished set of other `settings`, or
+            another process is at work on it; from all methods where the disk is full.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], resolution: int) -> None:
+        self.folder, self.settings, self.resolution = folder, settings, resolution
+        self.progress = Progress()
+        self._part = folder / f"{IMAGES}.part"
+        self._images_per_block = max(1, BLOCK_BYTES // image_bytes(resolution))
+        self._labels: list[int] = []
+        self._blocks: list[str] = []
+        self._digest = new_digest()
+        self._pending: list[dict[str, Any]] = []
+        self._num_safe = 0
+        self._files: list[IO[bytes]] = []
+        with self._sentences():
+            _make_folder(folder)
+            self._journal = self._open(folder / PROGRESS)
+            _lock(self._journal, folder)
+            if (folder / IMAGES).exists():  # killed between the last steps of finish
+                os.replace(folder / IMAGES, self._part)
+            self._images = self._open(self._part)
+            try:
+                self._recover()
+            except BaseException:
+                self.close()
+                raise
+        self._synced = time.monotonic()
+
+    def append(self, chunk: Chunk) -> None:
+        """Write the images of `chunk` at the end."""
+        with self._sentences():
+            _write_all(self._images, chunk.images.tobytes())
+            entry = {
+                "items": chunk.items,
+                "labels": chunk.labels,
+                "position": chunk.position,
+                "broken": chunk.broken,
+                "blocks": self._add_to_digest(chunk.images),
+            }
+            self._count(entry)
+            self._pending.append(entry)
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self._sync()
+
+    def commit(self) -> None:
+        """Have everything appended on the disk, and vouched for."""
+        with self._sentences():
+            self._sync()
+
+    def finish(self, source: Source, class_names: list[str] | None) -> Manifest:
+        """Make the set a finished one and return its manifest; `class_names` in place of numbers."""
+        self.commit()
+        done = self.progress
+        if not done.images:
+            raise InputError(f"{source.path}: none of its {count(done.items, 'item', 'items')} could be read")
+        labels = np.array(self._labels, np.int64)
+        names = _names(source, class_names, labels)
+        blocks = [*self._blocks, *([self._digest.hexdigest()] if done.images % self._images_per_block else [])]
+        manifest = Manifest(
+            format=FORMAT,
+            version=VERSION,
+            num_images=done.images,
+            resolution=self.resolution,
+            class_names=names,
+            class_counts=np.bincount(labels, minlength=len(names)).tolist() if names else [],
+            num_broken=len(done.broken),
+            source={
+                "kind": source.kind,
+                "path": source.path,
+                "fingerprint": self.settings["fingerprint"],
+                "first_label": source.first_label,
+                "items": done.items,
+            },
+            transform=TRANSFORM,
+            made_with={"sagan_fast": sagan_fast.__version__, "numpy": np.__version__, **_versions(self.settings)},
+            checksums={
+                "algorithm": "blake2b, 16 bytes",
+                "images_per_block": self._images_per_block,
+                "images": blocks,
+                "labels": new_digest(labels.tobytes()).hexdigest(),
+            },
+        )
+        with self._sentences():
+            self._images.seek(0)
+            _write_all(self._images, header(done.images, self.resolution))
+            os.fsync(self._images.fileno())
+            with _replacing(self.folder / LABELS) as file:
+                np.save(file, labels)
+            if done.broken:
+                with _replacing(self.folder / BROKEN) as file:
+                    file.writelines(_line(name, reason) for name, reason in done.broken)
+            self._images.close()
+            os.replace(self._part, self.folder / IMAGES)
+            with _replacing(self.folder / MANIFEST) as file:
+                file.write(manifest.dumps().encode())
+            os.unlink(self.folder / PROGRESS)
+        return manifest
+
+    def close(self) -> None:
+        """Close the files; what is not committed is done again next time."""
+        for file in self._files:
+            file.close()
+
+    def _open(self, path: Path) -> IO[bytes]:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", buffering=0)
+        self._files.append(file)
+        return file
+
+    def _recover(self) -> None:
+        """Take up what the journal vouches for and cut off the rest."""
+        whole, size = 0, os.fstat(self._images.fileno()).st_size
+        for line in self._journal.read().splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            if not whole:
+                self._compare(entry)
+            elif self._bytes(self.progress.images + len(entry["labels"])) > size:
+                break
+            else:
+                self._count(entry)
+                self._blocks += entry["blocks"]
+            whole += len(line)
+        self._journal.truncate(whole)
+        self._journal.seek(whole)
+        if not whole:
+            _write_all(self._journal, _json_line(self.settings))
+        self._journal_end = self._journal.tell()
+        self._num_safe = self.progress.images
+        end = self._bytes(self._num_safe)
+        self._images.truncate(end)  # also makes room for the header
+        if begun := self._num_safe % self._images_per_block:  # the checksum of the last block goes on
+            self._images.seek(self._bytes(self._num_safe - begun))
+            self._digest.update(self._images.read(begun * image_bytes(self.resolution)))
+        self._images.seek(end)
+
+    def _compare(self, before: dict[str, Any]) -> None:
+        changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
+        if changed:
+            said = ", ".join(
+                "the source's files" if k == "fingerprint" else f"{k} (was {before.get(k)}, now {self.settings.get(k)})"
+                for k in changed
+            )
+            raise InputError(
+                f"{self.folder} holds an unfinished preparation that differs in {said}: remove the folder, or give "
+                "another one"
+            )
+
+    def _count(self, entry: dict[str, Any]) -> None:
+        self.progress.items += entry["items"]
+        self.progress.images += len(entry["labels"])
+        self.progress.position = entry["position"]
+        self.progress.broken += [(name, reason) for name, reason in entry["broken"]]
+        self._labels += entry["labels"]
+
+    def _add_to_digest(self, images: npt.NDArray[np.uint8]) -> list[str]:
+        """Add `images` to the running checksum; return those of the blocks that are now full."""
+        full = []
+        room = self._images_per_block - self.progress.images % self._images_per_block
+        while len(images):
+            part, images = images[:room], images[room:]
+            self._digest.update(part.data)
+            if len(part) == room:
+                full.append(self._digest.hexdigest())
+                self._digest = new_digest()
+            room = self._images_per_block
+        self._blocks += full
+        return full
+
+    def _sync(self) -> None:
+        if self._pending:
+            os.fsync(self._images.fileno())
+            self._journal.truncate(self._journal_end)  # half a line, where the disk was full
+            self._journal.seek(self._journal_end)
+            _write_all(self._journal, b"".join(map(_json_line, self._pending)))
+            os.fsync(self._journal.fileno())
+            self._journal_end = self._journal.tell()
+            self._pending = []
+        self._num_safe = self.progress.images
+        self._synced = time.monotonic()
+
+    def _bytes(self, images: int) -> int:
+        return HEADER_BYTES + images * image_bytes(self.resolution)
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        """Turn what the system says into a sentence, after saving what can be saved."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                self._sync()
+            safe = f"; {count(self._num_safe, 'image is', 'images are')} safe there, and the same command goes on"
+            reason = error.strerror or str(error)
+            raise InputError(f"{self.folder} cannot be written: {reason}{safe if self._num_safe else ''}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PROGRESS).exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds other files: give a folder that is empty or not there yet")
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    """Hold `file` for this process alone, workers excluded: they may outlive it by seconds."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise InputError(f"another process is preparing {folder}: wait for it or give another folder") from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _names(source: Source, given: list[str] | None, labels: npt.NDArray[np.int64]) -> list[str]:
+    if source.class_names is not None:
+        return source.class_names
+    needed = int(labels.max()) + 1
+    if given is None:
+        return [str(number) for number in range(needed)]
+    if len(given) < needed:
+        raise InputError(
+            f"{source.path} has labels up to {needed - 1}, and there are {len(given)} class names: give {needed}; "
+            "everything is packed, the same command with the right names finishes at once"
+        )
+    return given
+
+
+def _versions(settings: dict[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in settings.items() if key.startswith(("pillow", "lib"))}
+
+
+def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def _json_line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _line(name: str, reason: str) -> bytes:
+    return os.fsencode(f"{name}: {reason}".replace("\n", "\\n")) + b"\n"
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file that takes the place of `path` at once, when it is whole and on the disk."""
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,215 @@
+"""Makes packed sets: processes decode, this one appends what they return in the order of the source.
+
+The bytes depend on the source and the options alone, not on the number of processes, nor on where a preparation was
+cut off; see packed_writer.py for what makes that safe.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sagan_fast.data.dataset import count
+from sagan_fast.data.images import BrokenImageError
+from sagan_fast.data.loader import ignore_stop_signals, shut_down_workers, stop_signals_held_back
+from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
+from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress
+from sagan_fast.data.sources.base import Source
+from sagan_fast.errors import InputError
+
+TASK_BYTES = 2 * 2**20
+"""Pixels a process decodes at a time."""
+SECONDS_BETWEEN_LOOKS = 1.0
+MAX_BROKEN_IN_A_ROW = 100
+"""So many mean a lost disk or a wrong option, not a few bad files."""
+
+
+def prepare(
+    source: Source,
+    folder: str | os.PathLike[str],
+    *,
+    resolution: int,
+    num_workers: int | None = None,
+    on_broken: str = "fail",
+    class_names: list[str] | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], object] = lambda: False,
+) -> Manifest | None:
+    """Pack `source` into `folder`, or go on with it; return the manifest, or None if `stop` said so before the end.
+
+    Args:
+        resolution: R, pixels a side.
+        num_workers: processes that decode; None is one per processor, 0 decodes in this one.
+        on_broken: "fail" stops at the first broken item, "skip" leaves them out and lists them in broken.txt.
+        class_names: names in place of mere numbers, for sources that have no names.
+        on_progress: called after every few images.
+
+    Raises:
+        InputError: the folder holds something else or cannot be written, the disk is full, an item is broken and
+            `on_broken` is "fail", nothing is left, or the names do not fit the labels.
+    """
+    target = Path(folder).expanduser()
+    if class_names is not None and source.class_names is not None:
+        has = "class names of its own" if source.class_names else "no labels"
+        raise InputError(f"{source.path} has {has}: class names can be given to sources whose labels are numbers only")
+    settings = {
+        "kind": source.kind,
+        "fingerprint": source.fingerprint(),
+        "first_label": source.first_label,
+        "resolution": resolution,
+        **made_with(),
+    }
+    if (target / MANIFEST).exists():
+        return _already_there(target, settings)
+    workers = _num_processors() if num_workers is None else num_workers
+    with closing(PackedWriter(target, settings, resolution)) as writer:
+        done = writer.progress
+        done.total = source.total
+        _check_space(target, source, done, resolution)
+        on_progress(done)
+        in_a_row = 0
+        with closing(_decoded(source, resolution, workers, done.items)) as chunks:
+            for chunk in chunks:
+                in_a_row = 0 if chunk.labels else in_a_row + len(chunk.broken)
+                if chunk.broken and (on_broken == "fail" or in_a_row >= MAX_BROKEN_IN_A_ROW):
+                    writer.commit()
+                    raise InputError(_why_stopped(chunk, on_broken, in_a_row, done))
+                writer.append(chunk)
+                on_progress(done)
+                if stop():
+                    writer.commit()
+                    return None
+        return writer.finish(source, class_names)
+
+
+def made_with() -> dict[str, str]:
+    """Return the versions of what decodes and resizes: others may give other bytes."""
+    import PIL
+    from PIL import features
+
+    versions = {"pillow": PIL.__version__}
+    for codec, name in (("jpg", "libjpeg"), ("webp", "libwebp")):
+        if found := features.version(codec):
+            versions[name] = found
+    if turbo := features.version("libjpeg_turbo"):
+        versions["libjpeg_turbo"] = turbo
+    return versions
+
+
+def _num_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
+    manifest = read_manifest(folder)
+    there = {**manifest.source, "resolution": manifest.resolution}
+    changed = [key for key in ("kind", "fingerprint", "first_label", "resolution") if there.get(key) != settings[key]]
+    if changed:
+        said = ", ".join("files" if key == "fingerprint" else key.replace("_", " ") for key in changed)
+        raise InputError(
+            f"{folder} holds another packed set, of other {said} ({manifest.num_images} images of "
+            f"{manifest.resolution}x{manifest.resolution} from {manifest.source.get('path')}): remove it or give "
+            "another folder"
+        )
+    (folder / PROGRESS).unlink(missing_ok=True)
+    return manifest
+
+
+def _check_space(folder: Path, source: Source, done: Progress, resolution: int) -> None:
+    """Raise InputError before hours of work that cannot fit."""
+    if source.num_items is None:
+        return
+    needed, free = (source.num_items - done.items) * image_bytes(resolution), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder} needs {needed / 1e9:.1f} GB more for {source.num_items} images of {resolution}x{resolution}, "
+            f"and its disk has {free / 1e9:.1f} GB free: make room or give a folder elsewhere"
+        )
+
+
+def _why_stopped(chunk: Chunk, on_broken: str, in_a_row: int, done: Progress) -> str:
+    name, reason = chunk.broken[0]
+    kept = f"{count(done.images, 'image is', 'images are')} packed so far"
+    if on_broken == "fail":
+        return (
+            f"{name} cannot be read: {reason}; {kept}: repair it and run the same command again, or add "
+            "--on-broken skip"
+        )
+    return (
+        f"{in_a_row} items in a row could not be read, among them {name}: {reason}; {kept}: run the same command again "
+        "when the cause is gone"
+    )
+
+
+class _Reader(Dataset[Any]):
+    """Decodes the items of one task; in a worker process, where there are any."""
+
+    def __init__(self, source: Source, resolution: int) -> None:
+        self.source = source
+        self.resolution = resolution
+
+    def __getitem__(self, items: list[Any]) -> Chunk:
+        images = np.empty((len(items), 3, self.resolution, self.resolution), np.uint8)
+        labels: list[int] = []
+        broken = []
+        for item, read in zip(items, self.source.read_many(items, self.resolution), strict=True):
+            if isinstance(read, BrokenImageError):
+                broken.append((self.source.name_of(item), str(read)))
+            else:
+                images[len(labels)], label = read
+                labels.append(label)
+        # arrays travel through a pipe: tensors would need shared memory, of which containers have little
+        return Chunk(len(items), self.source.position(items[-1]), images[: len(labels)], labels, broken)
+
+
+def _decoded(source: Source, resolution: int, num_workers: int, start: int) -> Generator[Chunk]:
+    """Yield the chunks from item `start` on, in order."""
+    size = source.items_per_task or max(1, TASK_BYTES // image_bytes(resolution))
+    items = itertools.islice(source.items(), start, None)
+    tasks: Iterator[list[Any]] = iter(lambda: list(itertools.islice(items, size)), [])
+    loader: DataLoader[Any] = DataLoader(
+        _Reader(source, resolution),
+        sampler=tasks,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
+        generator=torch.Generator().manual_seed(0),
+    )
+    with stop_signals_held_back():
+        iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        shut_down_workers(iterator)
+
+
+def _begin_worker(parent: int, worker_id: int) -> None:
+    """Let the worker end with its parent, however that ends.
+
+    DataLoader's own watch is not enough: a worker that has more to send than a pipe holds would wait for ever.
+    """
+    ignore_stop_signals(worker_id)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _as_it_is(chunk: Any) -> Any:
+    return chunk

@@ -1,0 +1,135 @@
+"""Data sets in other people's formats, as `sagan-fast prepare` reads them; `open_source` recognises the kind."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sagan_fast.data.dataset import count, list_some
+from sagan_fast.data.sources.base import Source, open_checked
+from sagan_fast.data.sources.folder import FolderSource
+from sagan_fast.data.sources.hdf5 import SIGNATURE, HDF5Source
+from sagan_fast.data.sources.tar import TarSource, is_tar
+from sagan_fast.data.sources.tfrecord import TFRecordSource, is_tfrecord
+from sagan_fast.errors import InputError
+
+__all__ = ["KINDS", "Source", "open_source"]
+
+KINDS = ("folder", "tar", "tfrecord", "hdf5")
+SNIFFED = 4096
+"""Bytes from a file's beginning that tell its kind."""
+NOT_SHARDS = (".txt", ".json", ".md", ".csv", ".idx", ".yaml", ".yml")
+
+
+def open_source(path: str | os.PathLike[str], kind: str = "auto", first_label: int = 0) -> Source:
+    """Return the data set at `path`: a folder of images, or files of one of the other kinds.
+
+    Args:
+        path: a folder of images or of files, a file, or a pattern of files with *, ?, [...], {a,b} or {000..123}.
+        kind: one of KINDS, or "auto" to recognise it by what the files begin with, not by their names.
+        first_label: the number that labels in files are counted from.
+
+    Raises:
+        InputError: nothing is there, its kind is not recognised or not the one given, or it holds no images.
+    """
+    path = os.fspath(path)
+    if first_label not in (0, 1):
+        raise InputError(f"--first-label must be 0 or 1, got {first_label}")
+    found = kind_of(path) if kind == "auto" else kind
+    if found == "folder":
+        if first_label:
+            raise InputError("--first-label is for labels in files: the classes of a folder are its sub-folders")
+        return FolderSource(path)
+    files = files_of(path)
+    if found == "tar":
+        return TarSource(path, files, first_label)
+    if found == "tfrecord":
+        return TFRecordSource(path, files, first_label)
+    if len(files) > 1:
+        raise InputError(f"{path} are {len(files)} HDF5 files ({list_some(files)}): give one")
+    return HDF5Source(path, files[0], first_label)
+
+
+def kind_of(path: str) -> str:
+    """Return which of KINDS `path` is; InputError if none, or several."""
+    if os.path.isdir(os.path.expanduser(path)) and not _shards_in(path):
+        return "folder"
+    kinds = {_kind_of_file(file): file for file in files_of(path)}
+    if len(kinds) > 1:
+        said = ", ".join(f"{file} ({kind or 'unknown'})" for kind, file in kinds.items())
+        raise InputError(f"{path} holds files of several kinds: {said}; give a pattern that names one kind")
+    (kind,) = kinds
+    if kind is None:
+        raise InputError(
+            f"{path} is no tar, TFRecord or HDF5 file: give one of these, or a folder of images (unpack it first if it "
+            "is packed)"
+        )
+    return kind
+
+
+def files_of(path: str) -> list[str]:
+    """Return the files that `path` names, sorted within a pattern; InputError if there are none."""
+    whole = os.path.expanduser(path)
+    if os.path.isdir(whole):
+        if shards := _shards_in(path):
+            return shards
+        raise InputError(f"{path} is a folder without tar, TFRecord or HDF5 files")
+    if os.path.exists(whole):
+        return [whole]
+    files: list[str] = []
+    for pattern in expand_braces(whole):
+        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        missing = [pattern] if not matches else [file for file in matches if not os.path.isfile(file)]
+        if missing:
+            where = f" (relative paths start at {os.getcwd()})"
+            raise InputError(f"{missing[0]} does not exist or is no file: check the path{where}")
+        files += matches
+    if repeated := sorted({file for file in files if files.count(file) > 1}):
+        raise InputError(f"{path} names {count(len(repeated), 'file', 'files')} twice ({list_some(repeated)})")
+    return files
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Yield the strings that a shell makes of `pattern`: {a,b} and {000..123}, the latter with its zeros."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    inside = match[1]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers:
+        low, high = numbers.groups()
+        width = len(low) if low.startswith("0") or len(low) == len(high) else 0
+        parts = [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
+    elif "," in inside:
+        parts = inside.split(",")
+    else:
+        parts = [f"\0{inside}\1"]  # braces that mean themselves
+    for part in parts:
+        for expanded in expand_braces(pattern[: match.start()] + part + pattern[match.end() :]):
+            yield expanded.replace("\0", "{").replace("\1", "}")
+
+
+def _shards_in(path: str) -> list[str]:
+    """Return the tar, TFRecord and HDF5 files directly in a folder; none if it is one of images."""
+    shards = []
+    for file in sorted(Path(path).expanduser().iterdir()):
+        if file.name.startswith(".") or file.suffix.lower() in NOT_SHARDS or not file.is_file():
+            continue
+        if _kind_of_file(str(file)) is None:
+            return []
+        shards.append(str(file))
+    return shards
+
+
+def _kind_of_file(file: str) -> str | None:
+    with open_checked(file) as opened:
+        start = opened.read(SNIFFED)
+    if start.startswith(SIGNATURE):
+        return "hdf5"
+    if is_tfrecord(start):  # before tar: both may be compressed
+        return "tfrecord"
+    return "tar" if is_tar(start) else None

@@ -1,0 +1,102 @@
+"""What `prepare` reads from: numbered items in a fixed order, listed by one process and decoded by many."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sagan_fast.data.images import BrokenImageError, crop_and_resize, to_tensor
+from sagan_fast.errors import InputError
+
+Image = npt.NDArray[np.uint8]
+MAX_LABEL = 10**6
+"""A larger number in a file is no class."""
+
+
+class Source(ABC):
+    """A data set in somebody else's format; sent to the worker processes as it is.
+
+    Attributes:
+        kind: "folder", "tar", "tfrecord" or "hdf5".
+        path: as the user gave it.
+        class_names: where the format has them; None where labels are numbers only, [] where there are no labels.
+        num_items: how many there are; None where only reading to the end would tell.
+        first_label: the number that labels are counted from.
+        total: the `position` of the end.
+        items_per_task: how many items are best read at once; None leaves it to the caller.
+    """
+
+    kind: str
+    path: str
+    class_names: list[str] | None = None
+    num_items: int | None = None
+    first_label: int = 0
+    total: int = 0
+    items_per_task: int | None = None
+
+    @abstractmethod
+    def items(self) -> Iterator[Any]:
+        """Return all items in order; what is needed to find and name each, small enough to send to a worker."""
+
+    @abstractmethod
+    def position(self, item: Any) -> int:
+        """Return how much of `total` is done once `item` is."""
+
+    @abstractmethod
+    def name_of(self, item: Any) -> str:
+        """Return what to call `item` in the list of broken ones."""
+
+    @abstractmethod
+    def read(self, item: Any, resolution: int) -> tuple[Image, int]:
+        """Return image uint8 (3, resolution, resolution) and label of `item`; BrokenImageError where it has none."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a digest of what is to be read, by which an unfinished preparation knows its source again."""
+
+    def read_many(self, items: Sequence[Any], resolution: int) -> Iterator[tuple[Image, int] | BrokenImageError]:
+        """Yield what `read` returns or raises for each of `items`."""
+        for item in items:
+            try:
+                yield self.read(item, resolution)
+            except BrokenImageError as error:
+                yield error
+
+
+def fingerprint_of(parts: Iterable[object]) -> str:
+    """Return a digest of `parts`, whose text tells them apart."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(os.fsencode(str(part)) + b"\0")
+    return digest.hexdigest()
+
+
+def check_label(label: int, first_label: int) -> int:
+    """Return the class number of `label`, counted from `first_label`; BrokenImageError if it is none."""
+    if not first_label <= label <= MAX_LABEL:
+        raise BrokenImageError(f"its label {label} is not in {first_label}..{MAX_LABEL}")
+    return label - first_label
+
+
+def fit(image: Image, resolution: int) -> Image:
+    """Return pixels (H, W, 3), cropped and resized as an image file's are, as (3, resolution, resolution)."""
+    if image.shape[:2] == (resolution, resolution):
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
+    from PIL import Image as Pillow
+
+    fitted: Image = to_tensor(crop_and_resize(Pillow.fromarray(np.ascontiguousarray(image)), resolution)).numpy()
+    return fitted
+
+
+def open_checked(path: str) -> Any:
+    """Open `path` for reading bytes; InputError says why it cannot be."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from error

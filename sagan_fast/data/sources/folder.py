@@ -1,0 +1,48 @@
+"""Image folders as a source: exactly the images, labels and order of `folder:PATH`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from sagan_fast.data.folders import FolderDataset
+from sagan_fast.data.images import read_image
+from sagan_fast.data.sources.base import Image, Source, fingerprint_of
+
+
+class FolderSource(Source):
+    """Class folders or one flat folder; items are indices.
+
+    Raises:
+        InputError: the folder is laid out otherwise (see `FolderDataset`).
+    """
+
+    kind = "folder"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._dataset = FolderDataset(path, resolution=1)
+        self.class_names = self._dataset.class_names
+        self.num_items = self.total = len(self._dataset)
+
+    def items(self) -> Iterator[int]:
+        """Return the indices."""
+        return iter(range(self.total))
+
+    def position(self, item: int) -> int:
+        """Return the number of images up to and with `item`."""
+        return item + 1
+
+    def name_of(self, item: int) -> str:
+        """Return the path of the file."""
+        return self._dataset.path_of(item)
+
+    def read(self, item: int, resolution: int) -> tuple[Image, int]:
+        """Return image and label as the folder data set does."""
+        image: Image = read_image(self._dataset.path_of(item), resolution).numpy()
+        return image, int(self._dataset.labels[item])
+
+    def fingerprint(self) -> str:
+        """Return a digest of the files' names; their contents may be repaired meanwhile."""
+        root = len(os.path.join(self._dataset.root, ""))
+        return fingerprint_of(self._dataset.path_of(i)[root:] for i in range(self.total))

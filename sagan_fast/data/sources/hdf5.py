@@ -1,0 +1,122 @@
+"""HDF5 files of BigGAN-PyTorch and StudioGAN: `imgs`, uint8, and `labels`.
+
+BigGAN-PyTorch (make_hdf5.py) and StudioGAN at first store (N, 3, R, R), today's StudioGAN (src/utils/hdf5.py)
+(N, R, R, 3); both are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sagan_fast.data.images import BrokenImageError
+from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, fit
+from sagan_fast.errors import InputError
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MAX_ITEMS_PER_TASK = 512
+
+
+class HDF5Source(Source):
+    """The images of one file; items are indices.
+
+    Raises:
+        InputError: h5py is not installed, or the file is not laid out as those.
+    """
+
+    kind = "hdf5"
+
+    def __init__(self, path: str, file: str, first_label: int = 0) -> None:
+        self.path, self.file, self.first_label = path, file, first_label
+        self._opened: Any = None
+        opened = self._open()
+        images = opened.get("imgs")
+        if (
+            images is None
+            or images.ndim != 4
+            or images.dtype != np.uint8
+            or 3 not in (images.shape[1], images.shape[3])
+        ):
+            what = ", ".join(sorted(opened)) or "nothing"
+            raise InputError(
+                f"{file} must hold imgs, uint8 of (N, 3, H, W) or (N, H, W, 3), as BigGAN-PyTorch and StudioGAN write "
+                f"it; it holds {what if images is None else f'imgs, {images.dtype} of {images.shape}'}"
+            )
+        self.num_items = self.total = len(images)
+        self._channels_first = images.shape[1] == 3
+        labels = opened.get("labels")
+        if labels is not None and labels.shape != (self.total,):
+            raise InputError(f"{file} must hold as many labels as imgs, {self.total}, and holds {labels.shape}")
+        self.class_names = [] if labels is None else None
+        if images.chunks is not None:  # a chunk is read whole, whatever is wanted of it
+            self.items_per_task = min(images.chunks[0], MAX_ITEMS_PER_TASK)
+        self._described = (images.shape, images.id.get_storage_size(), labels is None)
+        self._close()
+
+    def items(self) -> Iterator[int]:
+        """Return the indices."""
+        return iter(range(self.total))
+
+    def position(self, item: int) -> int:
+        """Return the number of images up to and with `item`."""
+        return item + 1
+
+    def name_of(self, item: int) -> str:
+        """Return file and index."""
+        return f"{self.file}, image {item}"
+
+    def read(self, item: int, resolution: int) -> tuple[Image, int]:
+        """Return image and label."""
+        (result,) = self.read_many([item], resolution)
+        if isinstance(result, BrokenImageError):
+            raise result
+        return result
+
+    def read_many(self, items: Sequence[int], resolution: int) -> Iterator[tuple[Image, int] | BrokenImageError]:
+        """Yield image and label of each of the consecutive `items`, from one read; what cannot be read one by one."""
+        try:
+            file = self._open()
+            images = file["imgs"][items[0] : items[-1] + 1]
+            labels = file["labels"][items[0] : items[-1] + 1] if self.class_names is None else None
+        except (OSError, KeyError, RuntimeError, InputError) as error:
+            if len(items) > 1:
+                for item in items:
+                    yield from self.read_many([item], resolution)
+            else:
+                yield BrokenImageError(" ".join(str(error).split()))
+            return
+        for i, image in enumerate(images):
+            try:
+                label = 0 if labels is None else check_label(int(labels[i]), self.first_label)
+                yield fit(image.transpose(1, 2, 0) if self._channels_first else image, resolution), label
+            except BrokenImageError as error:
+                yield error
+
+    def fingerprint(self) -> str:
+        """Return a digest of the file's name and size and the arrays' shapes."""
+        return fingerprint_of([os.path.basename(self.file), os.path.getsize(self.file), *self._described])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def _open(self) -> Any:
+        if self._opened is None:
+            try:
+                import h5py
+            except ImportError:
+                raise InputError(
+                    f'{self.file} is an HDF5 file, and h5py is not installed: pip install h5py, or "sagan_fast[hdf5]"'
+                ) from None
+            try:
+                self._opened = h5py.File(self.file, "r")
+            except OSError as error:
+                reason = error.strerror or " ".join(str(error).split())
+                raise InputError(f"{self.file} cannot be opened as HDF5: {reason}") from error
+        return self._opened
+
+    def _close(self) -> None:
+        self._opened.close()
+        self._opened = None

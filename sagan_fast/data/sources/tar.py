@@ -1,0 +1,266 @@
+"""Tar shards in the WebDataset layout: KEY.jpg beside KEY.cls (a whole number), or the number in KEY.json.
+
+Members with one key follow each other and make one sample; the key is the path up to the first dot of its last part
+(https://github.com/webdataset/webdataset). Plain shards are listed by their headers and read by many processes;
+compressed ones can only be read from their beginning, so the listing process unpacks them and sends the bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sagan_fast.data.dataset import list_some
+from sagan_fast.data.folders import EXTENSIONS, NOT_DATA
+from sagan_fast.data.images import BrokenImageError, read_image
+from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, open_checked
+from sagan_fast.errors import InputError
+
+LABEL_KEYS = ("cls", "label", "class")
+"""Where a KEY.json may hold the class number; the first that is there."""
+MAX_LABEL_BYTES = 2**20
+GZIP = b"\x1f\x8b"
+OTHER_COMPRESSION = {"zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
+
+
+@dataclass(frozen=True)
+class TarItem:
+    """One sample: where its image is, or the bytes themselves, or what is wrong with it."""
+
+    name: str
+    shard: int
+    offset: int  # of the image in its shard
+    size: int
+    position: int
+    label: str | None = None
+    data: bytes | None = None
+    broken: str = ""
+
+
+class TarSource(Source):
+    """Samples of all shards, in the order of the shards and within them.
+
+    Raises:
+        InputError: a shard is no tar file, or the first holds no image.
+    """
+
+    kind = "tar"
+
+    def __init__(self, path: str, shards: Sequence[str], first_label: int = 0) -> None:
+        self.path, self.shards, self.first_label = path, list(shards), first_label
+        for shard in self.shards:
+            _check_kind(shard)
+        self._sizes = [os.path.getsize(shard) for shard in self.shards]
+        self.total = sum(self._sizes)
+        first = next((item for item in self.items() if not item.broken), None)
+        if first is None:
+            raise InputError(
+                f"{path} holds no sample whose image ({list_some(EXTENSIONS)}) can be found: a sample is KEY.jpg and "
+                "KEY.cls in a tar file"
+            )
+        self._labelled = first.label is not None
+        if not self._labelled:
+            self._refuse_class_folders(first)
+        self.class_names = None if self._labelled else []
+
+    def items(self) -> Iterator[TarItem]:
+        """Return the samples."""
+        done = 0
+        for shard in range(len(self.shards)):
+            yield from self._items_of(shard, done)
+            done += self._sizes[shard]
+
+    def position(self, item: TarItem) -> int:
+        """Return the bytes up to the end of the sample's image; of a compressed shard, to its beginning."""
+        return item.position
+
+    def name_of(self, item: TarItem) -> str:
+        """Return shard and member."""
+        return f"{self.shards[item.shard]}/{item.name}"
+
+    def read(self, item: TarItem, resolution: int) -> tuple[Image, int]:
+        """Return image and label; BrokenImageError if either is missing or no such thing."""
+        if item.broken:
+            raise BrokenImageError(item.broken)
+        label = self._number(item)
+        data = item.data
+        if data is None:
+            try:
+                with open(self.shards[item.shard], "rb") as file:
+                    file.seek(item.offset)
+                    data = file.read(item.size)
+            except OSError as error:
+                raise BrokenImageError(error.strerror or str(error)) from error
+            if len(data) < item.size:
+                raise BrokenImageError("the shard ends within it")
+        image: Image = read_image(io.BytesIO(data), resolution).numpy()
+        return image, label
+
+    def fingerprint(self) -> str:
+        """Return a digest of the shards' names and sizes."""
+        return fingerprint_of([*map(os.path.basename, self.shards), *self._sizes])
+
+    def _number(self, item: TarItem) -> int:
+        if (item.label is not None) != self._labelled:
+            raise BrokenImageError(f"it has {'no' if self._labelled else 'a'} label, unlike the first sample")
+        if item.label is None:
+            return 0
+        try:
+            number = int(item.label)
+        except ValueError:
+            raise BrokenImageError(f"its label {item.label[:40]!r} is not a whole number") from None
+        return check_label(number, self.first_label)
+
+    def _items_of(self, shard: int, before: int) -> Iterator[TarItem]:
+        path = self.shards[shard]
+        keys: set[str] = set()
+        sample: _Sample | None = None
+        try:
+            with _open_tar(path) as (tar, packed):
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
+                    key, extension = _split(member.name)
+                    if not member.isfile() or not extension or _is_hidden(member.name):
+                        continue
+                    if sample is None or sample.key != key:
+                        if sample is not None and sample.image:
+                            yield sample.item(shard)
+                        sample = _Sample(
+                            key, broken="another sample of its shard has the same key" if key in keys else ""
+                        )
+                        keys.add(key)
+                    sample.add(tar, member, extension, packed, before)
+            if sample is not None and sample.image:
+                yield sample.item(shard)
+        except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+            if sample is not None and sample.image:
+                yield sample.item(shard)
+            reason = f"the shard is damaged or cut short after {len(keys)} keys ({' '.join(str(error).split())})"
+            yield TarItem("*", shard, 0, 0, before + self._sizes[shard], broken=reason)
+
+    def _refuse_class_folders(self, first: TarItem) -> None:
+        """Raise InputError if the shards hold folders of images without labels: all would fall into one class."""
+        here = os.path.dirname(first.name)
+        other = next((i for i in self._items_of(0, 0) if not i.broken and os.path.dirname(i.name) != here), None)
+        if other is not None:
+            there = os.path.dirname(other.name)
+            raise InputError(
+                f"{self.path} has no labels (KEY.cls), but folders of images ({here or '.'}, {there or '.'}, ...): if "
+                "they are classes, unpack it and give the folder"
+            )
+
+
+@dataclass
+class _Sample:
+    """The members of one key, while they are read."""
+
+    key: str
+    broken: str = ""
+    image: str = ""
+    offset: int = 0
+    size: int = 0
+    position: int = 0
+    data: bytes | None = None
+    label: str | None = None
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, packed: bool, before: int) -> None:
+        if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
+            if self.image:
+                self.broken = f"it has a second image, {member.name} (a key ends at the first dot)"
+                return
+            self.image, self.size, self.offset = member.name, member.size, member.offset_data
+            self.position = before + (0 if packed else member.offset_data + member.size)
+            if packed:
+                self.data = _content(tar, member)
+        elif extension in ("cls", "json") and member.size <= MAX_LABEL_BYTES:
+            text = _content(tar, member).decode("utf-8", "replace")
+            found = text.strip() if extension == "cls" else _label_in_json(text)
+            if extension == "cls" or self.label is None:
+                self.label = found
+
+    def item(self, shard: int) -> TarItem:
+        return TarItem(self.image, shard, self.offset, self.size, self.position, self.label, self.data, self.broken)
+
+
+@contextmanager
+def _open_tar(path: str) -> Iterator[tuple[tarfile.TarFile, bool]]:
+    """Give the tar file in `path`, and whether it is compressed; raise at the end if it was cut short."""
+    with open(path, "rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        if not packed:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                yield tar, packed
+                _check_end(tar, os.fstat(file.fileno()).st_size)
+            return
+        # not tarfile's own gzip, which does not check the sum at the end
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            with tarfile.open(fileobj=unpacked, mode="r|") as tar:
+                yield tar, packed
+            while unpacked.read(2**20):
+                pass
+            _check_end(tar, unpacked.tell())
+
+
+def _check_end(tar: tarfile.TarFile, size: int) -> None:
+    """Raise ReadError unless a block of zeros marks the end; tarfile takes the end of the file for one."""
+    if size < tar.offset + tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it has no end mark")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    content = file.read() if file is not None else b""
+    if len(content) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return content
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return key and extension, lower case, of a member."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _is_hidden(name: str) -> bool:
+    return any(p.lower() in NOT_DATA or (p.startswith(".") and p != ".") for p in name.split("/"))
+
+
+def _label_in_json(text: str) -> str | None:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(content, dict):
+        for key in LABEL_KEYS:
+            if isinstance(content.get(key), int | str):
+                return str(content[key])
+    return None
+
+
+def _check_kind(path: str) -> None:
+    """Raise InputError if the file is no tar file, plain or gzip."""
+    with open_checked(path) as file:
+        start = file.read(512)
+    for name, magic in OTHER_COMPRESSION.items():
+        if start.startswith(magic):
+            raise InputError(f"{path} is compressed with {name}: unpack it, or compress it with gzip")
+    try:
+        with _open_tar(path) as (tar, _):
+            tar.next()
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        if not is_tar(start):
+            raise InputError(f"{path} is no tar file, plain or compressed with gzip") from None
+
+
+def is_tar(start: bytes) -> bool:
+    """Return whether a file that begins with `start` is a tar file, plain or gzip."""
+    return start[257:262] == b"ustar" or start.startswith(GZIP)

@@ -1,0 +1,248 @@
+"""Scores of generated images against real ones, with the whole protocol beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sagan_fast.data import ImageDataset
+from sagan_fast.errors import InputError
+from sagan_fast.evaluation.features import Extractor, file_sha256
+from sagan_fast.evaluation.metrics import (
+    Gaussian,
+    InceptionScore,
+    frechet_distance,
+    kernel_distance,
+    precision_recall_density_coverage,
+)
+from sagan_fast.evaluation.protocol import METRICS, Protocol, versions
+from sagan_fast.evaluation.statistics import Reference, SetStatistics, collect, fingerprint
+from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages, from_first, is_first, process_count
+from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
+from sagan_fast.models.generator import Generator
+
+EXTREMES = 5
+"""Classes listed as worst and as best."""
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""Called with what is gone through and its number of images; returns what is told of each batch."""
+
+
+def evaluate(
+    generated: Images,
+    dataset: ImageDataset,
+    extractor: Extractor,
+    protocol: Protocol,
+    *,
+    source: Mapping[str, Any],
+    metrics: Iterable[str] = METRICS,
+    num_workers: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any] | None:
+    """Return the scores of `generated` against `dataset`, plain data fit for JSON; None except on the first process.
+
+    The keys are fid, is, is_std, kid, kid_std, precision, recall, density, coverage, intra_fid (the mean over classes),
+    intra_fid_per_class, intra_fid_worst, intra_fid_best, each where `metrics` asks for it and it can be had; `notes`,
+    sentences that whoever reads the numbers must know; and `protocol`. Under torch.distributed all processes call it.
+
+    Args:
+        source: what `generated` is, for the protocol: see `generator_source` and `dataset_source`.
+        num_workers: processes that read real images.
+
+    Raises:
+        InputError: unknown metrics, or images that cannot be read or made.
+    """
+    metrics = tuple(metrics)
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise InputError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown)}")
+    notes: list[str] = []
+    same_classes = generated.num_classes == dataset.num_classes > 0
+    if generated.class_names:
+        same_classes = generated.class_names == dataset.class_names
+    per_class = "intra_fid" in metrics and same_classes
+    with_score = "is" in metrics and extractor.num_logits > 0
+
+    what = from_first(lambda: dataset_source(dataset))
+    real_count = len(dataset) if protocol.reference_count is None else min(protocol.reference_count, len(dataset))
+    if protocol.reference_count is not None and real_count < protocol.reference_count:
+        notes.append(f"the protocol wants {protocol.reference_count} real images, and there are {real_count}")
+    identity = {
+        "data": what["fingerprint"],
+        "resolution": dataset.resolution,
+        "preprocessing": what["preprocessing"],
+        "count": real_count,
+        "seed": protocol.seed if real_count < len(dataset) else 0,
+        "extractor": dataclasses.asdict(extractor.identity),
+        "device": extractor.device.type,
+        "torch": str(torch.__version__),
+    }
+
+    def real_images() -> Images:
+        return StoredImages(
+            dataset, real_count, seed=protocol.seed, batch_size=protocol.batch_size, num_workers=num_workers
+        )
+
+    begin = progress or (lambda label, count: lambda done: None)
+    reference = Reference(
+        identity,
+        real_images,
+        extractor,
+        keep=protocol.keep,
+        per_class=per_class,
+        progress=begin("real images", real_count),
+    )
+    intra: dict[int, tuple[float, int]] = {}
+
+    def compare_class(label: int, count: int, gaussian: Gaussian) -> None:
+        if (found := reference.of_class(label)) is not None:
+            intra[label] = (frechet_distance(gaussian, found[1]), count)
+
+    score = None
+    if with_score and is_first():
+        score = InceptionScore(generated.count, extractor.num_logits, protocol.splits, extractor.device)
+    fake = collect(
+        generated,
+        extractor,
+        keep=protocol.keep,
+        on_class=compare_class if per_class else None,
+        inception=score,
+        progress=begin("generated images", generated.count),
+    )
+    if fake is None:
+        return None
+    result = _scores(fake, reference.statistics, protocol, metrics, notes)
+    if score is not None:
+        result["is"], result["is_std"] = score.result()
+    elif "is" in metrics:
+        notes.append("no inception score: the features come without logits")
+    if intra:
+        result |= _intra(intra, dataset.class_names)
+        if len(intra) < dataset.num_classes:
+            notes.append(f"intra-FID over {len(intra)} of {dataset.num_classes} classes: the others lack two images")
+        fewest = min(count for _, count in intra.values())
+        if fewest <= extractor.num_features:
+            notes.append(
+                f"intra-FID from as few as {fewest} images a class is biased upwards: compare equal counts only"
+            )
+    elif "intra_fid" in metrics and dataset.num_classes:
+        notes.append("no intra-FID: the generated images do not have the classes of the real ones")
+    if min(fake.count, real_count) <= extractor.num_features:
+        notes.append(
+            f"{min(fake.count, real_count)} images do not fill {extractor.num_features} dimensions: "
+            "FID is biased upwards, compare equal counts only"
+        )
+    result["notes"] = notes
+    result["protocol"] = {
+        **dataclasses.asdict(protocol),
+        "count": generated.count,
+        "reference_count": real_count,
+        "kid_subset_size": min(protocol.kid_subset_size, len(fake.kept), len(reference.statistics.kept)),
+        "labels": "an even share of each class" if generated.num_classes else None,
+        "features": {
+            **dataclasses.asdict(extractor.identity),
+            "num_features": extractor.num_features,
+            "num_logits": extractor.num_logits,
+        },
+        "generated": dict(source),
+        "real": {**what, "resolution": dataset.resolution, "images": len(dataset)},
+        "device": str(extractor.device),
+        "processes": process_count(),
+        "versions": versions(),
+    }
+    if not isinstance(generated, GeneratedImages):
+        result["protocol"] |= dict.fromkeys(("labels", "batch_norm", "standing_batches", "truncation", "weights"))
+    return result
+
+
+def evaluate_generator(
+    generator: Generator,
+    dataset: ImageDataset,
+    extractor: Extractor,
+    protocol: Protocol,
+    *,
+    source: Mapping[str, Any] | None = None,
+    metrics: Iterable[str] = METRICS,
+    num_workers: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any] | None:
+    """Return `evaluate` of samples of `generator`, which is left as it is, drawn as `protocol` says."""
+    images = GeneratedImages(
+        generator,
+        protocol.count,
+        seed=protocol.seed,
+        truncation=protocol.truncation,
+        batch_size=protocol.batch_size,
+        batch_norm=protocol.batch_norm,
+        standing_batches=protocol.standing_batches,
+        quantisation=protocol.quantise,
+    )
+    return evaluate(
+        images,
+        dataset,
+        extractor,
+        protocol,
+        source=source or {"generator": "in memory"},
+        metrics=metrics,
+        num_workers=num_workers,
+        progress=progress,
+    )
+
+
+def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tuple[Generator, dict[str, Any]]:
+    """Return the generator of a run or checkpoint, and what the protocol says of it: file, SHA-256, step, weights."""
+    path = find_checkpoint(run_or_checkpoint)
+    generator = load_generator(path, average=weights == "average", device=device)
+    described = {
+        "checkpoint": str(path),
+        "sha256": file_sha256(path),
+        "step": int(load_checkpoint(path)["step"]),
+        "weights": weights,
+        "resolution": generator.config.resolution,
+        "backend": generator.config.backend,
+    }
+    return generator, described
+
+
+def dataset_source(dataset: ImageDataset) -> dict[str, Any]:
+    """Return what the protocol says of a set of images: its spec, how images were prepared, its fingerprint."""
+    return {
+        "data": dataset.name,
+        "preprocessing": "largest centred square, Pillow's bilinear with antialiasing to the resolution, RGB uint8",
+        "fingerprint": fingerprint(dataset),
+    }
+
+
+def _scores(
+    fake: SetStatistics, real: SetStatistics, protocol: Protocol, metrics: tuple[str, ...], notes: list[str]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    fewest = min(len(fake.kept), len(real.kept))
+    if "fid" in metrics:
+        result["fid"] = frechet_distance(fake.gaussian, real.gaussian)
+    if "kid" in metrics:
+        size = min(protocol.kid_subset_size, fewest)
+        result["kid"], result["kid_std"] = kernel_distance(fake.kept, real.kept, protocol.kid_subsets, size)
+        if size < protocol.kid_subset_size:
+            notes.append(f"KID from subsets of {size} images, not {protocol.kid_subset_size}: there are no more")
+    if "prdc" in metrics:
+        if fewest > protocol.neighbours:
+            values = precision_recall_density_coverage(fake.kept, real.kept, protocol.neighbours)
+            result |= zip(("precision", "recall", "density", "coverage"), values, strict=True)
+        else:
+            notes.append(f"no precision to coverage: they need more than {protocol.neighbours} images of either set")
+    return result
+
+
+def _intra(intra: Mapping[int, tuple[float, int]], class_names: list[str]) -> dict[str, Any]:
+    ordered = sorted(((value, class_names[label]) for label, (value, _) in intra.items()), reverse=True)
+    return {
+        "intra_fid": statistics.fmean(value for value, _ in ordered),
+        "intra_fid_worst": [name for _, name in ordered[:EXTREMES]],
+        "intra_fid_best": [name for _, name in ordered[::-1][:EXTREMES]],
+        "intra_fid_per_class": {class_names[label]: value for label, (value, _) in sorted(intra.items())},
+    }

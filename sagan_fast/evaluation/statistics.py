@@ -1,0 +1,227 @@
+"""What is kept of a set of images for its scores, and the cache of it for real sets.
+
+Of a set of any size: two moments, a bounded subset of features for the scores that compare neighbours, and of one class
+at a time its features. Those of a real set are kept on disk under a key of all that decides them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagan_fast.data import ImageDataset
+from sagan_fast.data.folders import FolderDataset
+from sagan_fast.data.loader import epoch_order
+from sagan_fast.errors import InputError
+from sagan_fast.evaluation.features import Extractor
+from sagan_fast.evaluation.metrics import Gaussian, InceptionScore, Moments
+from sagan_fast.evaluation.streams import Images, features_in_order, from_first, is_first
+
+CLASS_CAP = 5000
+"""Images of a class that count for its FID; those after are left out. All features of a class are in memory at once."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SetStatistics:
+    """Of `count` images: the Gaussian of their features, and features (up to a bound, F) float32 of some of them."""
+
+    count: int
+    gaussian: Gaussian
+    kept: Tensor
+
+
+def collect(
+    images: Images,
+    extractor: Extractor,
+    *,
+    keep: int,
+    on_class: Callable[[int, int, Gaussian], None] | None = None,
+    inception: InceptionScore | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SetStatistics | None:
+    """Go through `images` once and return their statistics; None except on the first process.
+
+    Args:
+        keep: features kept: all if there are no more, else those of a fixed random choice.
+        on_class: called with label, count and Gaussian when a class (of two images or more) is complete.
+        inception: is shown all logits.
+        progress: is told the number of images of each batch.
+    """
+    moments = Moments(extractor.num_features, extractor.device) if is_first() else None
+    wanted = torch.zeros(images.count, dtype=torch.bool)
+    wanted[torch.from_numpy(epoch_order(images.count, 0, 0)[:keep])] = True
+    kept: list[Tensor] = []
+    remaining = torch.bincount(images.labels, minlength=max(images.num_classes, 1)).tolist()
+    rows: dict[int, list[Tensor]] = {}
+    for start, features, logits in features_in_order(images, extractor):
+        if progress is not None:
+            progress(len(features))
+        if moments is None:
+            continue
+        samples = slice(start, start + len(features))
+        moments.update(features)
+        kept.append(features[wanted[samples].to(features.device)].clone())
+        if inception is not None:
+            inception.update(start, logits)
+        if on_class is None or not images.num_classes:
+            continue
+        labels = images.labels[samples]
+        for label in torch.unique(labels).tolist():
+            of_class = features[(labels == label).to(features.device)]
+            rows.setdefault(label, []).append(of_class)
+            remaining[label] -= len(of_class)
+            if remaining[label] == 0:
+                everything = torch.cat(rows.pop(label))[:CLASS_CAP]
+                if len(everything) > 1:
+                    on_class(label, len(everything), Gaussian.of_rows(everything))
+    if moments is None:
+        return None
+    return SetStatistics(moments.count, moments.gaussian(), torch.cat(kept))
+
+
+class Reference:
+    """Statistics of a real set, from the cache where they are, else collected and put there.
+
+    `identity` is plain data that says all that decides the numbers. `from_cache` tells which it was. Every process of
+    a distributed evaluation makes one; the first alone has the statistics.
+    """
+
+    def __init__(
+        self,
+        identity: Mapping[str, Any],
+        images: Callable[[], Images],
+        extractor: Extractor,
+        *,
+        keep: int,
+        per_class: bool,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.identity = {"format": FORMAT, "keep": keep, "per_class": per_class, **identity}
+        text = json.dumps(self.identity, sort_keys=True)
+        self.folder = cache_folder() / "reference" / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self.device = extractor.device
+        found = self._load(text) if is_first() else None
+        self.from_cache = from_first(lambda: found is not None)
+        if not self.from_cache:
+            # Made before the work and not after it, so that a place that cannot be written shows at once.
+            temporary = from_first(self._temporary_folder)
+            try:
+                found = self._collect(Path(temporary), images(), extractor, keep, per_class, progress)
+                from_first(lambda: self._keep(Path(temporary), text, found))
+            finally:
+                if is_first():
+                    shutil.rmtree(temporary, ignore_errors=True)
+        self._statistics = found
+
+    @property
+    def statistics(self) -> SetStatistics:
+        """The statistics of the whole set."""
+        assert self._statistics is not None
+        return self._statistics
+
+    def of_class(self, label: int) -> tuple[int, Gaussian] | None:
+        """Return the number of images and the Gaussian of class `label`; None if it has fewer than two."""
+        path = self.folder / f"class_{label:06d}.pt"
+        if not path.exists():
+            return None
+        content = torch.load(path, map_location=self.device, weights_only=True)
+        return content["count"], Gaussian(content["mean"], content["factor"].double())
+
+    def _load(self, text: str) -> SetStatistics | None:
+        try:
+            if (self.folder / "identity.json").read_text() != text:
+                return None
+            content = torch.load(self.folder / "set.pt", map_location=self.device, weights_only=True)
+            return SetStatistics(content["count"], Gaussian(content["mean"], content["factor"]), content["kept"])
+        except Exception:  # missing, or cut off in any way: it is made anew
+            return None
+
+    def _temporary_folder(self) -> str:
+        with self._writing():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkdtemp(dir=self.folder.parent, prefix=".")
+
+    def _collect(
+        self,
+        folder: Path,
+        images: Images,
+        extractor: Extractor,
+        keep: int,
+        per_class: bool,
+        progress: Callable[[int], None] | None,
+    ) -> SetStatistics | None:
+        self._failure: OSError | None = None
+
+        def save_class(label: int, count: int, gaussian: Gaussian) -> None:
+            content = {"count": count, "mean": gaussian.mean.cpu(), "factor": gaussian.factor.float().cpu()}
+            try:
+                torch.save(content, folder / f"class_{label:06d}.pt")
+            except (OSError, RuntimeError) as error:  # the other processes are in the midst of it: later
+                self._failure = error if isinstance(error, OSError) else OSError(str(error).split("\n")[0])
+
+        return collect(images, extractor, keep=keep, on_class=save_class if per_class else None, progress=progress)
+
+    def _keep(self, temporary: Path, text: str, found: SetStatistics | None) -> None:
+        assert found is not None
+        with self._writing():
+            if self._failure is not None:
+                raise self._failure
+            mean, factor = found.gaussian.mean.cpu(), found.gaussian.factor.cpu()
+            content = {"count": found.count, "mean": mean, "factor": factor, "kept": found.kept.cpu()}
+            torch.save(content, temporary / "set.pt")
+            (temporary / "identity.json").write_text(text)
+            shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or another process has just written the same
+            os.replace(temporary, self.folder)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+            raise InputError(
+                f"cannot keep the statistics of the real images in {self.folder.parent}: {reason}; set "
+                "SAGAN_FAST_CACHE to a folder that can be written"
+            ) from error
+
+
+def cache_folder() -> Path:
+    """Return $SAGAN_FAST_CACHE, or ~/.cache/sagan_fast."""
+    return Path(os.environ.get("SAGAN_FAST_CACHE") or Path("~", ".cache", "sagan_fast")).expanduser()
+
+
+def fingerprint(dataset: ImageDataset) -> str:
+    """Return a SHA-256 of what `dataset` holds: it changes whenever its images or labels may have changed.
+
+    Of a folder: names, sizes and modification times of its files. Of a packed set: its manifest, checksums included.
+    Of other sets: all their pixels.
+    """
+    digest = hashlib.sha256(dataset.labels.tobytes())
+    digest.update(json.dumps([type(dataset).__name__, dataset.resolution, dataset.class_names]).encode())
+    if isinstance(dataset, FolderDataset):
+        for index in range(len(dataset)):
+            path = dataset.path_of(index)
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}") from error
+            relative = os.path.relpath(path, dataset.root)
+            digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    elif hasattr(dataset, "manifest"):
+        digest.update(dataset.manifest.dumps().encode())
+    else:
+        for index in range(len(dataset)):
+            digest.update(dataset.load(index).numpy().tobytes())
+    return digest.hexdigest()

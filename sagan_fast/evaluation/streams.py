@@ -1,0 +1,315 @@
+"""Images to be scored, real or generated, and their features in order: each once, however many processes share them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sagan_fast.data import ImageDataset
+from sagan_fast.data.loader import epoch_order
+from sagan_fast.errors import InputError
+from sagan_fast.evaluation.features import Extractor
+from sagan_fast.evaluation.sampling import classes, latents
+from sagan_fast.models.generator import Generator
+
+T = TypeVar("T")
+
+BATCH_NORMS = ("running", "batch", "standing")
+QUANTISATIONS = ("uint8", "none")
+
+
+class Images:
+    """Images in units of a batch; a unit is the same whichever process makes it.
+
+    Attributes:
+        labels: int64 (count,), in the order of the samples.
+        num_classes: 0 if the labels mean nothing.
+        class_names: one a class where they are known, else empty.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int, batch_size: int) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch-size must be positive, got {batch_size}")
+        self.class_names: list[str] = []
+        self.labels, self.num_classes, self.batch_size = labels, num_classes, batch_size
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def num_units(self) -> int:
+        """Number of batches, the last of which may be short."""
+        return -(-self.count // self.batch_size)
+
+    def unit_range(self, unit: int) -> range:
+        """Return the samples of batch `unit`."""
+        return range(unit * self.batch_size, min((unit + 1) * self.batch_size, self.count))
+
+    def units(self, numbers: range) -> Iterator[Tensor]:
+        """Yield the images (b, 3, R, R) of the batches `numbers`, uint8 or float32 in [0, 255]."""
+        raise NotImplementedError
+
+
+class GeneratedImages(Images):
+    """`count` samples of a generator, an even share of each class; those of `sagan-fast sample` for the same seed.
+
+    Args:
+        batch_norm: statistics in the batch norms: "running" averages of training; those of each "batch" of
+            `batch_size`, its classes mixed; or "standing" ones, averaged over `standing_batches` such batches first.
+        quantisation: "uint8" rounds as a PNG does, "none" leaves float32.
+
+    The generator is copied where its batch norms must change; spectral norm's u and v never move.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        count: int,
+        *,
+        seed: int = 0,
+        truncation: float | None = None,
+        batch_size: int = 64,
+        batch_norm: str = "running",
+        standing_batches: int = 200,
+        quantisation: str = "uint8",
+    ) -> None:
+        for name, value, known in (
+            ("batch-norm", batch_norm, BATCH_NORMS),
+            ("quantise", quantisation, QUANTISATIONS),
+        ):
+            if value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        self.quantisation = quantisation
+        self.generator = generator
+        # Batches whose statistics count are all whole: what is over is drawn and left out.
+        whole = -(-count // batch_size) * batch_size if batch_norm == "batch" else count
+        self._z = latents(whole, generator.config.z_dim, seed, truncation)
+        num_classes = generator.config.num_classes
+        y = classes(whole, num_classes)
+        if y is not None and batch_norm == "batch":
+            y = y[torch.from_numpy(epoch_order(whole, seed, 0))]
+        self._y = y
+        super().__init__(torch.zeros(count, dtype=torch.int64) if y is None else y[:count], num_classes, batch_size)
+        if batch_norm == "batch":
+            self.generator = _with_batch_statistics(generator)
+        elif batch_norm == "standing":
+            self.generator = _with_standing_statistics(generator, standing_batches, batch_size, seed, truncation)
+
+    @torch.no_grad()
+    def units(self, numbers: range) -> Iterator[Tensor]:
+        device = next(self.generator.parameters()).device
+        for unit in numbers:
+            samples = self.unit_range(unit)
+            rows = slice(samples.start, min(samples.start + self.batch_size, len(self._z)))
+            y = None if self._y is None else self._y[rows].to(device)
+            images = self.generator(self._z[rows].to(device), y)[: len(samples)].float()
+            if not bool(images.isfinite().all()):
+                raise InputError("the generator makes images that are not finite: this checkpoint cannot be scored")
+            pixels = images.add(1).mul(127.5)
+            yield pixels.round().clamp(0, 255).byte() if self.quantisation == "uint8" else pixels
+
+
+class StoredImages(Images):
+    """`count` images of a data set (None: all), in order of class; fewer than all are a fixed random choice.
+
+    Raises InputError if there are not as many, and (from `units`) if one is broken, or is not of the set's resolution
+    although `same_size` says that all should be.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        count: int | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        same_size: bool = False,
+    ) -> None:
+        if count is not None and not 0 < count <= len(dataset):
+            raise InputError(f"{dataset.name} has {len(dataset)} images, and {count} are asked for")
+        chosen = np.arange(len(dataset), dtype=np.int64)
+        if count is not None and count < len(dataset):
+            chosen = np.sort(epoch_order(len(dataset), seed, 0)[:count])
+        self.indices: npt.NDArray[np.int64] = chosen[np.argsort(dataset.labels[chosen], kind="stable")]
+        super().__init__(torch.from_numpy(dataset.labels[self.indices]), dataset.num_classes, batch_size)
+        self.class_names = dataset.class_names
+        self.dataset, self.num_workers, self.same_size = dataset, num_workers, same_size
+
+    def units(self, numbers: range) -> Iterator[Tensor]:
+        batches = [self.indices[list(self.unit_range(unit))].tolist() for unit in numbers]
+        loader: DataLoader[Any] = DataLoader(
+            _Reader(self.dataset, self.same_size),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
+        )
+        for images in loader:
+            if isinstance(images, InputError):
+                raise images
+            yield images
+
+
+def features_in_order(images: Images, extractor: Extractor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (start, features (b, F), logits (b, C)) of all of `images`, in order, on every process.
+
+    Under torch.distributed unit u is made by process u modulo their number, and what it made is sent to the others:
+    no sample is left out, repeated or padded, and the numbers do not depend on how many processes there are.
+
+    Raises InputError on every process if one of them fails with it.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    mine = images.units(range(rank, images.num_units, world_size))
+    for first in range(0, images.num_units, world_size):
+        features = logits = None
+        failure = ""
+        if first + rank < images.num_units:
+            try:
+                features, logits = extractor(next(mine))
+            except InputError as error:
+                failure = str(error)
+        if world_size == 1:
+            if failure:
+                raise InputError(failure)
+            assert features is not None and logits is not None
+            yield images.unit_range(first).start, features, logits
+            continue
+        failures: list[str] = [""] * world_size
+        dist.all_gather_object(failures, failure)
+        if any(failures):
+            raise InputError(next(sentence for sentence in failures if sentence))
+        widths = (extractor.num_features, extractor.num_logits)
+        own = torch.zeros(images.batch_size, sum(widths), device=extractor.device)
+        if features is not None and logits is not None:
+            own[: len(features)] = torch.cat([features, logits], 1)
+        everyone = [torch.empty_like(own) for _ in range(world_size)]
+        dist.all_gather(everyone, own)
+        for unit, rows in zip(range(first, images.num_units), everyone, strict=False):
+            samples = images.unit_range(unit)
+            rows = rows[: len(samples)]
+            yield samples.start, rows[:, : widths[0]], rows[:, widths[0] :]
+
+
+def is_first() -> bool:
+    """Return whether this is the process that keeps statistics and writes results."""
+    return not _distributed() or dist.get_rank() == 0
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Return on every process what `work` gives on the first, which must be plain data; its InputError likewise."""
+    if not _distributed():
+        return work()
+    box: list[Any] = [None, ""]
+    if is_first():
+        try:
+            box[0] = work()
+        except InputError as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box)
+    if box[1]:
+        raise InputError(box[1])
+    value: T = box[0]
+    return value
+
+
+def process_count() -> int:
+    """Return how many processes share the evaluation."""
+    return dist.get_world_size() if _distributed() else 1
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _Reader(Dataset[Any]):
+    """Reads whole batches. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
+
+    def __init__(self, dataset: ImageDataset, same_size: bool) -> None:
+        self.dataset, self.same_size = dataset, same_size
+
+    def __getitems__(self, indices: list[int]) -> Tensor | InputError:
+        try:
+            if self.same_size:
+                for index in indices:
+                    _check_size(self.dataset, index)
+            return torch.stack([self.dataset.load(index) for index in indices])
+        except InputError as error:
+            return InputError(*error.args)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _check_size(dataset: ImageDataset, index: int) -> None:
+    """Raise InputError naming the file of image `index` if it would have to be cropped or resized."""
+    from sagan_fast.data.folders import FolderDataset
+
+    if not isinstance(dataset, FolderDataset):
+        return
+    size = image_size(dataset.path_of(index))
+    if size is not None and size != (dataset.resolution, dataset.resolution):
+        raise InputError(
+            f"{dataset.path_of(index)} has {size[0]}x{size[1]} pixels where {dataset.resolution}x{dataset.resolution} "
+            "are expected: give --resolution R to have all images cropped and resized"
+        )
+
+
+def image_size(path: str) -> tuple[int, int] | None:
+    """Return (width, height) of an image file from its header; None if it is broken, which reading it will tell."""
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as image:
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return image.size[::-1] if on_its_side else image.size
+    except Exception:  # decoders meet bad bytes with nearly every kind of exception
+        return None
+
+
+def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # type: ignore[misc]
+
+
+def _with_batch_statistics(generator: Generator) -> Generator:
+    generator = copy.deepcopy(generator)
+    for norm in _batch_norms(generator):
+        norm.train()
+    return generator
+
+
+@torch.no_grad()
+def _with_standing_statistics(
+    generator: Generator, batches: int, batch_size: int, seed: int, truncation: float | None
+) -> Generator:
+    """Return a copy whose running averages are plain means over `batches` batches of samples, classes mixed."""
+    if batches < 1:
+        raise InputError(f"standing-batches must be positive, got {batches}")
+    generator = _with_batch_statistics(generator)
+    momenta = []
+    for norm in _batch_norms(generator):
+        norm.reset_running_stats()
+        momenta.append(norm.momentum)
+        norm.momentum = None  # the mean over all batches
+    device = next(generator.parameters()).device
+    rng = torch.Generator().manual_seed(seed + 1)  # not the samples that are scored
+    for batch in range(batches):
+        z = latents(batch_size, generator.config.z_dim, seed + (batch + 1) * 1_000_003, truncation)
+        y = None
+        if generator.config.num_classes:
+            y = torch.randint(generator.config.num_classes, (batch_size,), generator=rng).to(device)
+        generator(z.to(device), y)
+    for norm, momentum in zip(_batch_norms(generator), momenta, strict=True):
+        norm.momentum = momentum
+    return generator.eval()

@@ -1,0 +1,277 @@
+"""A trained generator as files for others: safetensors with its configuration, ONNX, TorchScript; and reading it back.
+
+Spectral norm is folded in: the weights written are W/sigma, with the u and v of the checkpoint. Nothing here needs the
+trainer, and a folder is read without running anything in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import sagan_fast
+from sagan_fast.errors import InputError
+from sagan_fast.models.config import GeneratorConfig, from_mapping
+from sagan_fast.models.generator import Generator
+
+ARCHITECTURE = "sagan_fast.Generator"
+FORMAT = 1
+CONFIG, WEIGHTS, ONNX, TORCHSCRIPT = "config.json", "model.safetensors", "model.onnx", "model.torchscript.pt"
+ONNX_OPSET = 18
+
+
+def folded(generator: Generator, backend: str = "auto") -> Generator:
+    """Return a copy of `generator` on the CPU for deployment: in eval mode and frozen, its attention on `backend`.
+
+    Its weights are W/sigma, u and v as they are, under the keys of plain layers. `generator` is left as it was.
+    """
+    out = _empty(dataclasses.replace(generator.config, backend=backend))
+    modes = {module: module.training for module in generator.modules()}
+    generator.eval()  # reading a weight in training mode would move u and v
+    try:
+        with torch.no_grad():
+            state = {name: _tensor(generator, name).detach().cpu().clone() for name in out.state_dict()}
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    out.load_state_dict(state, assign=True)
+    out.class_names = generator.class_names
+    return out.requires_grad_(False)
+
+
+def _empty(config: GeneratorConfig) -> Generator:
+    """Return a generator without spectral norm, in eval mode, whose tensors have shapes but no memory.
+
+    Not made by folding a deep copy of another: `remove_parametrizations` deletes the property from the class, which
+    copies share with their original, and the original would have no weights any more.
+    """
+    with torch.device("meta"):  # nor are random numbers drawn for weights that are about to be replaced
+        generator = Generator(config).eval()
+    for module in generator.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return generator
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module  # type: ignore[return-value]
+
+
+def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write `generator` to `folder` as model.safetensors and config.json, which `Generator.from_pretrained` reads.
+
+    `about` is put into config.json beside what sizes the network: plain values such as the step. Raises InputError if
+    the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.contiguous() for name, tensor in folded(generator).state_dict().items()}
+    config = {
+        "architecture": ARCHITECTURE,
+        "format": FORMAT,
+        "generator": dataclasses.asdict(dataclasses.replace(generator.config, backend="auto")),
+        "class_names": list(generator.class_names),
+        **(about or {}),
+        "versions": {"sagan_fast": sagan_fast.__version__, "torch": str(torch.__version__)},
+    }
+    with written(folder / WEIGHTS) as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    with written(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether `folder` holds what `save_folder` writes."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def load_folder(folder: Path, device: str = "cpu") -> Generator:
+    """Return the generator in `folder`, in eval mode and frozen on `device`; draws no random numbers.
+
+    Raises InputError if files are missing or damaged, or belong to another architecture or a newer format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no exported generator: there is no {name} in it")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        weights = load_file(folder / WEIGHTS, device=device)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
+        raise InputError(f"{folder / CONFIG} does not describe a {ARCHITECTURE}")
+    if config.get("format") != FORMAT:
+        raise InputError(f"{folder} has export format {config.get('format')}, this version reads {FORMAT}")
+    generator = _empty(from_mapping(GeneratorConfig, config.get("generator", {}), "generator."))
+    try:
+        generator.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{folder}: the weights do not fit the configuration ({error})") from error
+    generator.class_names = tuple(config.get("class_names", ()))
+    return generator.requires_grad_(False)
+
+
+def save_torchscript(generator: Generator, path: Path) -> None:
+    """Write `generator` as TorchScript: `torch.jit.load(path)(z, y)`, any batch size, without sagan_fast.
+
+    Traced with PyTorch's fused attention, so the map is not in memory. z (B, z_dim) float32 and, if it has classes, y
+    (B,) int64 give images (B, 3, R, R) in [-1, 1].
+    """
+    with _quiet(), torch.no_grad(), written(path) as part:
+        torch.jit.trace(folded(generator, "sdpa"), example(generator), check_trace=False).save(str(part))  # type: ignore[no-untyped-call]
+
+
+def save_onnx(generator: Generator, path: Path) -> None:
+    """Write `generator` as ONNX, opset 18, with inputs "z" and, if it has classes, "y", and the output "images".
+
+    The batch size is free. One file, weights included. Raises InputError where onnx and onnxscript are not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"the format onnx needs the package {error.name}: pip install 'sagan_fast[export]'") from error
+    inputs = example(generator)
+    batch = torch.export.Dim("batch")
+    names = ["z", "y"][: len(inputs)]
+    with _quiet(), torch.no_grad(), written(path) as part:
+        torch.onnx.export(
+            folded(generator, "eager"),
+            inputs,
+            part,
+            input_names=names,
+            output_names=["images"],
+            dynamic_shapes={name: {0: batch} for name in names},
+            opset_version=ONNX_OPSET,
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+
+
+CARD = """# SAGAN generator, {size}x{size}, {classes}
+
+{weights} weights after {step} steps on `{data}`; {parameters:,} parameters, spectral norm folded in.
+Inputs: `z` (batch, {z_dim}), normal{and_y}. Output: images (batch, 3, {size}, {size}) in [-1, 1].
+{usage}"""
+USAGE = {
+    WEIGHTS: """
+```python
+import sagan_fast, torch
+generator = sagan_fast.Generator.from_pretrained("{folder}")
+images = generator(torch.randn(8, {z_dim}){y})
+```
+""",
+    ONNX: """
+```python
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+z = numpy.random.randn(8, {z_dim}).astype("float32")
+(images,) = session.run(None, {{"z": z{onnx_y}}})
+```
+""",
+    TORCHSCRIPT: """
+```python
+import torch
+generator = torch.jit.load("{folder}/model.torchscript.pt")
+images = generator(torch.randn(8, {z_dim}){y})
+```
+""",
+}
+
+
+def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], files: list[str]) -> None:
+    """Write README.md to `folder`: what the generator is, and for each of `files` the lines that use it."""
+    n, config = generator.config.num_classes, generator.config
+    values = {
+        "folder": folder.name,
+        "size": config.resolution,
+        "z_dim": config.z_dim,
+        "classes": f"{n} classes" if n else "no classes",
+        "and_y": f", and `y` (batch,) int64, classes 0 to {n - 1}" if n else "",
+        "y": f", torch.randint({n}, (8,))" if n else "",
+        "onnx_y": f', "y": numpy.random.randint({n}, size=8)' if n else "",
+        "parameters": sum(parameter.numel() for parameter in generator.parameters()),
+        **about,
+        "weights": str(about["weights"]).capitalize(),
+    }
+    text = CARD.format(usage="".join(USAGE[file].format(**values) for file in files), **values)
+    if generator.class_names:
+        text += "\nClasses: " + ", ".join(f"{i} {name}" for i, name in enumerate(generator.class_names)) + "\n"
+    with written(folder / "README.md") as path:
+        path.write_text(text)
+
+
+def example(generator: Generator, count: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return z (count, z_dim) and, for a generator with classes, y (count,), on the CPU, the same for the same seed."""
+    config, rng = generator.config, torch.Generator().manual_seed(seed)
+    z = torch.randn(count, config.z_dim, generator=rng)
+    return (z, torch.randint(config.num_classes, (count,), generator=rng)) if config.num_classes else (z,)
+
+
+def readers() -> dict[str, Callable[[Path], Callable[..., Tensor]]]:
+    """Return, for each format, what turns its file or folder into a function of z and y; ONNX only if it can be run."""
+
+    def torchscript(path: Path) -> Callable[..., Tensor]:
+        with _quiet():
+            return torch.jit.load(str(path))  # type: ignore[no-any-return,no-untyped-call]
+
+    def onnx(path: Path) -> Callable[..., Tensor]:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        return lambda *inputs: torch.from_numpy(
+            session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+        )
+
+    found: dict[str, Callable[[Path], Callable[..., Tensor]]] = {
+        "safetensors": lambda path: load_folder(path.parent), "torchscript": torchscript
+    }  # fmt: skip
+    with contextlib.suppress(ImportError):
+        import onnxruntime  # noqa: F401
+
+        found["onnx"] = onnx
+    return found
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path` when all went well, and is removed otherwise.
+
+    Raises InputError if the place cannot be written.
+    """
+    part = path.with_name(f".part.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what PyTorch says about tracing: shapes that are checked in Python, TorchScript's deprecation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,175 @@
+"""One run in one process: its parts, how they become a checkpoint, and how every process gets them back."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sagan_fast
+from sagan_fast.data import ImageDataset
+from sagan_fast.errors import InputError
+from sagan_fast.models.checkpoint import FORMAT, load_checkpoint
+from sagan_fast.training.checkpoint import restore_rng, rng_state, save_atomically
+from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.distributed import World, fingerprint
+from sagan_fast.training.folder import RunFolder
+from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.state import TrainState
+
+# What may differ between a run and its resumption; anything else would make it another run.
+MAY_CHANGE = {
+    "data", "out", "backend", "device", "steps", "num_workers", "log_every", "sample_every", "checkpoint_every",
+    "on_broken", "collapse_patience", "micro_batch_size", "sync_batch_norm", "keep", "sigma_growth", "on_divergence",
+    "max_rollbacks", "timeout",
+}  # fmt: skip
+
+
+@dataclass
+class Session:
+    """What a run consists of in this process. All processes must call each method together."""
+
+    config: TrainConfig
+    world: World
+    dataset: ImageDataset
+    state: TrainState
+    guard: Guard
+    folder: RunFolder
+
+    def content(self) -> dict[str, Any]:
+        """Return all that a resumed run needs, as plain data; the order of the images follows from seed and step."""
+        states = self.world.gather(_encoded(rng_state()))
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "class_names": list(self.dataset.class_names),
+            "rng": rng_state(),
+            "ranks": [_decoded(state) for state in states],
+            "norm_batch": self.config.norm_batch(self.world.size),
+            "images": len(self.dataset),
+            "guard": self.guard.state_dict(),
+            "versions": {"sagan_fast": sagan_fast.__version__, "torch": str(torch.__version__)},
+            **self.state.state_dict(),
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint of this step; InputError in the main process, and the end of all, if that fails."""
+        self.check_replicas()
+        content = self.content()
+        self.world.by_main(lambda: self.folder.checkpoints.save(content, self.state.step))
+
+    def check_replicas(self) -> None:
+        """Raise ConnectionError unless all processes hold the same weights, averages, u and v, bit for bit."""
+        if self.world.size == 1:
+            return
+        models = (self.state.generator, self.state.discriminator, self.state.ema)
+        tensors = (tensor for model in models for tensor in model.state_dict().values())
+        if not self.world.agrees([self.state.step, *fingerprint(tensors)]):
+            raise ConnectionError(
+                f"the {self.world.size} processes of this run no longer have the same weights at step "
+                f"{self.state.step}: their hardware or software differs; the last checkpoint is good, and --resume "
+                "goes on from it"
+            )
+
+    def resume(self) -> list[str]:
+        """Put every process where last.pt is, if there is one; return sentences on what is not as it was.
+
+        Only the main process reads it. Raises InputError if it is broken or belongs to another configuration.
+        """
+        path = self.folder.checkpoints.last
+
+        def read() -> bytes | None:
+            if not path.exists():
+                return None
+            load_checkpoint(path)  # or its sentence
+            return path.read_bytes()
+
+        content = self.world.share(self.world.by_main(read))
+        return [] if content is None else self.world.together(lambda: self._restore(_decoded(content), path))
+
+    def _restore(self, content: dict[str, Any], path: Path) -> list[str]:
+        config, world = self.config, self.world
+        before, now = content["config"], config.to_dict()
+        changed = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
+        if changed:
+            said = ", ".join(f"{key} (was {before.get(key)}, now {now[key]})" for key in changed)
+            raise InputError(f"{path} belongs to another configuration and cannot be resumed: {said}")
+        self.state.load_state_dict(content)
+        self.guard.load_state_dict(content.get("guard", {}))
+        states = content.get("ranks", [content["rng"]])
+        sentences = []
+        if len(states) == world.size:
+            restore_rng(states[world.rank])
+        else:
+            sentences.append(
+                f"resumed with {_processes(world.size)} instead of {len(states)}: weights, optimizers, the order of "
+                "the images and the noise go on where they were; PyTorch's global random numbers start anew"
+            )
+        images = content.get("norm_batch", config.norm_batch(world.size))
+        if images != config.norm_batch(world.size):
+            sentences.append(
+                f"batch norm now sees {config.norm_batch(world.size)} images at a time instead of {images}, which "
+                "changes the training: set --micro-batch-size or --sync-batch-norm for as many as before"
+            )
+        images = content.get("images", len(self.dataset))
+        if images != len(self.dataset):
+            sentences.append(f"the data set has {len(self.dataset)} images instead of {images}: their order is another")
+        torch_before = content["versions"].get("torch")
+        if torch_before != str(torch.__version__):
+            sentences.append(f"resumed with PyTorch {torch.__version__} instead of {torch_before}: not bit for bit")
+        return sentences
+
+    def roll_back(self, error: Diverged) -> str:
+        """Go back to a checkpoint before `error` began, with other noise from there; return the sentence about it.
+
+        The state of the moment is kept in stopped.pt. Raises Diverged if the run is to stop, has gone back often
+        enough, or has no checkpoint.
+        """
+        checkpoints = self.folder.checkpoints
+        stopped = checkpoints.folder / "stopped.pt"
+        content = self.content()
+        self.world.by_main(lambda: save_atomically(content, stopped))
+        good = checkpoints.before(error.healthy_until) if self.world.is_main else None
+        back = self.world.share(None if good is None else good.read_bytes())
+        rollbacks = self.state.rollbacks
+        if self.config.on_divergence == "stop" or rollbacks >= self.config.max_rollbacks or back is None:
+            if not self.world.is_main:
+                raise SystemExit(1)  # the main process says it
+            after = f" after {rollbacks} rollback{'s' if rollbacks > 1 else ''}" if rollbacks else ""
+            raise Diverged(f"{error}; stopped{after}, with the state in {stopped}", error.healthy_until)
+        saved = _decoded(back)
+        self.state.load_state_dict(saved)
+        self.guard.load_state_dict(saved.get("guard", {}))
+        self.state.rollbacks = rollbacks + 1
+        self.world.by_main(lambda: checkpoints.drop_after(self.state.step))
+        self.save()  # or a resumed run would go on from the checkpoint that went wrong
+        return (
+            f"{error}; rolled back to step {self.state.step}, rollback {self.state.rollbacks} of "
+            f"{self.config.max_rollbacks}, other noise"
+        )
+
+    def division(self) -> str:
+        """Return how processes and micro-batches share a step's images, empty if they do not."""
+        parts = self.config.micro_batches(self.world.size)
+        if self.world.size == 1 and parts == 1:
+            return ""
+        each = self.config.batch_size // (self.world.size * parts)
+        return f"{_processes(self.world.size)} x {parts} x {each} images a step, "
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' if number > 1 else ''}"
+
+
+def _encoded(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return content

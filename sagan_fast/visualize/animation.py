@@ -1,0 +1,49 @@
+"""Pictures that move: GIF, or PNG for all colours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from sagan_fast.errors import InputError
+
+SUFFIXES = (".gif", ".apng", ".png")
+
+
+def save_animation(frames: Sequence[Tensor], path: Path, frames_per_second: float = 12.0) -> None:
+    """Write uint8 `frames` (3, h, w) of one size to `path`, whole or not at all, repeating for ever.
+
+    The name decides: `.gif` (at most 256 colours, chosen once for all frames so that nothing flickers), `.apng` or
+    `.png` (an animated PNG, every colour). Raises InputError for another name or a place that cannot be written.
+    """
+    from PIL import Image
+
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"an animation must be a {', '.join(SUFFIXES)} file, got {path}")
+    images = [Image.fromarray(np.ascontiguousarray(frame.permute(1, 2, 0).numpy())) for frame in frames]
+    if suffix == ".gif":
+        sample = images[:: max(1, len(images) // 8)]
+        strip = Image.new("RGB", (sample[0].width, sample[0].height * len(sample)))
+        for i, image in enumerate(sample):
+            strip.paste(image, (0, i * image.height))
+        palette = strip.quantize(256, kmeans=1)  # without k-means small bright things, such as dots, go dull
+        images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images[0].save(
+            temporary,
+            format="GIF" if suffix == ".gif" else "PNG",
+            save_all=True,
+            append_images=images[1:],
+            duration=round(1000 / frames_per_second),
+            loop=0,
+        )
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,111 @@
+"""The figure of the SAGAN paper (its figures 1 and 5): an image with coloured dots, and where each of them looks.
+
+A dot and its map have one colour. Maps are scaled each from its smallest to its largest value, faintly where attention
+is nearly even; the line under a map says how strong its peak is: its largest share over that of even attention, 1/M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.visualize import drawing
+from sagan_fast.visualize.attention_maps import centre_of, heat, on_picture, rows_of
+from sagan_fast.visualize.grids import to_uint8
+
+PANEL = 160
+"""Smallest width of a panel in pixels; small images are enlarged without smoothing."""
+GAP = 6
+LETTERS = 13
+FOOTER = "Dots ask, maps of their colour answer. Peak: the largest share, in units of attention spread evenly."
+
+
+def figure_row(
+    image: Tensor, layer: SelfAttention2d, x: Tensor, queries: Sequence[int], title: str | None = None
+) -> Tensor:
+    """Return one image's row of the figure as a uint8 picture (3, h, w).
+
+    `image` (3, R, R) in [-1, 1]; `x` (1, C, H, W) what `layer` saw of it; `queries` positions of its map. The image
+    comes first, with all dots, `title` under it; then a panel a query.
+    """
+    picture = drawing.enlarged(to_uint8(image[None])[0], PANEL)
+    map_size = (x.shape[2], x.shape[3])
+    heats, peaks = _heats(layer, x, queries, picture)
+    dotted, panels = picture, []
+    for i, query in enumerate(queries):
+        colour = drawing.COLOURS[i % len(drawing.COLOURS)]
+        place = centre_of(query, map_size, *picture.shape[1:])
+        dotted = _dot(dotted, place, colour)
+        panel = _dot(drawing.lit(picture, heats[i], colour), place, colour)
+        panels.append(_captioned(panel, f"peak {peaks[i]:.{1 if peaks[i] >= 2 else 2}f}x"))
+    return drawing.beside([_captioned(dotted, title or ""), *panels], GAP)
+
+
+def figure(rows: Sequence[Tensor]) -> Tensor:
+    """Return the whole figure: `rows` of `figure_row` one below the other, on white, and what "peak" means."""
+    words = drawing.shortened(FOOTER, LETTERS, rows[0].shape[2] - 2)
+    return drawing.framed(drawing.below([*rows, drawing.text(words, LETTERS, (110, 110, 110))], GAP), GAP)
+
+
+def sweep_path(map_size: tuple[int, int], frames: int) -> list[int]:
+    """Return up to `frames` positions that lead over the whole map: line by line, there and back, then from the start.
+
+    Lines are as many as make steps along and across them about equal.
+    """
+    H, W = map_size
+    lines = max(1, min(H, round((frames * H / W) ** 0.5)))
+    columns = max(1, min(W, frames // lines))
+    path = []
+    for line in range(lines):
+        row = int((line + 0.5) * H / lines)
+        along = [row * W + int((column + 0.5) * W / columns) for column in range(columns)]
+        path += along if line % 2 == 0 else along[::-1]
+    return path
+
+
+def sweep_frames(images: Tensor, layer: SelfAttention2d, xs: Tensor, frames: int) -> list[Tensor]:
+    """Return uint8 frames (3, h, w): a query moving over each of `images` (B, 3, R, R), and beside where it looks.
+
+    `xs` (B, C, H, W) is what `layer` saw of them. Images stand in two columns if there are more than two.
+    """
+    map_size = (xs.shape[2], xs.shape[3])
+    path = sweep_path(map_size, frames)
+    pictures = drawing.enlarged(to_uint8(images), PANEL)
+    size = pictures.shape[2:]
+    moving: list[list[Tensor]] = [[] for _ in path]
+    for picture, x in zip(pictures, xs, strict=True):
+        heats, _ = _heats(layer, x[None], path, picture)
+        for i, query in enumerate(path):
+            place, colour = centre_of(query, map_size, *size), drawing.COLOURS[0]
+            seen = _dot(drawing.lit(picture, heats[i], colour), place, colour)
+            moving[i].append(drawing.beside([_dot(picture, place, colour), seen], GAP))
+    across = 1 if len(images) <= 2 else 2
+    return [
+        drawing.framed(
+            drawing.below([drawing.beside(cells[i : i + across], 3 * GAP) for i in range(0, len(cells), across)], GAP),
+            GAP,
+        )
+        for cells in moving
+    ]
+
+
+def _heats(layer: SelfAttention2d, x: Tensor, queries: Sequence[int], picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the brightness (Q, h, w) of the maps of `queries` on `picture` (3, h, w), and their peaks (Q,)."""
+    rows = rows_of(layer, x, queries).cpu()
+    peaks = rows.amax(1) * rows.shape[1]
+    return heat(on_picture(rows, (x.shape[2], x.shape[3]), layer.pool, *picture.shape[1:]), peaks), peaks
+
+
+def _dot(picture: Tensor, place: tuple[float, float], colour: drawing.Colour) -> Tensor:
+    return drawing.with_dot(picture, *place, colour, radius=max(4.5, picture.shape[2] / 32))
+
+
+def _captioned(picture: Tensor, words: str) -> Tensor:
+    line = drawing.blank(round(LETTERS * 1.4), picture.shape[2])
+    if words:
+        letters = drawing.text(drawing.shortened(words, LETTERS, picture.shape[2]), LETTERS)[:, :, : picture.shape[2]]
+        line[:, :, : letters.shape[2]] = letters
+    return torch.cat([picture, line], dim=1)

@@ -1,0 +1,116 @@
+"""Dots, attention laid over images, and text on pictures: uint8 (3, h, w) throughout, red, green and blue."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Colour = tuple[int, int, int]
+
+COLOURS: tuple[Colour, ...] = (
+    (255, 59, 48), (52, 199, 89), (64, 132, 255), (255, 204, 0), (255, 64, 220), (0, 220, 230), (255, 140, 0),
+    (160, 110, 255),
+)  # fmt: skip
+"""Of the queries, in order: red, green, blue, yellow, pink, cyan, orange, violet; then from the start again."""
+
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
+
+
+def enlarged(images: Tensor, at_least: int) -> Tensor:
+    """Return `images` (..., h, w) with every pixel repeated until the width is `at_least` pixels; no smoothing."""
+    times = max(1, -(-at_least // images.shape[-1]))
+    return images.repeat_interleave(times, -2).repeat_interleave(times, -1)
+
+
+def with_dot(picture: Tensor, x: float, y: float, colour: Colour, radius: float) -> Tensor:
+    """Return `picture` with a dot of `colour` at (x, y), ringed in white and black so that it shows on anything."""
+    height, width = picture.shape[1:]
+    across, down = torch.arange(width) + 0.5 - x, torch.arange(height) + 0.5 - y
+    distance = (across.square() + down[:, None].square()).sqrt()
+    out = picture.float()
+    for share, paint in ((1.0, BLACK), (0.88, WHITE), (0.68, colour)):
+        cover = (radius * share - distance + 0.5).clamp(0, 1)  # the share of a pixel inside, so edges are smooth
+        out = torch.lerp(out, torch.tensor(paint).float()[:, None, None], cover)
+    return out.round().byte()
+
+
+def lit(picture: Tensor, heat: Tensor, colour: Colour) -> Tensor:
+    """Return `picture` dimmed and without its colours, and lit in `colour` where `heat` (h, w) in 0..1 is high.
+
+    From the dimmed image at 0 over the colour to almost white at 1, rising all the way.
+    """
+    gray = (picture.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+    dimmed = (gray * 0.4).expand(3, -1, -1)
+    tint = torch.tensor(colour).float()[:, None, None]
+    glow = tint + (255 - tint) * ((heat - 0.6) / 0.4).clamp(0, 1) * 0.85
+    return torch.lerp(dimmed, glow, heat.clamp(0, 1) * 0.95).round().clamp(0, 255).byte()
+
+
+def beside(pictures: Sequence[Tensor], gap: int, colour: Colour = WHITE) -> Tensor:
+    """Return `pictures` of one height in a row, `gap` pixels of `colour` between them."""
+    return _joined(pictures, gap, colour, 2)
+
+
+def below(pictures: Sequence[Tensor], gap: int, colour: Colour = WHITE) -> Tensor:
+    """Return `pictures` one below the other, left-aligned, `gap` pixels between; narrow ones filled with `colour`."""
+    width = max(picture.shape[2] for picture in pictures)
+    filled = []
+    for picture in pictures:
+        canvas = blank(picture.shape[1], width, colour)
+        canvas[:, :, : picture.shape[2]] = picture
+        filled.append(canvas)
+    return _joined(filled, gap, colour, 1)
+
+
+def blank(height: int, width: int, colour: Colour = WHITE) -> Tensor:
+    """Return a picture of one colour."""
+    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, height, width).clone()
+
+
+def framed(picture: Tensor, border: int, colour: Colour = WHITE) -> Tensor:
+    """Return `picture` with `border` pixels of `colour` around it."""
+    canvas = blank(picture.shape[1] + 2 * border, picture.shape[2] + 2 * border, colour)
+    canvas[:, border : border + picture.shape[1], border : border + picture.shape[2]] = picture
+    return canvas
+
+
+def text(words: str, size: int, colour: Colour = BLACK) -> Tensor:
+    """Return `words` in letters of `size` pixels on white, as tall as a line and as wide as the words."""
+    from PIL import Image, ImageDraw
+
+    width = int(font(size).getlength(words)) + 2
+    image = Image.new("RGB", (max(1, width), round(size * 1.4)), WHITE)
+    ImageDraw.Draw(image).text((1, image.height / 2), words, fill=colour, font=font(size), anchor="lm")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def shortened(words: str, size: int, width: int) -> str:
+    """Return `words`, cut with "..." where they would be wider than `width` pixels in letters of `size`."""
+    if font(size).getlength(words) <= width:
+        return words
+    while words and font(size).getlength(words + "...") > width:
+        words = words[:-1]
+    return words.rstrip() + "..."
+
+
+@functools.lru_cache
+def font(size: int) -> Any:
+    """Return the letters that Pillow brings along."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _joined(pictures: Sequence[Tensor], gap: int, colour: Colour, axis: int) -> Tensor:
+    parts: list[Tensor] = []
+    for picture in pictures:
+        if parts:
+            parts.append(blank(*((gap, picture.shape[2]) if axis == 1 else (picture.shape[1], gap)), colour))
+        parts.append(picture)
+    return torch.cat(parts, dim=axis)

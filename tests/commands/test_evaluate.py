@@ -1,0 +1,177 @@
+"""What `sagan-fast evaluate` writes, prints and refuses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sagan_fast import cli
+from sagan_fast.testing import tiny_extractor_file
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGAN_FAST_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def features(tmp_path):
+    return str(tiny_extractor_file(tmp_path / "f.pt"))
+
+
+def pictures(folder, count=12, size=(20, 20), seed=0):
+    """Write `count` PNGs of noise over one colour an image and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = rng.integers(0, 200, 3)[None, None] + rng.integers(0, 56, (size[1], size[0], 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_a_run_is_scored_and_the_result_written(tiny_run, tmp_path, features, capsys):
+    target = tmp_path / "out" / "scores.json"
+    what = ["evaluate", str(tiny_run), "--data", "shapes", "--count", "40", "--reference-count", "80"]
+    assert cli.main([*what, "--features", features, "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    shown = capsys.readouterr().out
+    assert "average weights of step 2: 40 images against 80 of shapes" in shown and f"{result['fid']:.5g}" in shown
+    assert "worst classes: " in shown and "note: 40 images do not" not in shown
+    assert result["protocol"]["generated"]["checkpoint"].endswith("last.pt")
+
+    assert cli.main([*what, "--features", features, "--json", str(target), "--last"]) == 0
+    last = json.loads(target.read_text())
+    assert last["protocol"]["weights"] == "last" and last["fid"] != result["fid"]
+
+
+def test_a_folder_of_samples_scores_as_the_checkpoint_they_came_from(tiny_run, tmp_path, features):
+    found = {}
+    rest = ["--data", "shapes", "--reference-count", "60", "--features", features, "--kid-subsets", "5"]
+    rest += ["--metrics", "fid,is,kid,prdc"]
+    assert cli.main(["sample", str(tiny_run), "--count", "30", "--out", str(tmp_path / "samples"), "--seed", "3"]) == 0
+    for name, source in (("run", [str(tiny_run), "--count", "30"]), ("folder", [str(tmp_path / "samples")])):
+        target = tmp_path / f"{name}.json"
+        assert cli.main(["evaluate", *source, "--seed", "3", *rest, "--json", str(target)]) == 0
+        found[name] = json.loads(target.read_text())
+    for key in ("fid", "is", "kid", "precision", "recall", "density", "coverage"):
+        assert found["folder"][key] == pytest.approx(found["run"][key], rel=1e-3, abs=1e-6), key
+    protocol = found["folder"]["protocol"]
+    assert protocol["weights"] is None and protocol["generated"]["data"].startswith("folder:")
+
+
+def test_gray_transparent_and_turned_images_are_handled(tmp_path, features):
+    """As the trainer handles them: gray in three channels, transparency over white, EXIF upright."""
+    real, odd = pictures(tmp_path / "real"), pictures(tmp_path / "odd")
+    Image.open(odd / "000.png").convert("L").save(odd / "000.png")
+    rgba = Image.open(odd / "001.png").convert("RGBA")
+    rgba.putalpha(0)
+    rgba.save(odd / "001.png")
+    Image.open(odd / "002.png").convert("P").save(odd / "002.png")
+
+    plain = pictures(tmp_path / "plain")
+    for name, pixels in (("000", Image.open(plain / "000.png").convert("L").convert("RGB")),
+                         ("001", Image.new("RGB", (20, 20), "white")),
+                         ("002", Image.open(plain / "002.png").convert("P").convert("RGB"))):  # fmt: skip
+        pixels.save(plain / f"{name}.png")
+    found = []
+    for folder in (odd, plain):
+        target = tmp_path / "scores.json"
+        options = ["--data", f"folder:{real}", "--features", features, "--json", str(target), "--kid-subsets", "2"]
+        assert cli.main(["evaluate", str(folder), *options]) == 0
+        found.append(json.loads(target.read_text()))
+    assert found[0]["fid"] == pytest.approx(found[1]["fid"], rel=1e-9) and found[0]["fid"] > 0.1
+
+
+@pytest.mark.parametrize("which", ["generated", "real"])
+def test_a_broken_image_is_refused_by_name(which, tmp_path, features, sentence):
+    for name in ("generated", "real"):
+        pictures(tmp_path / name)
+    path = tmp_path / which / "004.png"
+    path.write_bytes(path.read_bytes()[:90])
+    what = ["evaluate", str(tmp_path / "generated"), "--data", f"folder:{tmp_path / 'real'}", "--features", features]
+    assert cli.main(what) == 2
+    assert f"{path} cannot be read" in sentence()
+    assert cli.main([*what, "--num-workers", "1"]) == 2
+    assert f"{path} cannot be read" in sentence()
+
+
+def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, features, sentence, capsys):
+    real, generated = pictures(tmp_path / "real", size=(40, 30)), pictures(tmp_path / "generated")
+    Image.new("RGB", (24, 20)).save(generated / "007.png")
+    what = ["evaluate", str(generated), "--data", f"folder:{real}", "--features", features, "--kid-subsets", "2"]
+    assert cli.main(what) == 2
+    assert f"{generated / '007.png'} has 24x20 pixels where 20x20 are expected: give --resolution R" in sentence()
+    assert cli.main([*what, "--resolution", "16"]) == 0
+    assert "12 images against 12" in capsys.readouterr().out
+    Image.new("RGB", (24, 20)).save(generated / "000.png")
+    assert cli.main(what) == 2
+    assert f"{generated / '000.png'} has 24x20 pixels, and generated images are square" in sentence()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--features", "vgg16"], "features must be one of inception, efficientnet-lite0 or a TorchScript file"),
+        (["--features", "F", "--protocol", "dirty"], "protocol must be one of official, clean"),
+        (["--features", "F", "--metrics", "fid,ssim"], "metrics must be of fid, is, kid, prdc, intra_fid, got ssim"),
+        (["--features", "F", "--truncation", "-1"], "truncation must be positive"),
+        (["--features", "F", "--resolution", "16"], "--resolution is for folders of images"),
+        (["--features", "F", "--conut", "16"], "unknown key 'conut': did you mean 'count'?"),
+        (["--features", "F", "--json", "."], "--json must name a file"),
+        (["--features", "F", "--batch-norm", "eval"], "batch_norm must be one of running, batch, standing"),
+    ],
+)
+def test_bad_options(args, message, tiny_run, features, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = [features if arg == "F" else arg for arg in args]
+    assert cli.main(["evaluate", str(tiny_run), "--data", "shapes", "--count", "12", *args]) == 2
+    assert message in sentence()
+
+
+@pytest.mark.parametrize(
+    ("generated", "args", "message"),
+    [
+        ("nothing", [], "there is no run folder or checkpoint nothing"),
+        ("pictures", ["--count", "13"], "folder:pictures has 12 images, and 13 are asked for"),
+        ("pictures", ["--truncation", "0.5"], "truncation is for checkpoints, and pictures holds images"),
+        ("pictures", ["--last"], "last is for checkpoints"),
+        ("empty", [], "holds no images"),
+    ],
+)
+def test_bad_sources(generated, args, message, features, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "pictures")
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["evaluate", generated, "--data", "folder:pictures", "--features", features, *args]) == 2
+    assert message in sentence()
+
+
+@pytest.mark.slow  # sharing itself is held by tests/evaluation/test_streams.py
+def test_two_processes_score_as_one(tiny_run, tmp_path, features):
+    """As under torchrun; 45 is divisible by neither processes nor batches. Standing statistics are the same on both."""
+    what = ["evaluate", str(tiny_run), "--data", "shapes", "--count", "45", "--reference-count", "70"]
+    what += ["--features", features, "--batch-size", "8", "--kid-subsets", "3", "--batch-norm", "standing"]
+    what += ["--standing-batches", "2"]
+    assert cli.main([*what, "--json", str(tmp_path / "one.json")]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common["SAGAN_FAST_CACHE"] = str(tmp_path / "second cache")
+    program = [sys.executable, "-m", "sagan_fast.cli", *what, "--json", str(tmp_path / "two.json")]
+    processes = [
+        subprocess.Popen(program, env={**os.environ, **common, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and "FID" in printed[0] and printed[1] == ""
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert two["protocol"].pop("processes") == 2 and one["protocol"].pop("processes") == 1
+    assert two["protocol"] == one["protocol"]
+    for key in ("fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage", "intra_fid"):
+        assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key

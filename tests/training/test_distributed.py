@@ -1,0 +1,276 @@
+"""Processes that train together: what they tell each other, and that their number does not change the training."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+
+from sagan_fast import cli
+from sagan_fast.errors import InputError
+from sagan_fast.models.checkpoint import load_checkpoint
+from sagan_fast.testing import run_ranks, start_ranks
+from sagan_fast.training import step as step_module
+from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.distributed import StopVote, World, connected, fingerprint
+from sagan_fast.training.state import new_state
+from sagan_fast.training.step import train_step
+
+CPU = torch.device("cpu")
+TINY = dict(
+    resolution=16,
+    generator={"base_channels": 4, "channel_multipliers": [4, 2, 1], "attention_resolutions": [8]},
+    discriminator={"base_channels": 4, "channel_multipliers": [1, 2, 2], "attention_resolutions": [8]},
+)
+
+
+def steps(folder, count, dtype, overrides):
+    """Take `count` steps on random images, each rank its share of the same; leave the numbers and the state."""
+    config = TrainConfig.from_preset("shapes-32", out="x", batch_size=16, **{**TINY, **overrides})
+    rng = torch.Generator().manual_seed(1)
+    torch.set_default_dtype(dtype)
+    prepare = step_module.prepare_batch
+    with connected("cpu", 60) as world:
+        state = new_state(config, world.device)
+        for model in (state.generator, state.discriminator, state.ema):
+            model.to(dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step_module, "prepare_batch", lambda *args: (prepare(*args)[0].to(dtype), prepare(*args)[1]))
+            lines = []
+            for _ in range(count):
+                images = torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8, generator=rng)
+                labels = torch.randint(10, (16,), generator=rng)
+                mine = slice(world.rank, None, world.size)
+                values = train_step(state, config, images[mine], labels[mine], world.device, world)
+                lines.append([total / world.size for total in world.total([v.item() for v in values.values()])])
+        torch.save({"lines": torch.tensor(lines), **state.state_dict()}, folder / f"{world.size}-{world.rank}.pt")
+    torch.set_default_dtype(torch.float32)
+
+
+def both(folder, count, dtype, **overrides):
+    """Return what one process and what the first of two makes of the same steps; the two must agree bit for bit."""
+    assert run_ranks(steps, 2, folder, count, dtype, overrides) == [0, 0]
+    steps(folder, count, dtype, overrides)
+    one, first, second = (torch.load(folder / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for part in ("generator", "discriminator", "ema"):
+        for name, tensor in first[part].items():
+            assert torch.equal(tensor, second[part][name]), name
+    return one, first
+
+
+def furthest(one, other):
+    return max(
+        (other[part][name] - tensor).abs().max().item()
+        for part in ("generator", "discriminator", "ema")
+        for name, tensor in one[part].items()
+    )
+
+
+def test_two_processes_of_eight_equal_one_of_sixteen_with_synced_batch_norm(tmp_path):
+    # In float64: float32 would show its noise, which Adam without momentum makes as large as a step wherever the
+    # gradient is nothing else (the biases ahead of a batch norm).
+    one, two = both(tmp_path, 10, torch.float64, sync_batch_norm=True, flip=True)
+    torch.testing.assert_close(two["lines"], one["lines"], rtol=1e-6, atol=1e-6)  # the losses are float32
+    assert furthest(one, two) < 1e-9
+
+
+@pytest.mark.slow
+def test_the_same_in_float32_to_its_noise(tmp_path):
+    one, two = both(tmp_path, 10, torch.float32, sync_batch_norm=True, flip=True)
+    torch.testing.assert_close(two["lines"][0], one["lines"][0], rtol=1e-4, atol=1e-5)
+    scores = [0, 1, 2, 4]  # losses and scores; gradient norms follow the biases that are noise
+    torch.testing.assert_close(two["lines"][:, scores], one["lines"][:, scores], rtol=0.0, atol=1e-2)
+
+
+def test_without_it_the_same_micro_batches_give_the_same_bits_on_one_process_and_on_two(tmp_path):
+    one, two = both(tmp_path, 4, torch.float32, micro_batch_size=8)
+    torch.testing.assert_close(two["lines"], one["lines"], rtol=1e-6, atol=1e-6)
+    for part in ("generator", "discriminator"):
+        for name, tensor in one[part].items():
+            if "running" in name:  # averaged in another order
+                torch.testing.assert_close(two[part][name], tensor, rtol=1e-5, atol=1e-6)
+            else:
+                assert torch.equal(two[part][name], tensor), name
+
+
+def test_each_of_two_processes_in_two_micro_batches_equals_one_process_in_four(tmp_path):
+    one, two = both(tmp_path, 4, torch.float64, micro_batch_size=4)
+    torch.testing.assert_close(two["lines"], one["lines"], rtol=1e-6, atol=1e-6)
+    assert furthest(one, two) < 1e-9
+
+
+def words(folder):
+    with connected("cpu", 60) as world:
+        r, n = world.rank, world.size
+        assert (world.is_main, n, world.device) == (r == 0, 3, CPU)
+        assert world.total([1.0, r]) == [3.0, 3.0] and world.largest([-r, r]) == [0.0, 2.0]
+        assert world.agrees([5, 2**60]) and not world.agrees([5, r])
+        assert world.gather(b"x" * r) == [b"", b"x", b"xx"] and world.gather(b"") == [b""] * 3
+        assert world.share(b"bytes" if r == 0 else None) == b"bytes" and world.share(None) is None
+        assert world.share(b"") == b""
+        assert world.by_main(lambda: 7) == (7 if r == 0 else None)
+        tensors = [torch.full((2, 3, 4, 4), float(r)).to(memory_format=torch.channels_last), torch.ones(()) * 3 * r]
+        world.average(tensors)()
+        assert torch.equal(tensors[0], torch.ones(2, 3, 4, 4)) and tensors[1].item() == 3.0
+        vote, granted = StopVote(world), []
+        for call in range(4):
+            granted.append(vote(r == 1 and call == 1))
+        assert granted == [False, False, True, False] and not vote.settle() and not vote.settle()
+
+        def fail():
+            if r == 2:
+                raise InputError("no such folder")
+
+        try:
+            world.together(fail)
+        except InputError as error:
+            assert r == 0
+            (folder / "said").write_text(str(error))
+            raise SystemExit(2) from error
+
+
+def test_what_processes_tell_each_other(tmp_path):
+    assert run_ranks(words, 3, tmp_path) == [2, 2, 2]
+    assert (tmp_path / "said").read_text() == "no such folder (process 2 of 3)"
+
+
+def test_alone_nothing_is_asked_of_anyone():
+    with connected("auto", 1) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert world.total([2.0]) == [2.0] and world.agrees([1]) and world.gather(b"a") == [b"a"]
+        assert world.share(b"a") == b"a" and world.share(None) is None
+        tensor = torch.ones(3)
+        world.average([tensor])()
+        assert tensor.sum() == 3 and StopVote(world)(True) and not StopVote(world).settle()
+        with pytest.raises(InputError, match="^it$"):
+            world.by_main(lambda: (_ for _ in ()).throw(InputError("it")))
+
+
+def test_more_processes_than_devices_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 3), ("LOCAL_WORLD_SIZE", 4)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InputError, match="was given 4 processes but has 2 CUDA devices"), connected("cuda", 1):
+        pass
+
+
+def test_a_fingerprint_shows_a_single_bit_and_an_exchange(generator):
+    a, b = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    changed = a.clone()
+    changed[3, 2] = torch.nextafter(changed[3, 2], torch.tensor(9.0))
+    prints = [fingerprint(t) for t in ([a, b], [changed, b], [b, a], [])]
+    assert len({tuple(p) for p in prints}) == 4 and fingerprint([a.clone(), b.clone()]) == prints[0]
+
+
+def options(run, total, **overrides):
+    values = {"batch_size": 8, "checkpoint_every": 2, "log_every": 2, "sample_every": 100, "device": "cpu", **overrides}
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    nets = [
+        f"--{network}.{key}={value}"
+        for network in ("generator", "discriminator")
+        for key, value in TINY[network].items()
+    ]
+    return ["train", "--preset=shapes-32", f"--out={run}", f"--steps={total}", "--resolution=16", *flags, *nets]
+
+
+def command(folder, args):
+    """Run `sagan-fast args`; what it says goes to folder/out-RANK and folder/err-RANK."""
+    rank = os.environ["RANK"]
+    out, err = ((folder / f"{name}-{rank}").open("a", buffering=1) for name in ("out", "err"))
+    with out, err, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return cli.main(args)
+
+
+def lines(run):
+    varies = ("time", "images_per_s", "loader_wait", "memory_gib")
+    entries = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [{key: value for key, value in entry.items() if key not in varies} for entry in entries]
+
+
+def assert_same_state(a, b):
+    for part in ("generator", "discriminator", "ema", "g_spectral", "d_spectral"):
+        for name, tensor in a[part].items():
+            assert torch.equal(tensor, b[part][name]), f"{part}.{name}"
+    for part in ("g_optimizer", "d_optimizer"):
+        for index, moments in a[part]["state"].items():
+            assert all(torch.equal(moments[key], b[part]["state"][index][key]) for key in moments)
+
+
+def test_two_processes_resume_bit_for_bit_and_one_process_goes_on_from_them(tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert run_ranks(command, 2, tmp_path, options(straight, 4)) == [0, 0]
+    assert run_ranks(command, 2, tmp_path, options(stopped, 2)) == [0, 0]
+    assert run_ranks(command, 2, tmp_path, [*options(stopped, 4), "--resume"]) == [0, 0]
+    a, b = (load_checkpoint(run / "checkpoints" / "last.pt") for run in (straight, stopped))
+    assert a["step"] == b["step"] == 4 and len(a["ranks"]) == 2
+    assert_same_state(a, b)
+    assert lines(straight) == lines(stopped)
+    assert (tmp_path / "out-1").read_text() == "" and (tmp_path / "err-1").read_text() == ""
+    assert "2 processes x 1 x 4 images a step, step 2 of 4" in (tmp_path / "out-0").read_text()
+
+    assert run_ranks(command, 1, tmp_path, [*options(stopped, 6), "--resume"]) == [0]
+    said = (tmp_path / "out-0").read_text()
+    assert "resumed with 1 process instead of 2: weights, optimizers, the order of the images" in said
+    assert "batch norm now sees 8 images at a time instead of 4" in said
+    assert load_checkpoint(stopped / "checkpoints" / "last.pt")["step"] == 6
+
+
+def wait_for(what, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    ranks = start_ranks(command, 2, tmp_path, options(run, 100000))
+    try:
+        wait_for((run / "checkpoints" / "last.pt").exists)
+        os.kill(ranks[1].pid, signal.SIGTERM)
+        for process in ranks:
+            process.join(60)
+        assert [process.exitcode for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    stopped = re.search(r"stopped as asked at step (\d+); checkpoint", (tmp_path / "out-0").read_text())
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == int(stopped[1])
+
+
+def test_a_lost_process_ends_the_others_with_a_sentence(tmp_path):
+    run = tmp_path / "run"
+    ranks = start_ranks(command, 2, tmp_path, options(run, 100000))
+    try:
+        wait_for((run / "checkpoints" / "last.pt").exists)
+        ranks[1].kill()
+        ranks[0].join(60)
+        assert ranks[0].exitcode == 1
+    finally:
+        for process in ranks:
+            process.kill()
+    said = (tmp_path / "err-0").read_text()
+    assert said.startswith("sagan-fast: this run of 2 processes lost one of them") and said.count("\n") == 1
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] >= 2
+
+
+def test_an_input_error_is_said_once(tmp_path):
+    assert run_ranks(command, 2, tmp_path, options(tmp_path / "run", 4, data="folder:/nowhere")) == [2, 2]
+    assert (tmp_path / "err-0").read_text().count("\n") == 1 and "/nowhere" in (tmp_path / "err-0").read_text()
+    assert run_ranks(command, 2, tmp_path, options(tmp_path / "run", 4, batch_size=7)) == [2, 2]
+    said = (tmp_path / "err-0").read_text().splitlines()
+    assert said[1].endswith("batch_size must be divisible by the number of processes = 2, got 7") and len(said) == 2
+    assert (tmp_path / "err-1").read_text() == "" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+def test_one_process_under_torchrun_takes_its_device(monkeypatch):
+    for name, value in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    with connected("cuda", 60) as world:
+        assert world == World(torch.device("cuda"))

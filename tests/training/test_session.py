@@ -1,0 +1,99 @@
+"""What a checkpoint says on the way back, and what is refused."""
+
+import pytest
+import torch
+
+from sagan_fast.data import open_dataset
+from sagan_fast.errors import InputError
+from sagan_fast.models.checkpoint import load_checkpoint
+from sagan_fast.testing import run_ranks
+from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.distributed import World, connected
+from sagan_fast.training.folder import RunFolder
+from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.session import Session
+from sagan_fast.training.state import new_state
+
+
+def session(run, world=None, **overrides):
+    narrow = {"base_channels": 2}
+    config = TrainConfig.from_preset(
+        "shapes-32", out=str(run), generator=narrow, discriminator=narrow, **{"batch_size": 8, **overrides}
+    )
+    world = world or World(torch.device("cpu"))
+    folder = RunFolder(run, config.keep)
+    dataset = open_dataset("shapes", resolution=32)
+    return Session(config, world, dataset, new_state(config, world.device), Guard(5), folder)
+
+
+def test_all_that_was_comes_back(tmp_path):
+    before = session(tmp_path)
+    before.state.step, before.state.rollbacks, before.guard.lines_won = 7, 2, 3
+    before.state.generator.conv.bias.data.fill_(0.5)
+    torch.manual_seed(11)
+    before.save()
+    drawn = torch.rand(3)
+    after = session(tmp_path)
+    assert after.resume() == []
+    assert (after.state.step, after.state.rollbacks, after.guard.lines_won) == (7, 2, 3)
+    assert after.state.generator.conv.bias.unique().tolist() == [0.5] and torch.equal(torch.rand(3), drawn)
+    assert session(tmp_path / "new").resume() == []
+
+
+def test_what_is_not_as_it_was_is_said(tmp_path):
+    before = session(tmp_path)
+    before.state.step = 1
+    before.save()
+    path = tmp_path / "checkpoints" / "last.pt"
+    content = load_checkpoint(path)
+    assert content["images"] == 5000 and content["norm_batch"] == 8 and len(content["ranks"]) == 1
+    content["images"], content["versions"]["torch"] = 4999, "1.0"
+    content["ranks"] = content["ranks"] * 4
+    torch.save(content, path)
+    said = session(tmp_path, micro_batch_size=2).resume()
+    assert [sentence.split(":")[0] for sentence in said] == [
+        "resumed with 1 process instead of 4",
+        "batch norm now sees 2 images at a time instead of 8, which changes the training",
+        "the data set has 5000 images instead of 4999",
+        f"resumed with PyTorch {torch.__version__} instead of 1.0",
+    ]
+    with pytest.raises(InputError, match=r"cannot be resumed: batch_size \(was 8, now 16\)"):
+        session(tmp_path, batch_size=16).resume()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="last.pt is no checkpoint of sagan-fast"):
+        session(tmp_path).resume()
+
+
+def test_a_rollback_takes_the_newest_checkpoint_from_before_the_trouble(tmp_path):
+    run = session(tmp_path, on_divergence="rollback", max_rollbacks=2, keep=9)
+    for step in (10, 20, 30):
+        run.state.step = step
+        run.save()
+    assert "rolled back to step 20, rollback 1 of 2" in run.roll_back(Diverged("d_loss is nan", healthy_until=25))
+    assert run.folder.checkpoints.steps() == [10, 20] and run.state.rollbacks == 1
+    assert load_checkpoint(run.folder.checkpoints.last)["rollbacks"] == 1
+    assert "step 10, rollback 2 of 2" in run.roll_back(Diverged("d_loss is nan", healthy_until=5))
+    with pytest.raises(Diverged, match="d_loss is nan; stopped after 2 rollbacks, with the state in .*stopped.pt"):
+        run.roll_back(Diverged("d_loss is nan", healthy_until=5))
+
+
+def test_how_a_batch_is_shared_is_said(tmp_path):
+    four = World(torch.device("cpu"), 1, 4)
+    assert session(tmp_path).division() == ""
+    assert session(tmp_path, micro_batch_size=2).division() == "1 process x 4 x 2 images a step, "
+    assert session(tmp_path, four, micro_batch_size=1).division() == "4 processes x 2 x 1 images a step, "
+
+
+def unequal(folder):
+    with connected("cpu", 60) as world:
+        run = session(folder, world)
+        run.check_replicas()
+        if world.rank == 1:
+            run.state.ema.conv.bias.data[0] = torch.nextafter(run.state.ema.conv.bias.data[0], torch.tensor(1.0))
+        with pytest.raises(ConnectionError, match="2 processes of this run no longer have the same weights at step 0"):
+            run.save()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_bit_that_differs_between_processes_is_noticed_and_not_saved(tmp_path):
+    assert run_ranks(unequal, 2, tmp_path) == [0, 0]
