@@ -73,7 +73,7 @@ def score(run: Path, spec: str, features: str, count: int, device: str) -> float
         generator = load_generator(run / "checkpoints" / "last.pt", average=True, device=device)
         dataset = open_dataset(spec, resolution=generator.config.resolution)
         extractor = open_extractor(features, device=device)
-        protocol = Protocol(count=count, keep=min(count, 2000))
+        protocol = Protocol(count=count, reference_count=count, keep=min(count, 2000))
         result = evaluate_generator(generator, dataset, extractor, protocol, metrics=("fid",))
         assert result is not None  # one process
         path.write_text(json.dumps(result))
@@ -164,8 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     run = options.runs / f"{preset}-{backend}-{seed}"
                     done = lines(run)
                     if time.monotonic() < deadline and not (done and done[-1]["step"] >= options.steps):
+                        signal.signal(signal.SIGTERM, signal.SIG_IGN)
                         train(_config(preset, spec, backend, seed, run, options), resume=True)
             scores: Scores | None = None
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # scores are kept run by run: nothing to save
             if options.features:
                 scores = functools.partial(
                     score, spec=spec, features=options.features, count=options.score_count, device=options.device

@@ -17,9 +17,14 @@ from pathlib import Path
 
 import torch
 
+<<<<<<< HEAD
 from benchmarks import bench_attention, bench_layers, bench_spectral_norm, bench_train_step, ceilings
 from benchmarks.harness import Case, DeviceLost, Effort, measure
 from benchmarks.journal import Journal, supervise
+=======
+from benchmarks import bench_attention, bench_loader, bench_spectral_norm, bench_train_step, ceilings
+from benchmarks.harness import Case, Effort, measure
+>>>>>>> main
 from benchmarks.records import RESULTS, Record, append, results_file
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES
 from benchmarks.text import table
@@ -122,6 +127,7 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
     rounds = 0 if name == "gate" else options.rounds or (1 if options.dry_run else 7 if device == "cpu" else 21)
     began = time.monotonic()
     done = skipped = 0
+<<<<<<< HEAD
     if device == "cuda" and name != "gate":
         for record in ceilings.records():
             if "ceilings" not in journal.done:
@@ -130,6 +136,14 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
     for case in part():
         title = f"{case.benchmark} {case.shape} {case.dtype} {case.mode}"
         if title in journal.done or (options.only and options.only not in title):
+=======
+    if options.only == "loader":
+        for found in bench_loader.records(device, effort, bench_loader.TINY if options.dry_run else bench_loader.FULL):
+            keep(found)
+            done += 1
+    for case in () if options.only == "loader" else plan(device, options.dry_run):
+        if options.only and options.only not in f"{case.benchmark} {case.shape} {case.dtype} {case.mode}":
+>>>>>>> main
             continue
         if time.monotonic() - began > options.minutes * 60:
             skipped += 1

@@ -57,16 +57,16 @@ def runner(kernel: str, shape: BlockShape, dtype: torch.dtype) -> Callable[[Any]
     w_theta, w_phi, w_g = (randn(d, C, scale=C**-0.5) for d in (shape.d_qk, shape.d_qk, shape.d_v))
     w_o = randn(C, shape.d_v, scale=shape.d_v**-0.5) if shape.out_proj else None
     gamma = torch.full((), 0.7, device="cuda")
-    k, v, argmax = projection_fwd(x, w_phi, w_g, pool=shape.pool)
-    _, *kept = block_fwd(x, w_theta, k, v, w_o, gamma)
-    q, o, lse = (t for t in kept if t is not None)
+    q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, pool=shape.pool)
+    _, o, lse = block_fwd(x, q, k, v, w_o, gamma)
+    assert o is not None and lse is not None
     w_qkv = torch.cat([w_theta, w_phi, w_g])
 
     def run(config: Any) -> tuple[Tensor | None, ...]:
         if kernel == "projection":
-            return projection_fwd(x, w_phi, w_g, pool=shape.pool, config=config)
+            return projection_fwd(x, w_theta, w_phi, w_g, pool=shape.pool, config=config)
         if kernel == "forward":
-            return block_fwd(x, w_theta, k, v, w_o, gamma, config=config)
+            return block_fwd(x, q, k, v, w_o, gamma, config=config)
         # the other kernels of the backward keep their configs, so that differences are this one's
         options = {f"{kernel}_config": config}
         return block_bwd(

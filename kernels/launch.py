@@ -96,37 +96,43 @@ def size_of(*tensors: Tensor | None) -> int:
 def launch(
     name: str,
     kernel: Any,
-    programs: int,
+    grid: tuple[int, ...],
     config: Any,
     args: dict[str, Any],
     constexprs: dict[str, Any],
     needs: Callable[[], Needs],
 ) -> None:
-    """Run `kernel` on a one-dimensional grid of `programs` programs, or record it inside `recording`.
+    """Run `kernel` on `grid`, or record it inside `recording`.
 
     `args` are the run-time arguments by name (tensors, ints, floats, None), `constexprs` the compile-time ones;
-    `config` gives num_warps and num_stages. `needs` is called only when recording.
+    `config` gives num_warps, num_stages and perhaps maxnreg. `needs` is called only when recording.
     """
     if _recording is not None:
-        _recording.plans.append(_plan(name, kernel, programs, config, args, constexprs, needs(), _recording.precision))
+        _recording.plans.append(_plan(name, kernel, grid, config, args, constexprs, needs(), _recording.precision))
         return
-    if not programs:
+    if 0 in grid:
         return
     device = next(value.device for value in args.values() if isinstance(value, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](
+        kernel[grid](
             **args,
             **constexprs,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            enable_fp_fusion=True,  # Triton 3.10 turns it off by default
+            **_options(config),
         )
+
+
+def _options(config: Any) -> dict[str, Any]:
+    options = {"enable_fp_fusion": True}  # Triton 3.10 turns it off by default
+    maxnreg = getattr(config, "maxnreg", None)
+    return options if maxnreg is None else {**options, "maxnreg": maxnreg}
 
 
 def _plan(
     name: str,
     kernel: Any,
-    programs: int,
+    grid: tuple[int, ...],
     config: Any,
     args: dict[str, Any],
     constexprs: dict[str, Any],
@@ -156,12 +162,12 @@ def _plan(
         constexprs=fixed,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        grid=(programs,),
+        grid=grid,
         divisible_by_16=tuple(aligned),
         loops=needs.loops,
         flops=needs.flops,
         exps=needs.exps,
         bytes_read=needs.bytes_read,
         bytes_written=needs.bytes_written,
-        options={"enable_fp_fusion": True},
+        options=_options(config),
     )

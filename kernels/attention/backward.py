@@ -2,11 +2,10 @@
 
 With P = exp2(scale_log2 q kᵀ - lse), d_o the gradient of P v, delta = rowsum(d_o * o), dS = P * (d_o vᵀ - delta):
 dv = Pᵀ d_o, dk = scale dSᵀ q, dq = scale dS k. Three kernels, deterministic, O(N) memory:
-- `_bwd_delta_kernel`, grid cdiv(N, BLOCK_N) * B: delta; for the block also d_o = gamma * d_y W_o (stored, D_V wide,
-  since every block of keys reads it) and each program's share of d_gamma = sum of (d_y W_o) * o, the same product.
-- `_bwd_dkv_kernel`, grid cdiv(M, BLOCK_M) * B: one program owns BLOCK_M keys and goes through all queries. dk and dv
+- that of delta.py: delta, for the block also d_o and d_gamma.
+- `_bwd_dkv_kernel`: one program owns BLOCK_M keys and goes through all queries. dk and dv
   are stored straight at their positions before the max-pool, side by side with dq (projection/backward.py).
-- `_bwd_dq_kernel`, grid cdiv(N, BLOCK_N) * B: one program owns BLOCK_N queries and goes through all keys.
+- `_bwd_dq_kernel`: one program owns BLOCK_N queries and goes through all keys.
 One pass instead of two was tried: `_bwd_dkv_kernel` storing each block of keys' share of dq costs 15 to 20 % more
 instructions (sm_90, (16, 64), 128 x 64: 730 issue clocks a tile against 620, and 504 for the tile in `_bwd_dq_kernel`),
 but the shares, 4 * D_QK bytes for every 128 scores, are written and read: 395 clocks a tile of an H200's bandwidth at
@@ -25,56 +24,11 @@ from torch import Tensor
 
 from ..launch import Needs, arch_of, launch, precision_of, size_of
 from ..projection.backward import projection_bwd_input, projection_bwd_weight, store_unpooled
-from ..projection.configs import padded
 from ..projection.forward import is_channels_last, strides_of
-from .configs import AttentionConfig, DeltaConfig, lookup_delta, lookup_dkv, lookup_dq
+from ..tiles import cdiv, grid_of, load_rows, locate, padded, split, store_rows
+from .configs import AttentionConfig, DeltaConfig, lookup_dkv, lookup_dq
+from .delta import delta_bwd
 from .forward import LOG2_E, is_packed
-
-
-@triton.jit
-def _bwd_delta_kernel(
-    d_y_ptr, w_o_ptr, b_o_ptr, o_ptr, gamma_ptr,  # (B, C, N), (C, D_V) or None, (C,) or None, (B, N, D_V), one or None
-    d_o_ptr, delta_ptr, d_gamma_ptr,  # (B, N, D_V) or None, (B, N), (programs,) or None
-    stride_d_y_b, stride_d_y_c, stride_d_y_n,
-    N, C,
-    D_V: tl.constexpr, EVEN_C: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D_V: tl.constexpr,
-    PRECISION: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    num_n = tl.cdiv(N, BLOCK_N)
-    b = (tl.program_id(0) // num_n).to(tl.int64)
-    offs_n = tl.program_id(0) % num_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_v = tl.arange(0, BLOCK_D_V)
-    mask_n = offs_n < N
-    mask_v = offs_v < D_V
-    mask_nv = mask_n[:, None] & mask_v[None, :]
-    rows = b * N + offs_n
-    d_y_tile = d_y_ptr + b * stride_d_y_b + offs_n[:, None].to(tl.int64) * stride_d_y_n
-    through_bias = tl.zeros((BLOCK_N,), ACC)
-    if w_o_ptr is not None:
-        d_o = tl.zeros((BLOCK_N, BLOCK_D_V), ACC)
-        for start_c in tl.range(0, C, BLOCK_C):
-            c = start_c + tl.arange(0, BLOCK_C)
-            mask_c = (c < C) | EVEN_C
-            d_y_ptrs = d_y_tile + c[None, :].to(tl.int64) * stride_d_y_c
-            d_y = tl.load(d_y_ptrs, mask=mask_n[:, None] & mask_c[None, :], other=0.0)
-            w = tl.load(w_o_ptr + c[:, None] * D_V + offs_v[None, :], mask=mask_c[:, None] & mask_v[None, :], other=0.0)
-            d_o = tl.dot(d_y.to(w.dtype), w, d_o, input_precision=PRECISION, out_dtype=ACC)
-            if b_o_ptr is not None:
-                b_o = tl.load(b_o_ptr + c, mask=mask_c, other=0.0)
-                through_bias += tl.sum(d_y.to(ACC) * b_o[None, :].to(ACC), 1)
-    else:
-        d_o = tl.load(d_y_tile + offs_v[None, :].to(tl.int64) * stride_d_y_c, mask=mask_nv, other=0.0).to(ACC)
-    o = tl.load(o_ptr + rows[:, None] * D_V + offs_v[None, :], mask=mask_nv, other=0.0).to(ACC)
-    delta = tl.sum(d_o * o, 1)
-    if gamma_ptr is not None:
-        tl.store(d_gamma_ptr + tl.program_id(0), tl.sum(delta + through_bias, 0))
-        gamma = tl.load(gamma_ptr).to(ACC)
-        delta *= gamma
-        d_o *= gamma
-    if d_o_ptr is not None:
-        tl.store(d_o_ptr + rows[:, None] * D_V + offs_v[None, :], d_o.to(d_o_ptr.dtype.element_ty), mask=mask_nv)
-    tl.store(delta_ptr + rows, delta, mask=mask_n)
 
 
 @triton.jit
@@ -88,35 +42,37 @@ def _bwd_dkv_kernel(
     stride_dk_b, stride_dk_m, stride_dv_b, stride_dv_m,
     N, M, W, scale, scale_log2,
     D_QK: tl.constexpr, D_V: tl.constexpr, POOL: tl.constexpr, PACKED: tl.constexpr,
-    EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D_QK: tl.constexpr, BLOCK_D_V: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, FLAT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D_QK: tl.constexpr,
+    BLOCK_D_V: tl.constexpr, BLOCK_REST: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    num_m = tl.cdiv(M, BLOCK_M)
-    b = (tl.program_id(0) // num_m).to(tl.int64)
-    offs_m = tl.program_id(0) % num_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    b, offs_m = locate(M, BLOCK_M, FLAT)
     offs_n = tl.arange(0, BLOCK_N)
     offs_qk = tl.arange(0, BLOCK_D_QK)
     offs_v = tl.arange(0, BLOCK_D_V)
     mask_m = offs_m < M
     mask_qk = offs_qk < D_QK
     mask_v = offs_v < D_V
-    mask_mk = mask_m[:, None] & mask_qk[None, :]
-    mask_mv = mask_m[:, None] & mask_v[None, :]
     if PACKED:
         stride_q_n = D_QK
         stride_k_m = D_QK
         stride_v_m = D_V
         stride_d_o_n = D_V
-    m = offs_m[:, None].to(tl.int64)
-    k = tl.load(k_ptr + b * stride_k_b + m * stride_k_m + offs_qk[None, :] * stride_k_d, mask=mask_mk, other=0.0)
-    v = tl.load(v_ptr + b * stride_v_b + m * stride_v_m + offs_v[None, :] * stride_v_d, mask=mask_mv, other=0.0)
+    k = load_rows(k_ptr + b * stride_k_b, stride_k_m, stride_k_d, offs_m, mask_m, 0, D_QK, BLOCK_D_QK)
+    v = load_rows(v_ptr + b * stride_v_b, stride_v_m, stride_v_d, offs_m, mask_m, 0, D_V, BLOCK_D_V)
     q_ptrs = q_ptr + b * stride_q_b + offs_n[:, None] * stride_q_n + offs_qk[None, :] * stride_q_d
     d_o_ptrs = d_o_ptr + b * stride_d_o_b + offs_n[:, None] * stride_d_o_n + offs_v[None, :] * stride_d_o_d
     lse_ptrs = lse_ptr + b * N + offs_n
     delta_ptrs = delta_ptr + b * N + offs_n
     dk = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
     dv = tl.zeros((BLOCK_M, BLOCK_D_V), ACC)
+    if BLOCK_REST > 0:
+        offs_r = BLOCK_D_V + tl.arange(0, BLOCK_REST)
+        mask_r = offs_r < D_V
+        v_rest = load_rows(v_ptr + b * stride_v_b, stride_v_m, stride_v_d, offs_m, mask_m, BLOCK_D_V, D_V, BLOCK_REST)
+        r_ptrs = d_o_ptr + b * stride_d_o_b + offs_n[:, None] * stride_d_o_n + offs_r[None, :] * stride_d_o_d
+        dv_rest = tl.zeros((BLOCK_M, BLOCK_REST), ACC)
     for start_n in tl.range(0, N, BLOCK_N):
         mask_n = (start_n + offs_n < N) | EVEN_N
         q = tl.load(q_ptrs, mask=mask_n[:, None] & mask_qk[None, :], other=0.0)
@@ -126,8 +82,14 @@ def _bwd_dkv_kernel(
         if not EVEN_M:  # exp2(0 - lse) may be infinite, and infinity times a zero k is NaN
             p = tl.where(mask_m[:, None], p, 0.0)
         d_o = tl.load(d_o_ptrs, mask=mask_n[:, None] & mask_v[None, :], other=0.0)
-        dv = tl.dot(p.to(d_o.dtype), d_o, dv, input_precision=PRECISION, out_dtype=ACC)
+        weights = p.to(d_o.dtype)
+        dv = tl.dot(weights, d_o, dv, input_precision=PRECISION, out_dtype=ACC)
         dp = tl.dot(v, tl.trans(d_o), input_precision=PRECISION, out_dtype=ACC)
+        if BLOCK_REST > 0:
+            d_rest = tl.load(r_ptrs, mask=mask_n[:, None] & mask_r[None, :], other=0.0)
+            dv_rest = tl.dot(weights, d_rest, dv_rest, input_precision=PRECISION, out_dtype=ACC)
+            dp = tl.dot(v_rest, tl.trans(d_rest), dp, input_precision=PRECISION, out_dtype=ACC)
+            r_ptrs += BLOCK_N * stride_d_o_n
         delta = tl.load(delta_ptrs, mask=mask_n, other=0.0)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION, out_dtype=ACC)
@@ -135,12 +97,16 @@ def _bwd_dkv_kernel(
         d_o_ptrs += BLOCK_N * stride_d_o_n
         lse_ptrs += BLOCK_N
         delta_ptrs += BLOCK_N
-    argmax_b = argmax_ptr + b * M * (D_QK + D_V) if POOL else argmax_ptr
-    argmax_v = argmax_b + D_QK if POOL else argmax_ptr
-    store_unpooled(
-        dk * scale, argmax_b, dk_ptr + b * stride_dk_b, D_QK + D_V, stride_dk_m, offs_m, offs_qk, mask_mk, W, POOL
-    )
-    store_unpooled(dv, argmax_v, dv_ptr + b * stride_dv_b, D_QK + D_V, stride_dv_m, offs_m, offs_v, mask_mv, W, POOL)
+    argmax_k = argmax_ptr + b * M * (D_QK + D_V) if POOL else argmax_ptr
+    argmax_v = argmax_k + D_QK if POOL else argmax_ptr
+    dk_ptr += b * stride_dk_b
+    dv_ptr += b * stride_dv_b
+    store_unpooled(dk * scale, argmax_k, dk_ptr, D_QK + D_V, stride_dk_m, offs_m, mask_m, W, 0, D_QK, BLOCK_D_QK, POOL)
+    store_unpooled(dv, argmax_v, dv_ptr, D_QK + D_V, stride_dv_m, offs_m, mask_m, W, 0, D_V, BLOCK_D_V, POOL)
+    if BLOCK_REST > 0:
+        store_unpooled(
+            dv_rest, argmax_v, dv_ptr, D_QK + D_V, stride_dv_m, offs_m, mask_m, W, BLOCK_D_V, D_V, BLOCK_REST, POOL
+        )
 
 
 @triton.jit
@@ -152,35 +118,36 @@ def _bwd_dq_kernel(
     stride_d_o_b, stride_d_o_n, stride_d_o_d,
     stride_dq_b, stride_dq_n,
     N, M, scale, scale_log2,
-    D_QK: tl.constexpr, D_V: tl.constexpr, PACKED: tl.constexpr, EVEN_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D_QK: tl.constexpr, BLOCK_D_V: tl.constexpr,
+    D_QK: tl.constexpr, D_V: tl.constexpr, PACKED: tl.constexpr, EVEN_M: tl.constexpr, FLAT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D_QK: tl.constexpr,
+    BLOCK_D_V: tl.constexpr, BLOCK_REST: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    num_n = tl.cdiv(N, BLOCK_N)
-    b = (tl.program_id(0) // num_n).to(tl.int64)
-    offs_n = tl.program_id(0) % num_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    b, offs_n = locate(N, BLOCK_N, FLAT)
     offs_m = tl.arange(0, BLOCK_M)
     offs_qk = tl.arange(0, BLOCK_D_QK)
     offs_v = tl.arange(0, BLOCK_D_V)
     mask_n = offs_n < N
     mask_qk = offs_qk < D_QK
     mask_v = offs_v < D_V
-    mask_nk = mask_n[:, None] & mask_qk[None, :]
-    mask_nv = mask_n[:, None] & mask_v[None, :]
     if PACKED:
         stride_q_n = D_QK
         stride_k_m = D_QK
         stride_v_m = D_V
         stride_d_o_n = D_V
-    n = offs_n[:, None].to(tl.int64)
     rows = b * N + offs_n
-    q = tl.load(q_ptr + b * stride_q_b + n * stride_q_n + offs_qk[None, :] * stride_q_d, mask=mask_nk, other=0.0)
-    d_o_ptrs = d_o_ptr + b * stride_d_o_b + n * stride_d_o_n + offs_v[None, :] * stride_d_o_d
-    d_o = tl.load(d_o_ptrs, mask=mask_nv, other=0.0)
+    q = load_rows(q_ptr + b * stride_q_b, stride_q_n, stride_q_d, offs_n, mask_n, 0, D_QK, BLOCK_D_QK)
+    d_o_ptr += b * stride_d_o_b
+    d_o = load_rows(d_o_ptr, stride_d_o_n, stride_d_o_d, offs_n, mask_n, 0, D_V, BLOCK_D_V)
     lse = tl.load(lse_ptr + rows, mask=mask_n, other=float("inf"))
     delta = tl.load(delta_ptr + rows, mask=mask_n, other=0.0)
     k_ptrs = k_ptr + b * stride_k_b + offs_m[:, None] * stride_k_m + offs_qk[None, :] * stride_k_d
     v_ptrs = v_ptr + b * stride_v_b + offs_m[:, None] * stride_v_m + offs_v[None, :] * stride_v_d
+    if BLOCK_REST > 0:
+        offs_r = BLOCK_D_V + tl.arange(0, BLOCK_REST)
+        mask_r = offs_r < D_V
+        d_rest = load_rows(d_o_ptr, stride_d_o_n, stride_d_o_d, offs_n, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
+        r_ptrs = v_ptr + b * stride_v_b + offs_m[:, None] * stride_v_m + offs_r[None, :] * stride_v_d
     dq = tl.zeros((BLOCK_N, BLOCK_D_QK), ACC)
     for start_m in tl.range(0, M, BLOCK_M):
         mask_m = (start_m + offs_m < M) | EVEN_M
@@ -191,58 +158,15 @@ def _bwd_dq_kernel(
         if not EVEN_M:  # exp2(0 - lse) may be infinite, and infinity times a zero k is NaN
             p = tl.where(mask_m[None, :], p, 0.0)
         dp = tl.dot(d_o, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        if BLOCK_REST > 0:
+            v = tl.load(r_ptrs, mask=mask_m[:, None] & mask_r[None, :], other=0.0)
+            dp = tl.dot(d_rest, tl.trans(v), dp, input_precision=PRECISION, out_dtype=ACC)
+            r_ptrs += BLOCK_M * stride_v_m
         ds = p * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
         k_ptrs += BLOCK_M * stride_k_m
         v_ptrs += BLOCK_M * stride_v_m
-    dq_ptrs = dq_ptr + b * stride_dq_b + n * stride_dq_n + offs_qk[None, :]
-    tl.store(dq_ptrs, (dq * scale).to(dq_ptr.dtype.element_ty), mask=mask_nk)
-
-
-def _delta(
-    d_y: Tensor,
-    strides: tuple[int, int, int],
-    w_o: Tensor | None,
-    b_o: Tensor | None,
-    o: Tensor,
-    gamma: Tensor | None,
-    config: DeltaConfig | None,
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Return d_o like `o` (None without `gamma`), delta (B, N) and d_gamma () of d_y with strides of B, C, N."""
-    (B, N, D_V), C = o.shape, o.shape[2] if w_o is None else w_o.shape[0]
-    precision = precision_of(o.dtype)
-    acc_dtype = torch.float64 if precision == "fp64" else torch.float32
-    config = config or lookup_delta(arch_of(o), precision, D_V)
-    programs = triton.cdiv(N, config.BLOCK_N) * B
-    delta = torch.empty((B, N), device=o.device, dtype=acc_dtype)
-    d_o = d_gamma = None
-    if gamma is not None:
-        d_o = torch.empty_like(o)
-        d_gamma = torch.empty((programs,), device=o.device, dtype=acc_dtype)
-    launch(
-        "attention_bwd_delta",
-        _bwd_delta_kernel,
-        programs,
-        config,
-        dict(
-            d_y_ptr=d_y, w_o_ptr=w_o, b_o_ptr=b_o, o_ptr=o, gamma_ptr=gamma,
-            d_o_ptr=d_o, delta_ptr=delta, d_gamma_ptr=d_gamma,
-            stride_d_y_b=strides[0], stride_d_y_c=strides[1], stride_d_y_n=strides[2],
-            N=N, C=C,
-        ),
-        dict(
-            D_V=D_V, EVEN_C=C % config.BLOCK_C == 0,
-            BLOCK_N=config.BLOCK_N, BLOCK_C=config.BLOCK_C, BLOCK_D_V=padded(D_V),
-            PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
-        ),
-        lambda: Needs(
-            flops=2 * B * N * D_V * (1 if w_o is None else C + 1),
-            bytes_read=size_of(d_y, w_o, b_o, o, gamma),
-            bytes_written=size_of(d_o, delta, d_gamma),
-            loops=() if w_o is None else (triton.cdiv(C, config.BLOCK_C),),
-        ),
-    )  # fmt: skip
-    return d_o, delta, None if d_gamma is None else d_gamma.sum()
+    store_rows(dq_ptr + b * stride_dq_b, stride_dq_n, dq * scale, offs_n, mask_n, 0, D_QK, BLOCK_D_QK)
 
 
 def _dkv(
@@ -253,10 +177,11 @@ def _dkv(
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
     config = config or lookup_dkv(arch_of(q), precision, D_QK, D_V, M)
+    grid, (width, rest) = grid_of(cdiv(M, config.BLOCK_M), B), split(D_V)
     launch(
         "attention_bwd_dkv",
         _bwd_dkv_kernel,
-        triton.cdiv(M, config.BLOCK_M) * B,
+        grid,
         config,
         dict(
             q_ptr=q, k_ptr=k, v_ptr=v, d_o_ptr=d_o, lse_ptr=lse, delta_ptr=delta,
@@ -270,8 +195,9 @@ def _dkv(
         ),
         dict(
             D_QK=D_QK, D_V=D_V, POOL=argmax is not None, PACKED=is_packed(q, k, v, d_o),
-            EVEN_N=N % config.BLOCK_N == 0, EVEN_M=M % config.BLOCK_M == 0,
-            BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M, BLOCK_D_QK=padded(D_QK), BLOCK_D_V=padded(D_V),
+            EVEN_N=N % config.BLOCK_N == 0, EVEN_M=M % config.BLOCK_M == 0, FLAT=len(grid) == 1,
+            BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M,
+            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
             PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
         ),
         lambda: Needs(
@@ -279,7 +205,7 @@ def _dkv(
             exps=B * N * M,
             bytes_read=size_of(q, k, v, d_o, lse, delta, argmax),
             bytes_written=(1 if argmax is None else 4) * size_of(k, v),
-            loops=(triton.cdiv(N, config.BLOCK_N),),
+            loops=(cdiv(N, config.BLOCK_N),),
         ),
     )  # fmt: skip
 
@@ -292,10 +218,11 @@ def _dq(
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
     config = config or lookup_dq(arch_of(q), precision, D_QK, D_V, N)
+    grid, (width, rest) = grid_of(cdiv(N, config.BLOCK_N), B), split(D_V)
     launch(
         "attention_bwd_dq",
         _bwd_dq_kernel,
-        triton.cdiv(N, config.BLOCK_N) * B,
+        grid,
         config,
         dict(
             q_ptr=q, k_ptr=k, v_ptr=v, d_o_ptr=d_o, lse_ptr=lse, delta_ptr=delta, dq_ptr=dq,
@@ -308,7 +235,8 @@ def _dq(
         ),
         dict(
             D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v, d_o), EVEN_M=M % config.BLOCK_M == 0,
-            BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M, BLOCK_D_QK=padded(D_QK), BLOCK_D_V=padded(D_V),
+            FLAT=len(grid) == 1, BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M,
+            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
             PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
         ),
         lambda: Needs(
@@ -316,7 +244,7 @@ def _dq(
             exps=B * N * M,
             bytes_read=size_of(q, k, v, d_o, lse, delta),
             bytes_written=size_of(q),
-            loops=(triton.cdiv(M, config.BLOCK_M),),
+            loops=(cdiv(M, config.BLOCK_M),),
         ),
     )  # fmt: skip
 
@@ -341,7 +269,7 @@ def attention_bwd(
     dq, dk, dv = (torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (q, k, v))
     if k.shape[1] == 0 or q.shape[1] == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    _, delta, _ = _delta(
+    _, delta, _ = delta_bwd(
         d_out, (d_out.stride(0), d_out.stride(2), d_out.stride(1)), None, None, out, None, delta_config
     )
     _dkv(q, k, v, d_out, lse, delta, dk, dv, None, 0, scale, dkv_config)
@@ -381,7 +309,7 @@ def block_bwd(
     B, _, H, W = x.shape
     (_, N, D_QK), D_V = q.shape, v.shape[2]
     d_y = d_y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
-    d_o, delta, d_gamma = _delta(d_y, strides_of(x), w_o, b_o, o, gamma, delta_config)
+    d_o, delta, d_gamma = delta_bwd(d_y, strides_of(x), w_o, b_o, o, gamma, delta_config)
     assert d_o is not None and d_gamma is not None  # as there is a gamma
     has_gaps = argmax is not None and (H % 2 == 1 or W % 2 == 1)  # rows and columns in no window
     allocate = torch.zeros if has_gaps else torch.empty

@@ -14,26 +14,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..tiles import load_rows, store_rows
 from .forward import pixel_of
 
 
 @triton.jit
 def store_unpooled(
-    grad, argmax_ptr, out_ptr,  # (BLOCK_M, BLOCK_D); pointers to the image's argmax (M, stride_a), output (N, stride_n)
+    grad, argmax_ptr, out_ptr,  # (BLOCK_M, BLOCK); pointers to the image's argmax (M, stride_a), output (N, stride_n)
     stride_a_m, stride_out_n,
-    offs_m, offs_d, mask, W,
-    POOL: tl.constexpr,
+    offs_m, mask_m, W,
+    FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, POOL: tl.constexpr,
 ):  # fmt: skip
-    """Store `grad`, of the windows `offs_m` and columns `offs_d`, at the position each winner had before the pool."""
-    value = grad.to(out_ptr.dtype.element_ty)
+    """Store `grad`, of the windows `offs_m`, columns FIRST.. of D, at the position each winner had before the pool."""
     if POOL:
-        argmax = tl.load(argmax_ptr + offs_m[:, None] * stride_a_m + offs_d[None, :], mask=mask, other=0)
+        value = grad.to(out_ptr.dtype.element_ty)
+        argmax = load_rows(argmax_ptr, stride_a_m, 1, offs_m, mask_m, FIRST, D, BLOCK)
         for j in range(4):  # not unrolled: the addresses of four windows do not fit in the registers
-            offs_n = pixel_of(offs_m, j, W, POOL)
-            out_ptrs = out_ptr + offs_n[:, None] * stride_out_n + offs_d[None, :]
-            tl.store(out_ptrs, tl.where(argmax == j, value, 0.0), mask=mask)
+            offs_n = pixel_of(offs_m, j, W, W // 2, POOL)
+            store_rows(out_ptr, stride_out_n, tl.where(argmax == j, value, 0.0), offs_n, mask_m, FIRST, D, BLOCK)
     else:
-        tl.store(out_ptr + offs_m[:, None] * stride_out_n + offs_d[None, :], value, mask=mask)
+        store_rows(out_ptr, stride_out_n, grad, offs_m, mask_m, FIRST, D, BLOCK)
 
 
 def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor, channels_last: bool) -> Tensor:

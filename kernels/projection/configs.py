@@ -1,20 +1,16 @@
-"""Launch configs of the projections, and what all kernels of the block have in common: padding, widths, table keys."""
+"""Launch configs of the projections, and what all kernels of the block have in common: widths, table keys."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 MAX_D_QK = 64
 MAX_D_V = 256
 """The widest rows a config exists for; wider ones do not fit a tile in registers."""
 
-WIDTHS = ((32, 32), (32, 64), (32, 128), (32, 256), (64, 128), (64, 256))
+WIDTHS = ((32, 32), (32, 64), (32, 96), (32, 128), (32, 256), (64, 128), (64, 256))
 """The rows of every table: D_QK up to, D_V up to."""
-
-
-def padded(size: int) -> int:
-    """Return the width of a tile for `size` channels: the next power of two, at least 16 (the least K of tl.dot)."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def table_arch(arch: int) -> int:
@@ -53,44 +49,45 @@ class ProjectionConfig:
 # Rows by architecture and precision, columns as WIDTHS: BLOCK_M, BLOCK_C, num_warps, num_stages.
 _FORWARD = {
     (80, "bf16"): (
-        (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2),
-        (64, 64, 8, 2), (32, 32, 8, 2),
+        (64, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
     ),
     (80, "tf32"): (
-        (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2),
-        (64, 32, 8, 2), (32, 32, 8, 2),
+        (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2),
+        (32, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2),
     ),
     (80, "fp32"): (
-        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
-        (32, 32, 8, 2), (16, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (16, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
     ),
     (90, "bf16"): (
-        (64, 64, 4, 2), (128, 64, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2),
-        (64, 64, 8, 2), (32, 32, 8, 2),
+        (64, 32, 4, 2), (64, 32, 4, 2), (128, 32, 8, 2), (64, 32, 8, 2),
+        (32, 32, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2),
     ),
     (90, "tf32"): (
-        (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 2),
-        (64, 32, 8, 2), (32, 32, 8, 2),
+        (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
     ),
     (90, "fp32"): (
-        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
-        (32, 32, 8, 2), (16, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (16, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
     ),
     (100, "bf16"): (
-        (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2), (32, 32, 8, 2),
-        (64, 64, 8, 2), (32, 32, 8, 2),
+        (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2),
+        (32, 32, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2),
     ),
     (100, "tf32"): (
-        (64, 32, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 2),
-        (64, 32, 8, 2), (32, 32, 8, 2),
+        (64, 32, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2),
+        (32, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2),
     ),
     (100, "fp32"): (
-        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
-        (32, 32, 8, 2), (16, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (16, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
     ),
 }  # fmt: skip
 
 
+@functools.cache
 def lookup_forward(arch: int, precision: str, D_QK: int, D_V: int) -> ProjectionConfig:
     """Return the config of `projection_fwd`. Raises ValueError for widths no config exists for."""
     column = WIDTHS.index(table_width("projection_fwd", D_QK, D_V))

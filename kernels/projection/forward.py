@@ -1,8 +1,10 @@
-"""k and v of the attention block from x in one pass: two 1x1 convolutions and their 2x2 max-pool.
+"""q, k and v of the attention block from x in one pass: three 1x1 convolutions, for k and v with their 2x2 max-pool.
 
-k[b, m] = max over the window of m of W_phi x[b, :, n] + b_phi, v likewise with W_g; without pooling the window is the
-position itself. Grid: cdiv(M, BLOCK_M) * B programs; one owns BLOCK_M pooled positions and goes through the four
-window positions in turn, so every element of x is needed by one program only, and no reshaping of a product is.
+q[b, n] = W_theta x[b, :, n] + b_theta; k[b, m] = max over the window of m of W_phi x[b, :, n] + b_phi, v likewise with
+W_g; without pooling the window is the position itself. q is made here and not beside attention, since x is here: there
+its tiles would be loaded and multiplied again by programs that tensor cores and shared memory already bind
+(docs/log.md). Grid: kernels/tiles.py; a program owns BLOCK_M windows and goes through their four positions in turn, so
+no reshaping of a product is needed.
 Products accumulate in float32, maxima are taken on the float32 sums; of equal values the first wins, NaN wins over all
 (`max_pool2d`'s rules). The winner's place in the window is kept in a byte: backward needs it, and computing it
 anew would read x again, 2C bytes a position for (D_QK + D_V) / 4. Oracle: reference.project.
@@ -16,83 +18,124 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import Needs, arch_of, launch, precision_of, size_of
-from .configs import ProjectionConfig, lookup_forward, padded
+from ..tiles import cdiv, grid_of, load_bias, load_chunk, load_weight, locate, padded, split, store_rows
+from .configs import ProjectionConfig, lookup_forward
 
 
 @triton.jit
-def pixel_of(offs_m, j, W, POOL: tl.constexpr):
-    """Position n in the map of place `j` (0..3, row by row) of the windows `offs_m`; without POOL, `offs_m`."""
+def pixel_of(offs_m, j, W, W_windows, POOL: tl.constexpr):
+    """Position n in the map of place `j` (0..3, row by row) of the windows `offs_m`, `W_windows` a row of the map.
+
+    Without POOL, `offs_m`.
+    """
     if POOL:
-        W_pooled = W // 2
-        return (offs_m // W_pooled * 2 + j // 2) * W + offs_m % W_pooled * 2 + j % 2
+        return (offs_m // W_windows * 2 + j // 2) * W + offs_m % W_windows * 2 + j % 2
     else:
         return offs_m
 
 
 @triton.jit
 def _fwd_kernel(
-    x_ptr, w_phi_ptr, w_g_ptr, b_phi_ptr, b_g_ptr,  # (B, C, N), (D_QK, C), (D_V, C), (D_QK,) or None, (D_V,) or None
-    k_ptr, v_ptr, argmax_ptr,  # (B, M, D_QK), (B, M, D_V), (B, M, D_QK + D_V) or None
+    x_ptr, w_theta_ptr, w_phi_ptr, w_g_ptr,  # (B, C, N), (D_QK, C), (D_QK, C), (D_V, C)
+    b_theta_ptr, b_phi_ptr, b_g_ptr,  # (D_QK,), (D_QK,), (D_V,), or None
+    q_ptr, k_ptr, v_ptr, argmax_ptr,  # (B, N, D_QK), (B, M, D_QK), (B, M, D_V), (B, M, D_QK + D_V) or None
     stride_x_b, stride_x_c, stride_x_n,
-    M, C, W,
-    D_QK: tl.constexpr, D_V: tl.constexpr, POOL: tl.constexpr, EVEN_C: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D_QK: tl.constexpr, BLOCK_D_V: tl.constexpr,
+    N, M, C, H, W,
+    D_QK: tl.constexpr, D_V: tl.constexpr, POOL: tl.constexpr, EVEN_C: tl.constexpr, EVEN_HW: tl.constexpr,
+    FLAT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D_QK: tl.constexpr,
+    BLOCK_D_V: tl.constexpr, BLOCK_REST: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    num_m = tl.cdiv(M, BLOCK_M)
-    b = (tl.program_id(0) // num_m).to(tl.int64)
-    offs_m = tl.program_id(0) % num_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    dtype = w_phi_ptr.dtype.element_ty
+    W_windows = (W + 1) // 2
+    windows = (H + 1) // 2 * W_windows if POOL else N  # those cut by the edge too: their positions have queries
+    b, offs_w = locate(windows, BLOCK_M, FLAT)
     offs_c = tl.arange(0, BLOCK_C)
-    offs_qk = tl.arange(0, BLOCK_D_QK)
-    offs_v = tl.arange(0, BLOCK_D_V)
-    mask_m = offs_m < M
-    mask_qk = offs_qk < D_QK
-    mask_v = offs_v < D_V
+    mask_w = offs_w < windows
 
     k = tl.full((BLOCK_M, BLOCK_D_QK), float("-inf"), ACC)
     v = tl.full((BLOCK_M, BLOCK_D_V), float("-inf"), ACC)
     argmax_k = tl.zeros((BLOCK_M, BLOCK_D_QK), tl.uint8)
     argmax_v = tl.zeros((BLOCK_M, BLOCK_D_V), tl.uint8)
+    if BLOCK_REST > 0:
+        rest = tl.full((BLOCK_M, BLOCK_REST), float("-inf"), ACC)
+        argmax_r = tl.zeros((BLOCK_M, BLOCK_REST), tl.uint8)
     for j in range(4 if POOL else 1):
-        offs_n = pixel_of(offs_m, j, W, POOL)
+        offs_n = pixel_of(offs_w, j, W, W_windows, POOL)
+        mask_n = mask_w
+        if POOL and not EVEN_HW:
+            mask_n &= (offs_w // W_windows * 2 + j // 2 < H) & (offs_w % W_windows * 2 + j % 2 < W)
         x_tile = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
+        acc_q = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
         acc_k = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
         acc_v = tl.zeros((BLOCK_M, BLOCK_D_V), ACC)
+        if BLOCK_REST > 0:
+            acc_r = tl.zeros((BLOCK_M, BLOCK_REST), ACC)
         for start_c in tl.range(0, C, BLOCK_C):
             c = start_c + offs_c
             mask_c = (c < C) | EVEN_C
-            x_ptrs = x_tile + c[None, :] * stride_x_c
-            x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_c[None, :], other=0.0).to(w_phi_ptr.dtype.element_ty)
-            phi_ptrs = w_phi_ptr + c[:, None] + offs_qk[None, :] * C
-            w_phi = tl.load(phi_ptrs, mask=mask_c[:, None] & mask_qk[None, :], other=0.0)
-            g_ptrs = w_g_ptr + c[:, None] + offs_v[None, :] * C
-            w_g = tl.load(g_ptrs, mask=mask_c[:, None] & mask_v[None, :], other=0.0)
-            acc_k = tl.dot(x, w_phi, acc_k, input_precision=PRECISION, out_dtype=ACC)
-            acc_v = tl.dot(x, w_g, acc_v, input_precision=PRECISION, out_dtype=ACC)
+            # the sum has x go to the products from registers: read once instead of by each of them
+            x = load_chunk(x_tile, stride_x_c, c, mask_c, mask_n).to(dtype) + 0.0
+            w = load_weight(w_theta_ptr, 1, C, c, mask_c, 0, D_QK, BLOCK_D_QK)
+            acc_q = tl.dot(x, w, acc_q, input_precision=PRECISION, out_dtype=ACC)
+            w = load_weight(w_phi_ptr, 1, C, c, mask_c, 0, D_QK, BLOCK_D_QK)
+            acc_k = tl.dot(x, w, acc_k, input_precision=PRECISION, out_dtype=ACC)
+            w = load_weight(w_g_ptr, 1, C, c, mask_c, 0, D_V, BLOCK_D_V)
+            acc_v = tl.dot(x, w, acc_v, input_precision=PRECISION, out_dtype=ACC)
+            if BLOCK_REST > 0:
+                w = load_weight(w_g_ptr, 1, C, c, mask_c, BLOCK_D_V, D_V, BLOCK_REST)
+                acc_r = tl.dot(x, w, acc_r, input_precision=PRECISION, out_dtype=ACC)
+        if b_theta_ptr is not None:
+            acc_q += load_bias(b_theta_ptr, 0, D_QK, BLOCK_D_QK)
+        store_rows(q_ptr, D_QK, acc_q, b * N + offs_n, mask_n, 0, D_QK, BLOCK_D_QK)
         if POOL:
-            wins_k = (acc_k > k) | (acc_k != acc_k)
-            wins_v = (acc_v > v) | (acc_v != acc_v)
-            k = tl.where(wins_k, acc_k, k)
-            v = tl.where(wins_v, acc_v, v)
-            argmax_k = tl.where(wins_k, j, argmax_k).to(tl.uint8)
-            argmax_v = tl.where(wins_v, j, argmax_v).to(tl.uint8)
+            if argmax_ptr is not None:
+                argmax_k = place_of_larger(k, argmax_k, acc_k, j)
+                argmax_v = place_of_larger(v, argmax_v, acc_v, j)
+            k = tl.maximum(k, acc_k, propagate_nan=tl.PropagateNan.ALL)
+            v = tl.maximum(v, acc_v, propagate_nan=tl.PropagateNan.ALL)
+            if BLOCK_REST > 0:
+                if argmax_ptr is not None:
+                    argmax_r = place_of_larger(rest, argmax_r, acc_r, j)
+                rest = tl.maximum(rest, acc_r, propagate_nan=tl.PropagateNan.ALL)
         else:
             k = acc_k
             v = acc_v
+            if BLOCK_REST > 0:
+                rest = acc_r
 
-    if b_phi_ptr is not None:
-        k += tl.load(b_phi_ptr + offs_qk, mask=mask_qk, other=0.0)[None, :]
-    if b_g_ptr is not None:
-        v += tl.load(b_g_ptr + offs_v, mask=mask_v, other=0.0)[None, :]
+    offs_m, mask_m = offs_w, mask_w
+    if POOL and not EVEN_HW:
+        row, column = offs_w // W_windows, offs_w % W_windows
+        offs_m, mask_m = row * (W // 2) + column, (row < H // 2) & (column < W // 2)
     rows = b * M + offs_m
-    mask_mk = mask_m[:, None] & mask_qk[None, :]
-    mask_mv = mask_m[:, None] & mask_v[None, :]
-    tl.store(k_ptr + rows[:, None] * D_QK + offs_qk[None, :], k.to(k_ptr.dtype.element_ty), mask=mask_mk)
-    tl.store(v_ptr + rows[:, None] * D_V + offs_v[None, :], v.to(v_ptr.dtype.element_ty), mask=mask_mv)
+    store_pooled(k, argmax_k, k_ptr, b_phi_ptr, argmax_ptr, D_QK, D_QK + D_V, rows, mask_m, 0, D_QK, BLOCK_D_QK)
+    argmax_v_ptr = None if argmax_ptr is None else argmax_ptr + D_QK
+    store_pooled(v, argmax_v, v_ptr, b_g_ptr, argmax_v_ptr, D_V, D_QK + D_V, rows, mask_m, 0, D_V, BLOCK_D_V)
+    if BLOCK_REST > 0:
+        store_pooled(
+            rest, argmax_r, v_ptr, b_g_ptr, argmax_v_ptr, D_V, D_QK + D_V, rows, mask_m, BLOCK_D_V, D_V, BLOCK_REST
+        )
+
+
+@triton.jit
+def place_of_larger(best, argmax, value, j):
+    """`j` where `value` is larger than `best` or NaN, else `argmax`, the place of `best`."""
+    return tl.where((value > best) | (value != value), j, argmax).to(tl.uint8)
+
+
+@triton.jit
+def store_pooled(
+    tile, argmax, out_ptr, bias_ptr, argmax_ptr, stride_out, stride_argmax, rows, mask,
+    FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store `tile` + bias and, where there is an `argmax_ptr`, `argmax` as columns FIRST.. of D of `rows`."""
+    if bias_ptr is not None:
+        tile += load_bias(bias_ptr, FIRST, D, BLOCK)
+    store_rows(out_ptr, stride_out, tile, rows, mask, FIRST, D, BLOCK)
     if argmax_ptr is not None:
-        argmax_ptrs = argmax_ptr + rows[:, None] * (D_QK + D_V)
-        tl.store(argmax_ptrs + offs_qk[None, :], argmax_k, mask=mask_mk)
-        tl.store(argmax_ptrs + D_QK + offs_v[None, :], argmax_v, mask=mask_mv)
+        store_rows(argmax_ptr, stride_argmax, argmax, rows, mask, FIRST, D, BLOCK)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -115,25 +158,29 @@ def strides_of(x: Tensor) -> tuple[int, int, int]:
 
 def projection_fwd(
     x: Tensor,
+    w_theta: Tensor,
     w_phi: Tensor,
     w_g: Tensor,
+    b_theta: Tensor | None = None,
     b_phi: Tensor | None = None,
     b_g: Tensor | None = None,
     *,
     pool: bool,
     save_argmax: bool = True,
     config: ProjectionConfig | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return k (B, M, D_QK), v (B, M, D_V) in the dtype of `w_phi`, and the pool's argmax (B, M, D_QK + D_V).
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return q (B, N, D_QK), k (B, M, D_QK), v (B, M, D_V) in the weights' dtype, the pool's argmax (B, M, D_QK + D_V).
 
-    `x` (B, C, H, W) of any float dtype, contiguous or channels_last; `w_phi` (D_QK, C), `w_g` (D_V, C), contiguous, and
-    `b_phi` (D_QK,), `b_g` (D_V,) share a dtype, in which products are computed. M is H*W, or (H//2)*(W//2) with
-    `pool`. The argmax, uint8 (0..3, row by row of the window), is None without `pool` or without `save_argmax`.
+    `x` (B, C, H, W) of any float dtype, contiguous or channels_last; `w_theta`, `w_phi` (D_QK, C), `w_g` (D_V, C),
+    contiguous, and `b_theta`, `b_phi` (D_QK,), `b_g` (D_V,) share a dtype, in which products are computed. N is H*W, M
+    the same, or (H//2)*(W//2) with `pool`. The argmax, uint8 (0..3, row by row of the window), is None without `pool`
+    or without `save_argmax`.
     """
     B, C, H, W = x.shape
-    D_QK, D_V = w_phi.shape[0], w_g.shape[0]
-    M = (H // 2) * (W // 2) if pool else H * W
+    D_QK, D_V, N = w_phi.shape[0], w_g.shape[0], H * W
+    M = (H // 2) * (W // 2) if pool else N
     stride_x_b, stride_x_c, stride_x_n = strides_of(x)
+    q = torch.empty((B, N, D_QK), device=x.device, dtype=w_phi.dtype)
     k = torch.empty((B, M, D_QK), device=x.device, dtype=w_phi.dtype)
     v = torch.empty((B, M, D_V), device=x.device, dtype=w_phi.dtype)
     argmax = None
@@ -141,28 +188,32 @@ def projection_fwd(
         argmax = torch.empty((B, M, D_QK + D_V), device=x.device, dtype=torch.uint8)
     precision = precision_of(w_phi.dtype)
     config = config or lookup_forward(arch_of(x), precision, D_QK, D_V)
-    window = 4 if pool else 1
+    window, windows = (4, cdiv(H, 2) * cdiv(W, 2)) if pool else (1, N)
+    grid, (width, rest) = grid_of(cdiv(windows, config.BLOCK_M), B), split(D_V)
     launch(
         "projection_fwd",
         _fwd_kernel,
-        triton.cdiv(M, config.BLOCK_M) * B,
+        grid,
         config,
         dict(
-            x_ptr=x, w_phi_ptr=w_phi, w_g_ptr=w_g, b_phi_ptr=b_phi, b_g_ptr=b_g,
-            k_ptr=k, v_ptr=v, argmax_ptr=argmax,
+            x_ptr=x, w_theta_ptr=w_theta, w_phi_ptr=w_phi, w_g_ptr=w_g,
+            b_theta_ptr=b_theta, b_phi_ptr=b_phi, b_g_ptr=b_g,
+            q_ptr=q, k_ptr=k, v_ptr=v, argmax_ptr=argmax,
             stride_x_b=stride_x_b, stride_x_c=stride_x_c, stride_x_n=stride_x_n,
-            M=M, C=C, W=W,
+            N=N, M=M, C=C, H=H, W=W,
         ),
         dict(
-            D_QK=D_QK, D_V=D_V, POOL=pool, EVEN_C=C % config.BLOCK_C == 0,
-            BLOCK_M=config.BLOCK_M, BLOCK_C=config.BLOCK_C, BLOCK_D_QK=padded(D_QK), BLOCK_D_V=padded(D_V),
+            D_QK=D_QK, D_V=D_V, POOL=pool, EVEN_C=C % config.BLOCK_C == 0, EVEN_HW=H % 2 == W % 2 == 0,
+            FLAT=len(grid) == 1,
+            BLOCK_M=config.BLOCK_M, BLOCK_C=config.BLOCK_C,
+            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
             PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
         ),
         lambda: Needs(
-            flops=2 * B * window * M * C * (D_QK + D_V),
-            bytes_read=size_of(x, w_phi, w_g, b_phi, b_g),
-            bytes_written=size_of(k, v, argmax),
-            loops=(window, window * triton.cdiv(C, config.BLOCK_C)),
+            flops=2 * B * C * (N * D_QK + window * M * (D_QK + D_V)),
+            bytes_read=size_of(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g),
+            bytes_written=size_of(q, k, v, argmax),
+            loops=(window, window * cdiv(C, config.BLOCK_C)),
         ),
     )  # fmt: skip
-    return k, v, argmax
+    return q, k, v, argmax

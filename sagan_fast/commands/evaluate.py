@@ -13,6 +13,9 @@ from typing import Any
 from sagan_fast.commands.options import command_parser
 from sagan_fast.errors import InputError
 
+TIMEOUT = 3600
+"""Seconds that a process waits for the others, of which the first also computes the scores of the real images."""
+
 SCORES = (
     # key, its deviation, name, better
     ("fid", None, "FID", "lower"),
@@ -65,8 +68,10 @@ def run(args: list[str]) -> None:
     target = Path(options.json) if options.json else None
     if target is not None:
         _check_writable(target)
-    with _process_group(options.device) as device:
-        result = _evaluate(options, device)
+    from sagan_fast.training.distributed import connected
+
+    with connected(options.device, TIMEOUT) as world:
+        result = _evaluate(options, str(world.device))
     if result is None:
         return
     if target is not None:
@@ -154,6 +159,10 @@ def _resolution(spec: str) -> int:
     from sagan_fast.evaluation.streams import image_size
 
     kind, _, path = spec.partition(":")
+    if kind == "packed":
+        from sagan_fast.data.packed import read_manifest
+
+        return read_manifest(Path(path).expanduser()).resolution
     if kind != "folder":
         raise InputError(f"--resolution R must be given for {spec}")
     folder = open_dataset(spec, resolution=1)
@@ -169,28 +178,6 @@ def _resolution(spec: str) -> int:
             )
         return size[0]
     raise InputError(f"{spec} holds no image that Pillow can read, {folder.path_of(0)} for one")
-
-
-@contextmanager
-def _process_group(device: str) -> Iterator[str]:
-    """Join the processes that torchrun started, if it did; yield the device of this one."""
-    import torch
-    import torch.distributed as dist
-
-    from sagan_fast.training.loop import pick_device
-
-    chosen = pick_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield str(chosen)
-        return
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield str(chosen)
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager

@@ -93,18 +93,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 )
 
     def read_batch(
-        self, indices: npt.NDArray[np.int64], pin_memory: bool = False
+        self, indices: npt.NDArray[np.int64], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict[int, str]]:
         """Return images uint8 (B, 3, R, R), labels int64 (B,) and what is broken, as `read` does.
 
-        `pin_memory` asks for page-locked memory at once; a set that reads image by image leaves it to the loader.
+        The images are in `out`, where that is given: uint8, of their shape.
         """
         images, broken = [], {}
         for index in indices.tolist():
             image, _, found = self.read(index)
             images.append(image)
             broken.update(found)
-        return torch.stack(images), torch.from_numpy(self.labels[indices]), broken
+        return torch.stack(images, out=out), torch.from_numpy(self.labels[indices]), broken
 
     def note_broken(self, broken: Mapping[int, str]) -> None:
         """Count the files of `broken` (index: sentence); log each once, in the main process."""

@@ -139,7 +139,14 @@ class _Threads(Iterator[Batch]):
 
     def _submit(self) -> Future[Batch]:
         indices = np.array(next(self._indices), np.int64)
-        return self._pool.submit(self._dataset.read_batch, indices, self._pin_memory)
+        # allocated here: what one thread frees of another's memory goes back to the system, to be mapped anew
+        shape = (len(indices), 3, self._dataset.resolution, self._dataset.resolution)
+        out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        return self._pool.submit(self._read, indices, out)
+
+    def _read(self, indices: npt.NDArray[np.int64], out: Tensor) -> Batch:
+        images, labels, broken = self._dataset.read_batch(indices, out)
+        return images, labels.pin_memory() if self._pin_memory else labels, broken
 
     def __next__(self) -> Batch:
         batch = self._ahead.popleft().result()

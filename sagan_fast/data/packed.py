@@ -92,7 +92,21 @@ def read_manifest(folder: Path) -> Manifest:
     expected = {field.name for field in fields(Manifest)}
     if missing := sorted(expected - content.keys()):
         raise InputError(f"{path} is damaged: it has no {', '.join(missing)}")
-    return Manifest(**{name: content[name] for name in expected})
+    manifest = Manifest(**{name: content[name] for name in expected})
+    if not _is_well_formed(manifest):
+        raise InputError(f"{path} is damaged: its values are not of the kinds that they must be")
+    return manifest
+
+
+def _is_well_formed(manifest: Manifest) -> bool:
+    if not isinstance(manifest.source, dict) or not isinstance(manifest.checksums, dict):
+        return False
+    names, counts, blocks = manifest.class_names, manifest.class_counts, manifest.checksums.get("images")
+    if not (isinstance(names, list) and isinstance(counts, list) and isinstance(blocks, list)):
+        return False
+    at_least_one = (manifest.num_images, manifest.resolution, manifest.checksums.get("images_per_block"))
+    numbers = (manifest.num_broken, manifest.source.get("items"), *counts)
+    return all(isinstance(n, int) and n >= 1 for n in at_least_one) and all(isinstance(n, int) for n in numbers)
 
 
 def _no_set(folder: Path) -> str:
@@ -124,7 +138,7 @@ def image_bytes(resolution: int) -> int:
 
 
 class PackedDataset(ImageDataset):
-    """A packed set, memory-mapped; batches are gathered without decoding and without a loop over images.
+    """A packed set, memory-mapped; batches are gathered by one copy, without decoding.
 
     Raises:
         InputError: there is no whole set, it has another resolution or other classes than wanted, or a class without
@@ -152,27 +166,44 @@ class PackedDataset(ImageDataset):
             )
         labels = load_labels(self.folder, manifest)
         super().__init__(name, resolution=resolution, class_names=names, labels=labels)
-        self._images = map_images(self.folder, manifest)
+        self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_images": None}  # a spawned process maps the file anew
+        return {**self.__dict__, "_images": None, "_file": None}  # a spawned process maps the file anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._open()
+
+    def _open(self) -> None:
         self._images = map_images(self.folder, self.manifest)
+        self._file = open(self.folder / IMAGES, "rb")  # noqa: SIM115, for as long as the data set lives
 
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R)."""
         return torch.from_numpy(self._images[index].copy())
 
     def read_batch(
-        self, indices: npt.NDArray[np.int64], pin_memory: bool = False
+        self, indices: npt.NDArray[np.int64], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """Return images uint8 (B, 3, R, R), labels int64 (B,) and {}: one copy, to pinned memory if that is asked."""
-        out = torch.empty((len(indices), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
-        labels = torch.from_numpy(self.labels[indices])
+        """Return images uint8 (B, 3, R, R), in `out` if that is given, labels int64 (B,) and {}; one copy."""
+        if out is None:
+            out = torch.empty((len(indices), *self._images.shape[1:]), dtype=torch.uint8)
+        self._read_ahead(indices)
         np.take(self._images, indices, axis=0, out=out.numpy(), mode="clip")  # "raise" would copy twice
-        return out, labels.pin_memory() if pin_memory else labels, {}
+        return out, torch.from_numpy(self.labels[indices]), {}
+
+    def _read_ahead(self, indices: npt.NDArray[np.int64]) -> None:
+        """Tell the system which pages come next, all at once and in their order on the disk.
+
+        The mapping alone would ask for them one fault at a time, several times slower where they are not in the page
+        cache; where they are, this is 2 us of the 10 that an image of 128x128 takes.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        size = image_bytes(self.resolution)
+        for offset in (HEADER_BYTES + np.sort(indices) * size).tolist():
+            os.posix_fadvise(self._file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def load_labels(folder: Path, manifest: Manifest) -> npt.NDArray[np.int64]:

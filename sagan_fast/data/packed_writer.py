@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +35,16 @@ from sagan_fast.data.packed import (
     image_bytes,
     new_digest,
 )
-from sagan_fast.data.sources.base import Source
 from sagan_fast.errors import InputError
+
+if TYPE_CHECKING:  # it brings Pillow, which a writer has no need of
+    from sagan_fast.data.sources.base import Source
 
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
 SYNC_SECONDS = 1.0
+ENTRY_KEYS = {"items", "labels", "position", "broken", "blocks"}
+"""Of a line of the journal after the first, which holds the settings."""
 TRANSFORM = {
     "crop": "largest centred square",
     "filter": "Pillow bilinear, antialiased when shrinking; none where the square has the right size",
@@ -198,11 +202,11 @@ class PackedWriter:
                 entry = json.loads(line)
             except ValueError:
                 break
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or not isinstance(entry, dict):
                 break
             if not whole:
                 self._compare(entry)
-            elif self._bytes(self.progress.images + len(entry["labels"])) > size:
+            elif entry.keys() != ENTRY_KEYS or self._bytes(self.progress.images + len(entry["labels"])) > size:
                 break
             else:
                 self._count(entry)

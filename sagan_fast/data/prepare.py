@@ -61,6 +61,8 @@ def prepare(
             `on_broken` is "fail", nothing is left, or the names do not fit the labels.
     """
     target = Path(folder).expanduser()
+    if source.kind == "folder" and target.resolve().is_relative_to(Path(source.path).expanduser().resolve()):
+        raise InputError(f"{folder} lies in the folder of images, {source.path}: give a folder elsewhere")
     if class_names is not None and source.class_names is not None:
         has = "class names of its own" if source.class_names else "no labels"
         raise InputError(f"{source.path} has {has}: class names can be given to sources whose labels are numbers only")

@@ -1,1 +1,1 @@
-"""What is done with a trained generator: sampling."""
+"""What is done with a trained generator: sampling, scores."""

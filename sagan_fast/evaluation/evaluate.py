@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sagan_fast.data import ImageDataset
+from sagan_fast.data.packed import PackedDataset
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor, file_sha256
 from sagan_fast.evaluation.metrics import (
@@ -210,11 +211,10 @@ def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tupl
 
 def dataset_source(dataset: ImageDataset) -> dict[str, Any]:
     """Return what the protocol says of a set of images: its spec, how images were prepared, its fingerprint."""
-    return {
-        "data": dataset.name,
-        "preprocessing": "largest centred square, Pillow's bilinear with antialiasing to the resolution, RGB uint8",
-        "fingerprint": fingerprint(dataset),
-    }
+    preparation: Any = "largest centred square, Pillow's bilinear with antialiasing to the resolution, RGB uint8"
+    if isinstance(dataset, PackedDataset):
+        preparation = dataset.manifest.transform
+    return {"data": dataset.name, "preprocessing": preparation, "fingerprint": fingerprint(dataset)}
 
 
 def _scores(

@@ -23,6 +23,7 @@ from torch import Tensor
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.folders import FolderDataset
 from sagan_fast.data.loader import epoch_order
+from sagan_fast.data.packed import PackedDataset
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.metrics import Gaussian, InceptionScore, Moments
@@ -219,7 +220,7 @@ def fingerprint(dataset: ImageDataset) -> str:
                 raise InputError(f"{path} cannot be read: {error.strerror}") from error
             relative = os.path.relpath(path, dataset.root)
             digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    elif hasattr(dataset, "manifest"):
+    elif isinstance(dataset, PackedDataset):
         digest.update(dataset.manifest.dumps().encode())
     else:
         for index in range(len(dataset)):

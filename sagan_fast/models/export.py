@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,8 +135,14 @@ def save_torchscript(generator: Generator, path: Path) -> None:
     Traced with PyTorch's fused attention, so the map is not in memory. z (B, z_dim) float32 and, if it has classes, y
     (B,) int64 give images (B, 3, R, R) in [-1, 1].
     """
-    with _quiet(), torch.no_grad(), written(path) as part:
-        torch.jit.trace(folded(generator, "sdpa"), example(generator), check_trace=False).save(str(part))  # type: ignore[no-untyped-call]
+    traced = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        script = torch.jit.trace(folded(generator, "sdpa"), example(generator), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(script, traced)  # type: ignore[no-untyped-call]
+    with written(path) as part, zipfile.ZipFile(traced) as whole, zipfile.ZipFile(part, "w") as kept:
+        for entry in whole.infolist():
+            if not entry.filename.endswith(".debug_pkl"):  # source lines, with the paths of this machine
+                kept.writestr(entry, whole.read(entry))
 
 
 def save_onnx(generator: Generator, path: Path) -> None:
@@ -143,25 +151,30 @@ def save_onnx(generator: Generator, path: Path) -> None:
     The batch size is free. One file, weights included. Raises InputError where onnx and onnxscript are not installed.
     """
     try:
+        import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"the format onnx needs the package {error.name}: pip install 'sagan_fast[export]'") from error
     inputs = example(generator)
     batch = torch.export.Dim("batch")
     names = ["z", "y"][: len(inputs)]
-    with _quiet(), torch.no_grad(), written(path) as part:
-        torch.onnx.export(
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
             folded(generator, "eager"),
             inputs,
-            part,
             input_names=names,
             output_names=["images"],
             dynamic_shapes={name: {0: batch} for name in names},
             opset_version=ONNX_OPSET,
-            external_data=False,
             dynamo=True,
             verbose=False,
         )
+    assert program is not None
+    model = program.model_proto
+    for part_of_graph in (*model.graph.node, *model.graph.value_info, model.graph, model):
+        del part_of_graph.metadata_props[:]  # stack traces, with the paths of this machine
+    with written(path) as part:
+        onnx.save(model, part)
 
 
 CARD = """# SAGAN generator, {size}x{size}, {classes}

@@ -41,6 +41,8 @@ def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.dtype == k.dtype == v.dtype
         and all(type(t) in (Tensor, torch.nn.Parameter) and t.numel() > 0 for t in (q, k, v))
         and not torch.compiler.is_compiling()
+        # a trace would fix the loop over blocks for the batch size of its example
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0  # which other threads do not see
     )

@@ -197,11 +197,11 @@ def _self_attention_2d(
     from sagan_fast.kernels.attention.forward import block_fwd
     from sagan_fast.kernels.projection.forward import projection_fwd
 
-    k, v, argmax = projection_fwd(x, w_phi, w_g, b_phi, b_g, pool=pool, save_argmax=save)
-    y, q, o, lse = block_fwd(x, w_theta, k, v, w_o, gamma, b_theta, b_o, save=save)
+    q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save_argmax=save)
+    y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o, save=save)
     if argmax is None:
         argmax = k.new_empty(0, dtype=torch.uint8)
-    if q is None or o is None or lse is None:
+    if o is None or lse is None:
         return (y, *(k.new_empty(0) for _ in range(4)), k.new_empty(0, dtype=lse_dtype(k.dtype)), argmax)
     return y, q, k, v, o, lse, argmax
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sagan_fast.errors import InputError
+from sagan_fast.evaluation.protocol import METRICS
 from sagan_fast.models.config import (
     SHARED,
     DiscriminatorConfig,
@@ -26,7 +27,7 @@ class TrainConfig:
     """Everything that decides a run."""
 
     data: str
-    """shapes, folder:PATH or cifar10:PATH"""
+    """shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     out: str
     """folder of the run: config.yaml, log.jsonl, samples/, checkpoints/, tensorboard/"""
     generator: GeneratorConfig
@@ -85,6 +86,22 @@ class TrainConfig:
     """roll back this often in a run, then stop"""
     timeout: int = 1800
     """seconds after which a process that does not answer is given up"""
+    eval_every: int = 0
+    """steps between evaluations of the averaged generator, the lowest FID kept as best.pt; 0: none"""
+    eval_count: int = 10_000
+    """generated images of an evaluation"""
+    eval_data: str = ""
+    """real images to evaluate against; if empty, those of data"""
+    eval_reference_count: int = 0
+    """real images of an evaluation, a fixed random choice; 0: all"""
+    eval_features: str = "inception"
+    """inception, efficientnet-lite0 or a TorchScript file"""
+    eval_metrics: str = "fid,is,kid"
+    """some of fid,is,kid,prdc,intra_fid; fid among them"""
+    eval_mode: str = "inline"
+    """inline, between two steps, or background: in a process beside the run"""
+    eval_device: str = "auto"
+    """device of evaluations in the background: cpu, cuda or auto, the one of the run"""
 
     def __post_init__(self) -> None:
         positive = (
@@ -94,9 +111,14 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("num_workers", "micro_batch_size", "max_rollbacks"):
+        for name in ("num_workers", "micro_batch_size", "max_rollbacks", "eval_every", "eval_reference_count"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        metrics = self.eval_metrics.split(",")
+        if "fid" not in metrics or set(metrics) - set(METRICS):
+            raise InputError(
+                f"eval_metrics must be some of {','.join(METRICS)}, fid among them, got {self.eval_metrics!r}"
+            )
         if not self.sigma_growth > 1:
             raise InputError(f"sigma_growth must be more than 1, got {self.sigma_growth}")
         for name in ("g_lr", "d_lr"):
@@ -108,6 +130,8 @@ class TrainConfig:
         for name, known in (
             ("backend", BACKENDS),
             ("device", ("auto", "cpu", "cuda")),
+            ("eval_device", ("auto", "cpu", "cuda")),
+            ("eval_mode", ("inline", "background")),
             ("on_broken", ("fail", "skip")),
             ("on_divergence", ("stop", "rollback")),
             ("precision", PRECISIONS),

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,7 +187,9 @@ def connected(device: str, timeout: int) -> Iterator[World]:
         options["device_id"] = here
     with _losses_named(size):
         wait = timedelta(seconds=timeout)
-        dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=wait, **options)
+        store = _fresh_store(rank, size, wait)
+        backend = "nccl" if here.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, **options)
         try:
             yield World(here, rank, size, dist.new_group(backend="gloo", timeout=wait))
         except BaseException:
@@ -193,6 +197,38 @@ def connected(device: str, timeout: int) -> Iterator[World]:
                 dist.destroy_process_group()
             raise
         dist.destroy_process_group()
+
+
+def _fresh_store(rank: int, size: int, wait: timedelta) -> Any:
+    """Return the store that torchrun's environment names, under a prefix that only this start of the run has.
+
+    After a restart torchrun hands out the same store again, and in it the addresses of processes that are dead, which
+    Gloo would try to reach. Its count of restarts does not help: it is another one on each machine. So each process
+    says hello under a name of its own until the first, who may have read the hello of a dead one, has answered it.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
+    me = uuid.uuid4().hex
+    deadline = time.monotonic() + wait.total_seconds()
+    if rank:
+        store.set(f"sagan_fast/hello/{rank}", me)
+        store.wait([f"sagan_fast/answer/{me}"], wait)
+        prefix = store.get(f"sagan_fast/answer/{me}").decode()
+        store.set(f"{prefix}/here/{rank}", "")
+        return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    prefix, answered = f"sagan_fast/{me}", set()
+    missing = list(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f"sagan_fast/hello/{other}"]):
+                name = store.get(f"sagan_fast/hello/{other}").decode()
+                if name not in answered:
+                    answered.add(name)
+                    store.set(f"sagan_fast/answer/{name}", prefix)
+        missing = [other for other in missing if not store.check([f"{prefix}/here/{other}"])]
+        if time.monotonic() > deadline:
+            raise ConnectionError(f"{len(missing)} of the {size} processes of this run did not come within {wait}")
+        time.sleep(0.02 if missing else 0.0)
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -25,6 +25,9 @@ class SilentLog:
     def line(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
         """Record `values` at `step`."""
 
+    def scores(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the scores of an evaluation of `step`, which may be some steps ago."""
+
     def step_done(self, step: int) -> None:
         """Note that `step` is done."""
 
@@ -90,6 +93,15 @@ class RunLog(SilentLog):
             self.progress.update(self.task, completed=step, description=short.split("  D real")[0])
         else:
             self.say(f"step {step}/{self.steps}  {short}{self._left(step)}")
+
+    def scores(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the scores of an evaluation of `step`, which may be some steps ago, in a line of their own."""
+        with self._disk():
+            self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            self.file.flush()
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.board.flush()  # type: ignore[no-untyped-call]
 
     def step_done(self, step: int) -> None:
         """Move the progress bar, if there is one; else speak up after a long silence."""

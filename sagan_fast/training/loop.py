@@ -13,12 +13,13 @@ from sagan_fast.errors import InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.distributed import StopVote, connected, pick_device
+from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Diverged, Guard
 from sagan_fast.training.log import RunLog, SilentLog
 from sagan_fast.training.meter import Meter
 from sagan_fast.training.profile import Profile
-from sagan_fast.training.session import Session
+from sagan_fast.training.run import Run
 from sagan_fast.training.signals import stop_on_signals
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import train_step
@@ -50,27 +51,28 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
         )
         world.by_main(lambda: folder.check(resume))
         guard = Guard(config.collapse_patience, growth=config.sigma_growth)
-        session = Session(config, world, dataset, new_state(config, world.device), guard, folder)
+        run = Run(config, world, dataset, new_state(config, world.device), guard, folder)
+        run.check_start()
         try:
-            changes = session.resume() if resume else []
-            session.check_replicas()
+            changes = run.resume() if resume else []
+            run.check_replicas()
             world.by_main(lambda: folder.open(config))
-            state = session.state
+            state = run.state
             log = world.by_main(lambda: RunLog(folder.path, state.step, config.steps)) or SilentLog()
             with log, state.precision.products():
                 log.say(
                     f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
-                    f"{world.device}, {state.precision.name}, {session.division()}step {state.step} of {config.steps}"
+                    f"{world.device}, {state.precision.name}, {run.division()}step {state.step} of {config.steps}"
                 )
                 for sentence in changes:
                     log.say(sentence)
                 tracing = Profile(folder.path, profile if world.is_main else 0)
                 while True:
                     try:
-                        _go_on(session, log, stop, tracing)
+                        _go_on(run, log, stop, tracing)
                         return state
                     except Diverged as error:
-                        sentence = session.roll_back(error)
+                        sentence = run.roll_back(error)
                         world.by_main(lambda: log.back_to(state.step))
                         log.say(sentence)
         except torch.OutOfMemoryError as error:
@@ -83,11 +85,11 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
             folder.close()
 
 
-def _go_on(session: Session, log: SilentLog, stop: list[int], tracing: Profile) -> None:
+def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
     """Train from the step the state is at to the last, or until asked to stop; raise `Diverged` when the guard does."""
-    config, world, state, folder = session.config, session.world, session.state, session.folder
+    config, world, state, folder = run.config, run.world, run.state, run.folder
     stream: Any = batches(
-        session.dataset,
+        run.dataset,
         batch_size=config.batch_size // world.size,
         seed=config.seed,
         start=state.step * config.batch_size,
@@ -99,7 +101,7 @@ def _go_on(session: Session, log: SilentLog, stop: list[int], tracing: Profile) 
     vote = StopVote(world)
     meter = Meter(config, world)
     stopping = vote(bool(stop))
-    with closing(stream):
+    with closing(stream), Evaluations(run, log) as evaluations:
         while state.step < config.steps and not stopping:
             with meter.waiting():
                 images, labels = next(stream)
@@ -112,17 +114,21 @@ def _go_on(session: Session, log: SilentLog, stop: list[int], tracing: Profile) 
             ending = state.step == config.steps
             saving = ending or stopping or state.step % config.checkpoint_every == 0
             if state.step % config.log_every == 0 or saving:
-                values, curves = meter.read(state, session.dataset)
+                values, curves = meter.read(state, run.dataset)
                 world.by_main(lambda v=values, c=curves: log.line(state.step, v, c))  # type: ignore[misc]
-                session.guard.check(state.step, values)
+                run.guard.check(state.step, values)
             if saving:
-                session.save()  # before anything slow: who asked to stop may not wait for long
+                run.save()  # before anything slow: who asked to stop may not wait for long
             if ending or (state.step % config.sample_every == 0 and not stopping):
                 world.by_main(lambda: save_samples(state, config, folder.sample_path(state.step)))
-            # In-training evaluation belongs here, after a checkpoint (`saving and not stopping`): all processes come by
-            # with the same weights, and the main one may call folder.checkpoints.pin_best(state.step, metric, score).
+            if evaluations.due(state.step) and not stopping:
+                if not saving:
+                    run.save()
+                meter.began += evaluations.start()
+            evaluations.poll()
             if not meter.steps:
                 meter.restart()  # sampling and saving are not training
+        evaluations.finish(stop)
     vote.settle()
     tracing.close()
     word = "done" if state.step >= config.steps else "stopped as asked"

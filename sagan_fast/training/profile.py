@@ -34,7 +34,7 @@ class Profile:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self.tracing = torch.profiler.profile(activities=activities, record_shapes=True)
+            self.tracing = torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True)
             self.tracing.start()
             self.start = step
         elif self.tracing is not None and step - self.start >= self.steps:

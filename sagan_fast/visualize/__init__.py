@@ -1,1 +1,1 @@
-"""Pictures: grids of samples."""
+"""Pictures: grids and rows of samples, attention maps, animations."""

@@ -46,7 +46,7 @@ def lit(picture: Tensor, heat: Tensor, colour: Colour) -> Tensor:
     From the dimmed image at 0 over the colour to almost white at 1, rising all the way.
     """
     gray = (picture.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
-    dimmed = (gray * 0.4).expand(3, -1, -1)
+    dimmed = (gray * 0.3).expand(3, -1, -1)
     tint = torch.tensor(colour).float()[:, None, None]
     glow = tint + (255 - tint) * ((heat - 0.6) / 0.4).clamp(0, 1) * 0.85
     return torch.lerp(dimmed, glow, heat.clamp(0, 1) * 0.95).round().clamp(0, 255).byte()

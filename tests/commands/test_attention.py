@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -42,10 +43,11 @@ def test_the_discriminator_on_real_images_and_on_samples(run, tmp_path):
 
 def test_an_exported_generator_and_one_class(run, tiny_run, tmp_path, sentence):
     assert cli.main(["export", str(tiny_run), "--out", str(tmp_path / "e")]) == 0
-    args = ["--count", "1", "--class-id", "3", "--num-points", "2"]
+    args = ["--count", "1", "--class-id", "3", "--points", "3,4 20,30"]
     for where in (tiny_run, tmp_path / "e"):
         assert cli.main(["attention", str(where), "--out", str(tmp_path / f"{where.name}.png"), *args]) == 0
-    assert (tmp_path / "e.png").read_bytes() == (tmp_path / "run.png").read_bytes()
+    a, b = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("e.png", "run.png"))
+    assert abs(a - b).max() <= 3  # on a GPU sigma is rounded otherwise
     assert cli.main(["attention", str(tmp_path / "e"), "--out", "x.png", "--data", "shapes"]) == 2
     assert "is an exported generator: the discriminator is in the checkpoint only" in sentence()
 

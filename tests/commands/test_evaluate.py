@@ -175,3 +175,16 @@ def test_two_processes_score_as_one(tiny_run, tmp_path, features):
     assert two["protocol"] == one["protocol"]
     for key in ("fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage", "intra_fid"):
         assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
+
+
+def test_a_packed_set_scores_as_the_folder_it_was_made_from(tmp_path, features):
+    real, generated = pictures(tmp_path / "real", seed=1), pictures(tmp_path / "generated")
+    assert cli.main(["prepare", str(generated), str(tmp_path / "g"), "--size", "20"]) == 0
+    assert cli.main(["prepare", str(real), str(tmp_path / "r"), "--size", "20"]) == 0
+    found = []
+    for one, two in ((str(generated), f"folder:{real}"), (f"packed:{tmp_path / 'g'}", f"packed:{tmp_path / 'r'}")):
+        target = tmp_path / "scores.json"
+        assert cli.main(["evaluate", one, "--data", two, "--features", features, "--json", str(target)]) == 0
+        found.append(json.loads(target.read_text()))
+    assert found[0]["fid"] == pytest.approx(found[1]["fid"], rel=1e-9)
+    assert found[0]["protocol"]["real"]["fingerprint"] != found[1]["protocol"]["real"]["fingerprint"]

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sagan_fast
 from sagan_fast import cli
@@ -37,7 +39,8 @@ def test_the_default_is_safetensors_and_is_read_like_a_checkpoint(tiny_run, tmp_
     for where, more in ((tiny_run, ["--last"]), (tmp_path / "e", [])):
         out = str(tmp_path / f"{where.name}.png")
         assert cli.main(["sample", str(where), "--out", out, "--grid", "--count", "4", *more]) == 0
-    assert (tmp_path / "e.png").read_bytes() == (tmp_path / "run.png").read_bytes()
+    a, b = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("e.png", "run.png"))
+    assert abs(a - b).max() <= 1  # on a GPU sigma is rounded otherwise
     assert sagan_fast.Generator.from_pretrained(tmp_path / "e").class_names[0] == "circle"
     assert cli.main(["sample", str(tmp_path / "e"), "--out", "x.png", "--grid", "--last"]) == 2
     assert "is an exported generator: the last weights are in the checkpoint only" in sentence()

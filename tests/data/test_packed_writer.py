@@ -191,6 +191,19 @@ def test_a_real_limit_on_the_size_of_files(chunks, tmp_path):
     assert check(tmp_path / "set").num_images == 20
 
 
+@pytest.mark.parametrize("line", ["[]", "{}", '{"labels": [1]}', "3", "\udcff"])
+def test_a_journal_with_other_lines(chunks, tmp_path, line):
+    write(tmp_path / "straight", chunks)
+    writer = PackedWriter(tmp_path / "set", SETTINGS, 4)
+    for chunk in chunks[:2]:
+        writer.append(chunk)
+    writer.close()
+    with open(tmp_path / "set" / "progress.jsonl", "a", errors="surrogateescape") as file:
+        file.write(line + "\n")
+    write(tmp_path / "set", chunks)
+    assert contents(tmp_path / "set") == contents(tmp_path / "straight")
+
+
 @pytest.mark.parametrize("cut", [1, 30, 200])
 def test_a_torn_or_shortened_file(chunks, tmp_path, cut):
     write(tmp_path / "straight", chunks)

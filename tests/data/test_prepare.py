@@ -157,8 +157,17 @@ def test_an_unfinished_set_of_something_else_is_refused(image_folder, tmp_path, 
 
 
 def test_a_folder_with_other_things_is_left_alone(image_folder, tmp_path):
-    with pytest.raises(InputError, match="images holds other files: give a folder that is empty or not there yet"):
-        pack(image_folder, image_folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="mine holds other files: give a folder that is empty or not there yet"):
+        pack(image_folder, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_the_set_is_not_put_among_the_images(image_folder):
+    for out in (image_folder, image_folder / "packed", image_folder / "cat" / ".." / "new"):
+        with pytest.raises(InputError, match="lies in the folder of images, .*: give a folder elsewhere"):
+            pack(image_folder, out)
     assert sorted(path.name for path in image_folder.iterdir()) == ["cat", "dög 2"]
 
 
@@ -197,21 +206,23 @@ needs_fork = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_meth
 def test_killed_at_any_instant_and_continued(tmp_path, rng):
     many_images(tmp_path / "images", rng)
     begin(tmp_path / "images", tmp_path / "straight", num_workers=0).join()
-    killed, sizes = 0, set()
-    for attempt in range(60):
-        process = begin(tmp_path / "images", tmp_path / "out", num_workers=attempt % 2)
-        process.join(random.uniform(0, 0.1))
+    journal, manifest = tmp_path / "out" / "progress.jsonl", tmp_path / "out" / "manifest.json"
+    killed, size = 0, 0
+    while killed < 20 and not manifest.exists():
+        process = begin(tmp_path / "images", tmp_path / "out", num_workers=killed % 2)
+        deadline = time.monotonic() + 60
+        while process.is_alive() and not (journal.exists() and journal.stat().st_size > size):
+            assert time.monotonic() < deadline, "it makes no progress"
+            time.sleep(0.0005)
+        time.sleep(random.expovariate(500))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
-        if (tmp_path / "out" / "manifest.json").exists():
-            break
-        if (tmp_path / "out" / "progress.jsonl").exists():
-            sizes.add((tmp_path / "out" / "progress.jsonl").stat().st_size)
+        size = journal.stat().st_size if journal.exists() else size
     process = begin(tmp_path / "images", tmp_path / "out", num_workers=2)
     process.join()
-    print(f"{killed} kills, journals of {len(sizes)} sizes, {attempt + 1} attempts")
-    assert process.exitcode == 0 and killed >= 3 and len(sizes) >= 2
+    print(f"{killed} kills")
+    assert process.exitcode == 0 and killed >= 3
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
     check(tmp_path / "out")
 

@@ -26,10 +26,10 @@ def arguments(device):
 
 def test_a_plan_has_the_arguments_of_the_launch():
     spy = Spy()
-    launch("op", spy, 6, CONFIG, arguments("cpu"), {"BLOCK": 16}, Needs)
-    assert spy.grid == (6,) and spy.kwargs["enable_fp_fusion"] and spy.kwargs["num_warps"] == 4
+    launch("op", spy, (3, 2), CONFIG, arguments("cpu"), {"BLOCK": 16}, Needs)
+    assert spy.grid == (3, 2) and spy.kwargs["enable_fp_fusion"] and spy.kwargs["num_warps"] == 4
     with recording(80, "fp16") as found:
-        launch("op", spy, 6, CONFIG, arguments("meta"), {"BLOCK": 16}, lambda: Needs(flops=3, loops=(2,)))
+        launch("op", spy, (3, 2), CONFIG, arguments("meta"), {"BLOCK": 16}, lambda: Needs(flops=3, loops=(2,)))
     (plan,) = found.plans
     options = {"num_warps", "num_stages", "enable_fp_fusion"}
     assert {*plan.signature, *plan.constexprs} == set(spy.kwargs) - options
@@ -38,11 +38,18 @@ def test_a_plan_has_the_arguments_of_the_launch():
     }  # fmt: skip
     assert plan.constexprs == {"BLOCK": 16, "b_ptr": None, "stride": 1}
     assert plan.divisible_by_16 == ("x_ptr", "N", "far")
-    assert (plan.grid, plan.flops, plan.loops, plan.dtype) == ((6,), 3, (2,), "fp16")
+    assert (plan.grid, plan.flops, plan.loops, plan.dtype) == ((3, 2), 3, (2,), "fp16")
+
+
+def test_a_cap_on_registers_is_passed_on():
+    spy = Spy()
+    capped = SimpleNamespace(num_warps=4, num_stages=2, maxnreg=128)
+    launch("op", spy, (1,), capped, arguments("cpu"), {}, Needs)
+    assert spy.kwargs["maxnreg"] == 128
 
 
 def test_nothing_is_launched_for_no_programs():
-    launch("op", None, 0, CONFIG, {}, {}, Needs)
+    launch("op", None, (4, 0), CONFIG, {}, {}, Needs)
 
 
 def test_recording_sets_architecture_and_precision_and_ends_with_its_block():

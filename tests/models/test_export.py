@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +104,7 @@ def test_torchscript_needs_nothing_of_ours(model, unconditional, tmp_path):
         for count in (1, 2, 7):
             inputs = export.example(generator, count, seed=count)
             assert largest_difference(script(*inputs), generator(*inputs)) < 1e-5
+        assert str(Path(export.__file__).parents[2]).encode() not in path.read_bytes()
         assert "sagan_fast::" not in str(script.inlined_graph)  # none of our ops
         assert "scaled_dot_product_attention" in str(script.inlined_graph)
     code = (
@@ -120,6 +122,8 @@ def test_onnx_gives_the_samples_at_any_batch_size(which, request, tmp_path):
     path = tmp_path / "model.onnx"
     export.save_onnx(generator, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert str(Path(export.__file__).parents[2]).encode() not in path.read_bytes()
+    onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path).graph
     assert [given.name for given in graph.input] == ["z", "y"][: len(export.example(generator))]
     assert [given.name for given in graph.output] == ["images"]

@@ -138,6 +138,21 @@ def test_what_processes_tell_each_other(tmp_path):
     assert (tmp_path / "said").read_text() == "no such folder (process 2 of 3)"
 
 
+def restarted(port, start):
+    os.environ.update({"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    with connected("cpu", 60) as world:
+        assert world.total([1.0]) == [2.0]
+        if start == 0:
+            os._exit(9)  # leaves its addresses in the store
+
+
+def test_processes_started_again_on_the_same_store_do_not_look_for_the_dead():
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("sagan_fast/hello/1", "of one that never got an answer")
+    assert run_ranks(restarted, 2, store.port, 0) == [9, 9]
+    assert run_ranks(restarted, 2, store.port, 1) == [0, 0]
+
+
 def test_alone_nothing_is_asked_of_anyone():
     with connected("auto", 1) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
@@ -257,6 +272,31 @@ def test_a_lost_process_ends_the_others_with_a_sentence(tmp_path):
     said = (tmp_path / "err-0").read_text()
     assert said.startswith("sagan-fast: this run of 2 processes lost one of them") and said.count("\n") == 1
     assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] >= 2
+
+
+def command_with_a_nan(folder, args):
+    """As `command`, but the second process' loss is NaN at step 3, once."""
+    from sagan_fast.training import loop
+
+    original, left = loop.train_step, [os.environ["RANK"] == "1"]
+
+    def poison(state, *rest):
+        values = original(state, *rest)
+        if state.step == 3 and left[0]:
+            left[0] = False
+            values["g_loss"] = values["g_loss"] * float("nan")
+        return values
+
+    loop.train_step = poison
+    return command(folder, args)
+
+
+def test_all_processes_roll_back_together(tmp_path):
+    args = options(tmp_path / "run", 4, checkpoint_every=1, log_every=1, on_divergence="rollback")
+    assert run_ranks(command_with_a_nan, 2, tmp_path, args) == [0, 0]
+    said = (tmp_path / "out-0").read_text()
+    assert "g_loss is nan at step 3; rolled back to step 2, rollback 1 of 3" in said and "done at step 4" in said
+    assert [entry["rollbacks"] for entry in lines(tmp_path / "run")] == [0, 0, 1, 1]
 
 
 def test_an_input_error_is_said_once(tmp_path):

@@ -20,6 +20,8 @@ SHAPES = [  # B, N, M, D_QK, D_V
     (1, 150, 70, 12, 48),
     (1, 33, 65, 3, 5),
     (2, 1, 1, 1, 1),
+    (1, 40, 33, 20, 160),
+    (1, 70, 20, 33, 192),
     (1, 20, 40, 64, 256),
     (0, 16, 16, 8, 32),
 ]
@@ -28,6 +30,9 @@ CASES = [  # B, C, H, W, D_QK, D_V, pool, out_proj, bias
     (1, 40, 9, 13, 5, 20, True, True, True),
     (1, 24, 8, 7, 4, 24, False, False, True),
     (1, 96, 10, 12, 12, 48, True, True, False),
+    (1, 192, 6, 10, 24, 96, True, True, True),
+    (1, 96, 5, 6, 12, 96, False, False, False),
+    (1, 24, 4, 6, 3, 1, True, True, False),
 ]
 NAMES = ("d_x", "d_w_qkv", "d_b_qkv", "d_w_o", "d_b_o")
 
@@ -114,8 +119,8 @@ def block(case, generator, dtype, x_dtype=None, channels_last=False):
 
 
 def block_gradients(x, w_theta, w_phi, w_g, w_o, b_theta, b_phi, b_g, b_o, gamma, d_y, pool, **options):
-    k, v, argmax = projection_fwd(x, w_phi, w_g, b_phi, b_g, pool=pool)
-    _, q, o, lse = block_fwd(x, w_theta, k, v, w_o, gamma, b_theta, b_o)
+    q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool)
+    _, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o)
     w_qkv = torch.cat([w_theta, w_phi, w_g])
     return block_bwd(d_y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax, **options)
 

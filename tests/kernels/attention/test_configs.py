@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from sagan_fast.kernels.attention import backward, forward
+from sagan_fast.kernels.attention import backward, delta, forward
 from sagan_fast.kernels.attention.configs import lookup_delta, lookup_dkv, lookup_dq, lookup_forward, plans
 from sagan_fast.kernels.projection import forward as projection
 
@@ -52,7 +52,7 @@ class Spy:
 @pytest.mark.parametrize("pool, out_proj, bias", [(True, True, False), (False, False, True)])
 def test_plans_are_what_the_launchers_launch(pool, out_proj, bias, monkeypatch):
     seen = []
-    for module in (projection, forward, backward):
+    for module in (projection, forward, delta, backward):
         for name, kernel in vars(module).copy().items():
             if name.startswith("_") and name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, Spy(kernel, seen))
@@ -64,8 +64,8 @@ def test_plans_are_what_the_launchers_launch(pool, out_proj, bias, monkeypatch):
     b_theta, b_phi, b_g = (torch.randn(D) if bias else None for D in (D_QK, D_QK, D_V))
     b_o = torch.randn(C) if bias and out_proj else None
     gamma = torch.ones(())
-    k, v, argmax = projection.projection_fwd(x, w_phi, w_g, b_phi, b_g, pool=pool)
-    y, q, o, lse = forward.block_fwd(x, w_theta, k, v, w_o, gamma, b_theta, b_o)
+    q, k, v, argmax = projection.projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool)
+    y, o, lse = forward.block_fwd(x, q, k, v, w_o, gamma, b_o)
     w_qkv = torch.cat([w_theta, w_phi, w_g])
     backward.block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
 
@@ -87,9 +87,9 @@ def test_needs_are_counted_without_padding():
     scores = 4 * 4096 * 1024
     forward_plan = found["attention_block_fwd"]
     assert all(plan.exps == (scores if i in (1, 3, 4) else 0) for i, plan in enumerate(found.values()))
-    assert forward_plan.flops == 2 * scores * 40 + 2 * 4 * 4096 * 64 * 40
-    assert forward_plan.loops[1] * forward_plan.constexprs["BLOCK_M"] == 1024
-    assert found["projection_fwd"].bytes_read == 2 * (4 * 4096 * 64 + 40 * 64)
+    assert forward_plan.flops == 2 * scores * 40 + 2 * 4 * 4096 * 64 * 32
+    assert forward_plan.loops[0] * forward_plan.constexprs["BLOCK_M"] == 1024
+    assert found["projection_fwd"].bytes_read == 2 * (4 * 4096 * 64 + 48 * 64)
     assert found["attention_bwd_dkv"].flops + found["attention_bwd_dq"].flops == 2 * scores * (4 * 8 + 3 * 32)
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sagan_fast.kernels.attention.configs import AttentionConfig
 from sagan_fast.kernels.attention.forward import attention_fwd, block_fwd
 from sagan_fast.kernels.attention.reference import attention
-from sagan_fast.kernels.projection.reference import project, unproject
-from sagan_fast.testing import assert_close_to_truth, randn, rel_rms
+from sagan_fast.kernels.projection.reference import unproject
+from sagan_fast.testing import DTYPE_NAMES, assert_close_to_truth, randn, rel_rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
@@ -20,6 +20,8 @@ SHAPES = [  # B, N, M, D_QK, D_V
     (1, 130, 129, 24, 96),
     (1, 33, 65, 3, 5),
     (2, 1, 1, 1, 1),
+    (1, 40, 33, 20, 160),
+    (1, 70, 20, 33, 192),
     (1, 20, 40, 64, 256),
     (0, 16, 16, 8, 32),
 ]
@@ -29,6 +31,9 @@ CASES = [  # B, C, H, W, D_QK, D_V, pool, out_proj, bias
     (1, 24, 8, 7, 4, 24, False, False, True),
     (2, 20, 2, 2, 2, 10, True, True, True),
     (1, 96, 10, 12, 12, 48, True, True, False),
+    (1, 192, 6, 10, 24, 96, True, True, True),
+    (1, 96, 5, 6, 12, 96, False, False, False),
+    (1, 24, 4, 6, 3, 1, True, True, False),
     (0, 16, 4, 4, 2, 8, True, True, False),
 ]
 
@@ -42,12 +47,12 @@ def qkv(shape, generator, dtype):
 
 
 def block(case, generator, dtype, x_dtype=None):
-    """Return x, the flat weights, biases and gamma of a block, and k, v, on DEVICE."""
+    """Return x, q, k, v, the flat w_o, its bias and gamma of a block, on DEVICE."""
     B, C, H, W, D_QK, D_V, pool, out_proj, bias = case
-    sizes = {"x": (B, C, H, W), "w_theta": (D_QK, C), "w_o": (C, D_V), "b_theta": (D_QK,), "b_o": (C,)}
+    sizes = {"x": (B, C, H, W), "q": (B, H * W, D_QK), "w_o": (C, D_V), "b_o": (C,)}
     made = {name: randn(*size, generator=generator).to(DEVICE, dtype) for name, size in sizes.items()}
     made["x"] = made["x"].to(x_dtype or dtype)
-    made["w_theta"] = made["w_theta"] * (C * D_QK) ** -0.5
+    made["q"] = made["q"] * D_QK**-0.5
     made["w_o"] = made["w_o"] * D_V**-0.5
     M = (H // 2) * (W // 2) if pool else H * W
     made["k"] = randn(B, M, D_QK, generator=generator).to(DEVICE, dtype)
@@ -56,14 +61,13 @@ def block(case, generator, dtype, x_dtype=None):
     if not out_proj:
         made["w_o"] = made["b_o"] = None
     if not bias:
-        made["b_theta"] = made["b_o"] = None
+        made["b_o"] = None
     return made
 
 
-def block_reference(x, w_theta, w_o, b_theta, b_o, k, v, gamma):
-    q = project(x.to(k.dtype), w_theta[:, :, None, None], b_theta)
+def block_reference(x, q, w_o, b_o, k, v, gamma):
     rows = attention(q, k, v)
-    return unproject(rows, x, None if w_o is None else w_o[:, :, None, None], b_o, gamma), q, rows
+    return unproject(rows, x, None if w_o is None else w_o[:, :, None, None], b_o, gamma), rows
 
 
 def double(tensors):
@@ -78,7 +82,10 @@ def test_attention_and_its_log_sum_exp_match_float64(shape, dtype, generator):
     exact = [t.double() for t in (q, k, v)]
     assert out.dtype == dtype and lse.dtype == torch.float32
     assert_close_to_truth("out", out, attention(*exact), attention(q, k, v))
-    assert_close_to_truth("lse", lse * np.log(2), torch.logsumexp(exact[0] @ exact[1].mT, 2), precision="fp32")
+    # of half-precision weights the sum may be that of the rounded ones, by which the output is divided
+    assert_close_to_truth(
+        "lse", lse * np.log(2), torch.logsumexp(exact[0] @ exact[1].mT, 2), precision=DTYPE_NAMES[dtype]
+    )
 
 
 @settings(max_examples=12, deadline=None)
@@ -145,12 +152,11 @@ def test_block_matches_float64(case, dtype, channels_last, generator):
     made = block(case, generator, dtype)
     if channels_last:
         made["x"] = made["x"].contiguous(memory_format=torch.channels_last)
-    y, q, o, _ = block_fwd(**made)
-    truth, q_truth, o_truth = block_reference(**double(made))
+    y, o, _ = block_fwd(**made)
+    truth, o_truth = block_reference(**double(made))
     eager = block_reference(**made)
     assert y.stride() == made["x"].stride() and y.dtype == dtype
-    assert_close_to_truth("q", q, q_truth)
-    assert_close_to_truth("o", o, o_truth, eager[2])
+    assert_close_to_truth("o", o, o_truth, eager[1])
     assert_close_to_truth("y", y, truth, eager[0])
 
 
@@ -162,7 +168,9 @@ def test_float32_x_beside_half_weights_keeps_its_own_precision(generator):
     assert rel_rms(y, block_reference(**double(made))[0]) < 1e-7
 
 
-@pytest.mark.parametrize("config", [AttentionConfig(16, 16, 16, 4, 1), AttentionConfig(128, 32, 64, 8, 2)], ids=str)
+@pytest.mark.parametrize(
+    "config", [AttentionConfig(16, 16, 16, 4, 1), AttentionConfig(128, 32, 64, 8, 2, 128, True)], ids=str
+)
 def test_any_config_computes_the_same(config, generator):
     made = block(CASES[1], generator, torch.float32)
     assert_close_to_truth("y", block_fwd(**made, config=config)[0], block_reference(**double(made))[0])
@@ -171,14 +179,14 @@ def test_any_config_computes_the_same(config, generator):
 def test_the_same_input_gives_the_same_bits_and_nothing_is_saved_unasked(generator):
     made = block(CASES[0], generator, torch.float32)
     first, second = block_fwd(**made), block_fwd(**made, save=False)
-    assert torch.equal(first[0], second[0]) and second[1:] == (None, None, None)
+    assert torch.equal(first[0], second[0]) and second[1:] == (None, None)
 
 
 @pytest.mark.gpu
 def test_more_elements_than_32_bits_count():
     made = block((1, 64, 16, 16, 8, 32, False, True, False), torch.Generator().manual_seed(0), torch.bfloat16)
     B = 2**31 // made["x"].numel() + 2
-    many = {name: t.expand(B, *t.shape[1:]).contiguous() if name in "xkv" else t for name, t in made.items()}
+    many = {name: t.expand(B, *t.shape[1:]).contiguous() if name in "xqkv" else t for name, t in made.items()}
     y = block_fwd(**many, save=False)[0]
     assert torch.equal(y[-1], y[0])
     assert_close_to_truth("y", y[-1:], block_reference(**double(made))[0])

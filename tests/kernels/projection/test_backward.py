@@ -17,7 +17,7 @@ def _unpool_kernel(grad_ptr, argmax_ptr, out_ptr, M, W, POOL: tl.constexpr, BLOC
     offs_d = tl.arange(0, D)
     mask = (offs_m < M)[:, None] & (offs_d < D)[None, :]
     grad = tl.load(grad_ptr + offs_m[:, None] * D + offs_d[None, :], mask=mask, other=0.0)
-    store_unpooled(grad, argmax_ptr, out_ptr, D, D, offs_m, offs_d, mask, W, POOL)
+    store_unpooled(grad, argmax_ptr, out_ptr, D, D, offs_m, offs_m < M, W, 0, D, D, POOL)
 
 
 @pytest.mark.parametrize("H, W", [(8, 8), (4, 14), (9, 7), (2, 2)])

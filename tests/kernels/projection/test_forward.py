@@ -17,19 +17,21 @@ CASES = [  # B, C, H, W, D_QK, D_V
     (1, 40, 9, 13, 5, 20),
     (1, 3, 2, 3, 1, 1),
     (1, 70, 6, 22, 12, 48),
+    (1, 33, 5, 7, 24, 96),
     (0, 16, 4, 4, 2, 8),
 ]
 
 
 def inputs(case, generator, dtype, bias=True):
     B, C, H, W, D_QK, D_V = case
-    sizes = ((B, C, H, W), (D_QK, C), (D_V, C), (D_QK,), (D_V,))
-    x, w_phi, w_g, b_phi, b_g = (randn(*size, generator=generator).to(DEVICE, dtype) for size in sizes)
-    return x, w_phi * C**-0.5, w_g * C**-0.5, *((b_phi, b_g) if bias else (None, None))
+    sizes = ((B, C, H, W), (D_QK, C), (D_QK, C), (D_V, C), (D_QK,), (D_QK,), (D_V,))
+    x, *made = (randn(*size, generator=generator).to(DEVICE, dtype) for size in sizes)
+    return x, *(w * C**-0.5 for w in made[:3]), *(made[3:] if bias else (None,) * 3)
 
 
-def reference(x, w_phi, w_g, b_phi, b_g, pool):
+def reference(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool):
     return (
+        project(x, w_theta[:, :, None, None], b_theta),
         project(x, w_phi[:, :, None, None], b_phi, pool),
         project(x, w_g[:, :, None, None], b_g, pool),
     )
@@ -43,16 +45,15 @@ def in_double(tensors):
 @pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_keys_and_values_match_float64(case, dtype, pool, channels_last, generator):
+def test_queries_keys_and_values_match_float64(case, dtype, pool, channels_last, generator):
     x, *rest = inputs(case, generator, dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    k, v, argmax = projection_fwd(x, *rest, pool=pool)
-    truth_k, truth_v = reference(*in_double([x, *rest]), pool)
-    eager_k, eager_v = reference(x, *rest, pool)
+    *found, argmax = projection_fwd(x, *rest, pool=pool)
+    truths, eagers = reference(*in_double([x, *rest]), pool), reference(x, *rest, pool)
     assert (argmax is not None) == pool
-    assert_close_to_truth("k", k, truth_k, eager_k)
-    assert_close_to_truth("v", v, truth_v, eager_v)
+    for name, rows, truth, eager in zip("qkv", found, truths, eagers, strict=True):
+        assert_close_to_truth(name, rows, truth, eager)
 
 
 @settings(max_examples=10, deadline=None)
@@ -63,9 +64,9 @@ def test_keys_and_values_match_float64(case, dtype, pool, channels_last, generat
 )
 def test_argmax_is_max_pool2ds(case, seed, bias):
     x, *rest = inputs(case, torch.Generator().manual_seed(seed), torch.float32, bias)
-    k, v, argmax = projection_fwd(x, *rest, pool=True)
+    *_, argmax = projection_fwd(x, *rest, pool=True)
     W = case[3]
-    wide = torch.cat([project(x.double(), w[:, :, None, None].double()) for w in rest[:2]], 2)
+    wide = torch.cat([project(x.double(), w[:, :, None, None].double()) for w in rest[1:3]], 2)
     maps = wide.transpose(1, 2).unflatten(2, case[2:4])
     _, flat = torch.nn.functional.max_pool2d(maps, 2, return_indices=True)  # flat positions row * W + column
     truth = (flat // W % 2 * 2 + flat % W % 2).flatten(2).transpose(1, 2)
@@ -79,7 +80,7 @@ def test_of_equal_values_the_first_wins_and_nan_over_all():
     x[0, 0, :, 4:6] = torch.tensor([[9.0, 1.0], [torch.nan, 2.0]])
     x[0, 0, :, 6:8] = -torch.inf
     one = torch.ones(1, 1, device=DEVICE)
-    k, v, argmax = projection_fwd(x.to(DEVICE), one, one, pool=True)
+    _, k, v, argmax = projection_fwd(x.to(DEVICE), one, one, one, pool=True)
     expected = torch.tensor([3.0, 2.0, torch.nan, -torch.inf])
     torch.testing.assert_close(k[0, :, 0].cpu(), expected, equal_nan=True)
     torch.testing.assert_close(v[0, :, 0].cpu(), expected, equal_nan=True)
@@ -96,11 +97,10 @@ def test_float32_x_beside_half_weights(generator):
 @pytest.mark.parametrize("config", [ProjectionConfig(16, 16, 4, 1), ProjectionConfig(128, 64, 8, 2)], ids=str)
 def test_any_config_computes_the_same(config, generator):
     x, *rest = inputs(CASES[1], generator, torch.float32)
-    k, v, argmax = projection_fwd(x, *rest, pool=True, save_argmax=False, config=config)
-    truth_k, truth_v = reference(*in_double([x, *rest]), True)
+    *found, argmax = projection_fwd(x, *rest, pool=True, save_argmax=False, config=config)
     assert argmax is None
-    assert_close_to_truth("k", k, truth_k)
-    assert_close_to_truth("v", v, truth_v)
+    for name, rows, truth in zip("qkv", found, reference(*in_double([x, *rest]), True), strict=True):
+        assert_close_to_truth(name, rows, truth)
 
 
 def test_strides_do_not_trust_axes_of_size_one():

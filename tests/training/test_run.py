@@ -11,37 +11,37 @@ from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.distributed import World, connected
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Diverged, Guard
-from sagan_fast.training.session import Session
+from sagan_fast.training.run import Run
 from sagan_fast.training.state import new_state
 
 
-def session(run, world=None, **overrides):
+def run_in(path, world=None, **overrides):
     narrow = {"base_channels": 2}
     config = TrainConfig.from_preset(
-        "shapes-32", out=str(run), generator=narrow, discriminator=narrow, **{"batch_size": 8, **overrides}
+        "shapes-32", out=str(path), generator=narrow, discriminator=narrow, **{"batch_size": 8, **overrides}
     )
     world = world or World(torch.device("cpu"))
-    folder = RunFolder(run, config.keep)
+    folder = RunFolder(path, config.keep)
     dataset = open_dataset("shapes", resolution=32)
-    return Session(config, world, dataset, new_state(config, world.device), Guard(5), folder)
+    return Run(config, world, dataset, new_state(config, world.device), Guard(5), folder)
 
 
 def test_all_that_was_comes_back(tmp_path):
-    before = session(tmp_path)
+    before = run_in(tmp_path)
     before.state.step, before.state.rollbacks, before.guard.lines_won = 7, 2, 3
     before.state.generator.conv.bias.data.fill_(0.5)
     torch.manual_seed(11)
     before.save()
     drawn = torch.rand(3)
-    after = session(tmp_path)
+    after = run_in(tmp_path)
     assert after.resume() == []
     assert (after.state.step, after.state.rollbacks, after.guard.lines_won) == (7, 2, 3)
     assert after.state.generator.conv.bias.unique().tolist() == [0.5] and torch.equal(torch.rand(3), drawn)
-    assert session(tmp_path / "new").resume() == []
+    assert run_in(tmp_path / "new").resume() == []
 
 
 def test_what_is_not_as_it_was_is_said(tmp_path):
-    before = session(tmp_path)
+    before = run_in(tmp_path)
     before.state.step = 1
     before.save()
     path = tmp_path / "checkpoints" / "last.pt"
@@ -50,7 +50,7 @@ def test_what_is_not_as_it_was_is_said(tmp_path):
     content["images"], content["versions"]["torch"] = 4999, "1.0"
     content["ranks"] = content["ranks"] * 4
     torch.save(content, path)
-    said = session(tmp_path, micro_batch_size=2).resume()
+    said = run_in(tmp_path, micro_batch_size=2).resume()
     assert [sentence.split(":")[0] for sentence in said] == [
         "resumed with 1 process instead of 4",
         "batch norm now sees 2 images at a time instead of 8, which changes the training",
@@ -58,14 +58,14 @@ def test_what_is_not_as_it_was_is_said(tmp_path):
         f"resumed with PyTorch {torch.__version__} instead of 1.0",
     ]
     with pytest.raises(InputError, match=r"cannot be resumed: batch_size \(was 8, now 16\)"):
-        session(tmp_path, batch_size=16).resume()
+        run_in(tmp_path, batch_size=16).resume()
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="last.pt is no checkpoint of sagan-fast"):
-        session(tmp_path).resume()
+        run_in(tmp_path).resume()
 
 
 def test_a_rollback_takes_the_newest_checkpoint_from_before_the_trouble(tmp_path):
-    run = session(tmp_path, on_divergence="rollback", max_rollbacks=2, keep=9)
+    run = run_in(tmp_path, on_divergence="rollback", max_rollbacks=2, keep=9)
     for step in (10, 20, 30):
         run.state.step = step
         run.save()
@@ -79,14 +79,34 @@ def test_a_rollback_takes_the_newest_checkpoint_from_before_the_trouble(tmp_path
 
 def test_how_a_batch_is_shared_is_said(tmp_path):
     four = World(torch.device("cpu"), 1, 4)
-    assert session(tmp_path).division() == ""
-    assert session(tmp_path, micro_batch_size=2).division() == "1 process x 4 x 2 images a step, "
-    assert session(tmp_path, four, micro_batch_size=1).division() == "4 processes x 2 x 1 images a step, "
+    assert run_in(tmp_path).division() == ""
+    assert run_in(tmp_path, micro_batch_size=2).division() == "1 process x 4 x 2 images a step, "
+    assert run_in(tmp_path, four, micro_batch_size=1).division() == "4 processes x 2 x 1 images a step, "
+
+
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.mark)!r}, 'w').close()",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    before = run_in(tmp_path)
+    before.save()
+    path, mark = before.folder.checkpoints.last, tmp_path / "was_here"
+    content = load_checkpoint(path)
+    for bad in ({**content, "guard": Evil(mark)}, {**content, "ranks": [Evil(mark)]}):
+        torch.save(bad, path)
+        with pytest.raises(InputError, match="last.pt is no checkpoint of sagan-fast: cut off, or holding more than"):
+            run_in(tmp_path).resume()
+    assert not mark.exists()
 
 
 def unequal(folder):
     with connected("cpu", 60) as world:
-        run = session(folder, world)
+        run = run_in(folder, world)
         run.check_replicas()
         if world.rank == 1:
             run.state.ema.conv.bias.data[0] = torch.nextafter(run.state.ema.conv.bias.data[0], torch.tensor(1.0))
@@ -97,3 +117,25 @@ def unequal(folder):
 
 def test_a_bit_that_differs_between_processes_is_noticed_and_not_saved(tmp_path):
     assert run_ranks(unequal, 2, tmp_path) == [0, 0]
+
+
+def unlike(folder):
+    import dataclasses
+
+    with connected("cpu", 60) as world:
+        run = run_in(folder / str(world.rank), world, num_workers=world.rank)
+        run.check_start()
+        other = dataclasses.replace(run, config=dataclasses.replace(run.config, g_lr=0.1 * (1 + world.rank)))
+        run.dataset.labels = run.dataset.labels[world.rank :]
+        for wrong, said in (
+            (other, "with different options: the line"),
+            (run, "on different images: shapes must hold"),
+        ):
+            with pytest.raises((InputError, SystemExit)) as error:
+                wrong.check_start()
+            assert error.type is (SystemExit if world.rank else InputError)
+            assert world.rank or f"the 2 processes of this run were started {said}" in str(error.value)
+
+
+def test_processes_that_are_not_alike_are_refused(tmp_path):
+    assert run_ranks(unlike, 2, tmp_path) == [0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from sagan_fast.training.state import TrainState
 MAY_CHANGE = {
     "data", "out", "backend", "device", "steps", "num_workers", "log_every", "sample_every", "checkpoint_every",
     "on_broken", "collapse_patience", "micro_batch_size", "sync_batch_norm", "keep", "sigma_growth", "on_divergence",
-    "max_rollbacks", "timeout",
+    "max_rollbacks", "timeout", "eval_every", "eval_count", "eval_data", "eval_reference_count", "eval_features",
+    "eval_metrics", "eval_mode", "eval_device",
 }  # fmt: skip
 
 
 @dataclass
-class Session:
+class Run:
     """What a run consists of in this process. All processes must call each method together."""
 
     config: TrainConfig
@@ -38,6 +40,26 @@ class Session:
     state: TrainState
     guard: Guard
     folder: RunFolder
+
+    def check_start(self) -> None:
+        """Raise InputError in the main process, and end the others, unless all were started alike on the same images.
+
+        Where the images lie, and how many processes read them, may differ from machine to machine.
+        """
+        config = {
+            key: value for key, value in self.config.to_dict().items() if key not in ("data", "out", "num_workers")
+        }
+        images = zlib.crc32(
+            repr((len(self.dataset), self.dataset.class_names)).encode(), zlib.crc32(self.dataset.labels.tobytes())
+        )
+        for numbers, what in (
+            (zlib.crc32(repr(config).encode()), "with different options: the line must be the same everywhere"),
+            (images, f"on different images: {self.config.data} must hold the same everywhere"),
+        ):
+            if not self.world.agrees([numbers]):
+                if not self.world.is_main:
+                    raise SystemExit(2)  # the main process says it
+                raise InputError(f"the {self.world.size} processes of this run were started {what}")
 
     def content(self) -> dict[str, Any]:
         """Return all that a resumed run needs, as plain data; the order of the images follows from seed and step."""

@@ -1,0 +1,97 @@
+"""Pieces that the kernels of the attention block have in common: where a program stands, tiles of maps and of weights.
+
+Grid of all of them: (tiles of an image, images), an image's tiles one after the other, since they read the same keys;
+above 65535 images, the most that a second axis takes, both on one axis (FLAT), which costs a program a division.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import triton
+import triton.language as tl
+
+MAX_IMAGES = 65535
+"""Length of a grid's second axis."""
+
+
+def cdiv(size: int, block: int) -> int:
+    """Return how many blocks `size` takes. triton.cdiv, made to be called in kernels too, takes ten times as long."""
+    return -(-size // block)
+
+
+@functools.cache
+def padded(size: int) -> int:
+    """Return the width of a tile for `size` channels: the next power of two, at least 16 (the least K of tl.dot)."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+@functools.cache
+def split(size: int) -> tuple[int, int]:
+    """Return the widths of one or two tiles side by side for `size` channels; the second is 0 where one is as narrow.
+
+    Two powers of two: 96 is 64 + 32 instead of 128, so products, loads and registers are not spent on zeros.
+    """
+    whole = padded(size)
+    rest = padded(max(size - whole // 2, 1))
+    return (whole // 2, rest) if whole // 2 + rest < whole else (whole, 0)
+
+
+def grid_of(tiles: int, images: int) -> tuple[int, ...]:
+    """Return the grid for so many tiles an image; its length says whether the kernel is to run FLAT (1) or not (2)."""
+    return (tiles, images) if images <= MAX_IMAGES else (tiles * images,)
+
+
+@triton.jit
+def locate(size, BLOCK: tl.constexpr, FLAT: tl.constexpr):
+    """This program's image (int64) and its BLOCK positions of that image, which has `size` of them."""
+    if FLAT:
+        tiles = tl.cdiv(size, BLOCK)
+        return (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    else:
+        return tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def load_rows(ptr, stride_row, stride_d, offs_row, mask_row, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns FIRST.. of rows `offs_row` of a matrix with D columns, (rows, BLOCK), zero past D and where masked."""
+    offs_d = FIRST + tl.arange(0, BLOCK)
+    ptrs = ptr + offs_row[:, None].to(tl.int64) * stride_row + offs_d[None, :] * stride_d
+    return tl.load(ptrs, mask=mask_row[:, None] & (offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(ptr, stride_row, tile, offs_row, mask_row, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Store `tile` (rows, BLOCK) as columns FIRST.. of rows `offs_row` of a matrix with D columns, in its dtype."""
+    offs_d = FIRST + tl.arange(0, BLOCK)
+    ptrs = ptr + offs_row[:, None] * stride_row + offs_d[None, :]
+    tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=mask_row[:, None] & (offs_d < D)[None, :])
+
+
+@triton.jit
+def load_chunk(ptrs, stride_c, c, mask_c, mask_n):
+    """Channels `c` of the positions at `ptrs` (BLOCK_N, 1), (BLOCK_N, BLOCK_C), zero where masked."""
+    return tl.load(ptrs + c[None, :] * stride_c, mask=mask_n[:, None] & mask_c[None, :], other=0.0)
+
+
+@triton.jit
+def load_weight(ptr, stride_c, stride_d, c, mask_c, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Channels `c` and columns FIRST.. of D of a weight, (BLOCK_C, BLOCK), zero past D and where masked."""
+    offs_d = FIRST + tl.arange(0, BLOCK)
+    ptrs = ptr + c[:, None] * stride_c + offs_d[None, :] * stride_d
+    return tl.load(ptrs, mask=mask_c[:, None] & (offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_weight_t(ptr, stride_c, c, mask_c, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """The same of a weight (C, D) whose columns follow each other in memory, the other way up: (BLOCK, BLOCK_C)."""
+    offs_d = FIRST + tl.arange(0, BLOCK)
+    ptrs = ptr + c[None, :] * stride_c + offs_d[:, None]
+    return tl.load(ptrs, mask=mask_c[None, :] & (offs_d < D)[:, None], other=0.0)
+
+
+@triton.jit
+def load_bias(ptr, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Elements FIRST.. of D of a bias as a row (1, BLOCK), zero past D."""
+    offs_d = FIRST + tl.arange(0, BLOCK)
+    return tl.load(ptr + offs_d, mask=offs_d < D, other=0.0)[None, :]

@@ -1,0 +1,254 @@
+"""Scores of the averaged generator while it trains: between two steps, or in a process beside the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from sagan_fast.data import open_dataset
+from sagan_fast.errors import InputError
+from sagan_fast.evaluation.evaluate import evaluate_generator
+from sagan_fast.evaluation.features import Extractor, file_sha256, open_extractor
+from sagan_fast.evaluation.protocol import Protocol
+from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.log import SilentLog
+from sagan_fast.training.run import Run
+
+NICENESS = 10
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+
+
+class Evaluations:
+    """Evaluates a run every `eval_every` steps and at its end, and keeps the checkpoint of the lowest FID as best.pt.
+
+    Results are RUN/evaluation/step-N.json, with their protocol, and lines eval/fid, eval/kid, ... in log.jsonl and
+    TensorBoard. An evaluation that fails is said and the run goes on. Nothing of the training moves: the averaged
+    generator is only read, and the global random numbers are where they were. All processes must call `start` together.
+
+    Raises InputError at once, not at the first evaluation, if features or real images cannot be had.
+    """
+
+    def __init__(self, run: Run, log: SilentLog) -> None:
+        config = run.config
+        self.run, self.log = run, log
+        self.folder = run.folder.path / "evaluation"
+        self.beside: _Beside | None = None
+        if not config.eval_every:
+            return
+        self.protocol = evaluation_protocol(config)
+        world = run.world
+        with _undisturbed(world.device):
+            # First in one process, which may download; and in a background evaluation's stead, for its sentence.
+            world.by_main(lambda: open_extractor(config.eval_features, resize=self.protocol.feature_resize))
+            if config.eval_mode == "inline":
+                self.extractor: Extractor = world.together(
+                    lambda: open_extractor(
+                        config.eval_features, resize=self.protocol.feature_resize, device=world.device
+                    )
+                )
+            self.dataset = run.dataset
+            if config.eval_data:
+                self.dataset = world.together(
+                    lambda: open_dataset(config.eval_data, resolution=config.resolution, num_classes=config.num_classes)
+                )
+        world.by_main(self._make_folder)
+
+    def due(self, step: int) -> bool:
+        """Return whether the state after `step` is to be evaluated."""
+        config = self.run.config
+        return config.eval_every > 0 and (step % config.eval_every == 0 or step == config.steps)
+
+    def start(self) -> float:
+        """Evaluate the checkpoint that was just saved, in the background only begin to; return the seconds it took."""
+        began = time.perf_counter()
+        world, step = self.run.world, self.run.state.step
+        if self.run.config.eval_mode == "inline":
+            self._inline(step)
+        elif world.is_main:
+            if self.beside is not None and step == self.run.config.steps:
+                self.log.say(f"waiting for the evaluation of step {self.beside.step}")
+                self.beside.process.wait()
+                self.poll()
+            if self.beside is not None:
+                self.log.say(f"step {step} is not evaluated: the evaluation of step {self.beside.step} is not done")
+            else:
+                try:
+                    self.beside = _Beside(self.run, self.folder, step)
+                except OSError as error:
+                    self.log.say(f"the evaluation of step {step} cannot be started: {error.strerror or error}")
+        return time.perf_counter() - began
+
+    def poll(self) -> None:
+        """Take in what an evaluation in the background has found, if it is done."""
+        beside = self.beside
+        if beside is None or beside.process.poll() is None:
+            return
+        self.beside = None
+        try:
+            self._record(beside.step, beside.result(), beside.snapshot)
+        except InputError as error:
+            self.log.say(f"the evaluation of step {beside.step} failed: {error}")
+        finally:
+            beside.clean()
+
+    def finish(self, stop: Sequence[int]) -> None:
+        """Wait for an evaluation in the background, until `stop` holds a signal."""
+        if self.beside is not None and not stop:
+            self.log.say(f"waiting for the evaluation of step {self.beside.step}")
+            while self.beside.process.poll() is None and not stop:
+                time.sleep(0.1)
+        self.poll()
+
+    def __enter__(self) -> Evaluations:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.beside is not None:
+            self.beside.end()
+            self.beside = None
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("step-*.pt"):  # a killed run's
+                left.unlink()
+        except OSError as error:
+            raise InputError(f"cannot write {self.folder}: {error.strerror}") from error
+
+    def _inline(self, step: int) -> None:
+        run = self.run
+        source: dict[str, Any] = {"step": step, "weights": "average"}
+        path = run.folder.checkpoints.path(step)
+        if run.world.is_main:
+            source |= {"checkpoint": str(path), "sha256": file_sha256(path)}
+        metrics = run.config.eval_metrics.split(",")
+        try:
+            with _undisturbed(run.world.device):
+                result = evaluate_generator(
+                    run.state.ema, self.dataset, self.extractor, self.protocol, source=source, metrics=metrics
+                )
+        except InputError as error:  # the same in every process
+            self.log.say(f"the evaluation of step {step} failed: {error}")
+            return
+        run.world.by_main(lambda: self._write_and_record(step, result))
+
+    def _write_and_record(self, step: int, result: dict[str, Any] | None) -> None:
+        assert result is not None
+        path = self.folder / f"step-{step:08d}.json"
+        try:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        self._record(step, result, self.run.folder.checkpoints.path(step))
+
+    def _record(self, step: int, result: dict[str, Any], checkpoint: Path) -> None:
+        """Log the scores of `step` and pin its `checkpoint` if no other had a lower FID."""
+        scores = {f"eval/{name}": value for name, value in result.items() if isinstance(value, float)}
+        self.log.scores(step, scores)
+        checkpoints = self.run.folder.checkpoints
+        path = checkpoints.path(step)
+        gone = not path.exists()  # newer ones have pushed it out while it was evaluated
+        if gone:
+            _link(checkpoint, path)
+        try:
+            best = checkpoints.pin_best(step, "fid", result["fid"])
+        finally:
+            if gone:
+                path.unlink()
+        told = "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scores.items())
+        self.log.say(f"evaluation of step {step}: {told}{'  (best so far)' if best else ''}")
+
+
+class _Beside:
+    """`sagan-fast evaluate` of the checkpoint of `step`, in a process of its own that yields to the run."""
+
+    def __init__(self, run: Run, folder: Path, step: int) -> None:
+        config = run.config
+        self.step = step
+        self.snapshot, self.said = folder / f"step-{step:08d}.pt", folder / f"step-{step:08d}.log"
+        self.target = self.snapshot.with_suffix(".json")
+        self.target.unlink(missing_ok=True)
+        _link(run.folder.checkpoints.path(step), self.snapshot)
+        protocol = evaluation_protocol(config)
+        command = [sys.executable, "-m", "sagan_fast.cli", "evaluate", str(self.snapshot)]
+        command += ["--data", config.eval_data or config.data, "--json", str(self.target)]
+        command += ["--protocol", protocol.name, "--count", str(protocol.count), "--features", config.eval_features]
+        command += ["--metrics", config.eval_metrics]
+        if protocol.reference_count is not None:
+            command += ["--reference-count", str(protocol.reference_count)]
+        device = config.eval_device if config.eval_device != "auto" else run.world.device.type
+        command += ["--device", device]
+        if nice := shutil.which("nice"):
+            command = [nice, "-n", str(NICENESS), *command]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(_TORCHRUN)}
+        with self.said.open("w") as output:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the run, which ends it in an orderly way
+            )
+
+    def result(self) -> dict[str, Any]:
+        """Return what it found; InputError with what it said if it failed."""
+        if self.process.returncode:
+            lines: list[str] = []
+            with suppress(OSError):
+                lines = self.said.read_text(errors="replace").strip().splitlines()
+            raise InputError(lines[-1].removeprefix("sagan-fast: ") if lines else "it was killed")
+        try:
+            found: dict[str, Any] = json.loads(self.target.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.target} cannot be read ({error})") from error
+        self.said.unlink(missing_ok=True)
+        return found
+
+    def clean(self) -> None:
+        """Remove the snapshot."""
+        self.snapshot.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """End the process, done or not."""
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.clean()
+
+
+def evaluation_protocol(config: TrainConfig) -> Protocol:
+    """Return the protocol of the evaluations of a run."""
+    return Protocol.preset("clean", count=config.eval_count, reference_count=config.eval_reference_count or None)
+
+
+def _link(path: Path, name: Path) -> None:
+    """Let `name` be another name of the file `path`, or a copy where the file system has no links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Leave PyTorch's global random numbers as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
