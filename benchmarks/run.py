@@ -17,14 +17,9 @@ from pathlib import Path
 
 import torch
 
-<<<<<<< HEAD
-from benchmarks import bench_attention, bench_layers, bench_spectral_norm, bench_train_step, ceilings
+from benchmarks import bench_attention, bench_layers, bench_loader, bench_spectral_norm, bench_train_step, ceilings
 from benchmarks.harness import Case, DeviceLost, Effort, measure
 from benchmarks.journal import Journal, supervise
-=======
-from benchmarks import bench_attention, bench_loader, bench_spectral_norm, bench_train_step, ceilings
-from benchmarks.harness import Case, Effort, measure
->>>>>>> main
 from benchmarks.records import RESULTS, Record, append, results_file
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES
 from benchmarks.text import table
@@ -96,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("benchmarks: --device cuda was asked for, but PyTorch finds no CUDA device", file=sys.stderr)
         return 2
     parts = {"dry": _dry} if options.dry_run else CUDA if options.device == "cuda" else CPU
+    if options.only == "loader":
+        return loader(options)
     if options.warm:
         return warm(parts, *(int(number) for number in options.warm.split("/")))
     if options.part:
@@ -127,7 +124,6 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
     rounds = 0 if name == "gate" else options.rounds or (1 if options.dry_run else 7 if device == "cpu" else 21)
     began = time.monotonic()
     done = skipped = 0
-<<<<<<< HEAD
     if device == "cuda" and name != "gate":
         for record in ceilings.records():
             if "ceilings" not in journal.done:
@@ -136,14 +132,6 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
     for case in part():
         title = f"{case.benchmark} {case.shape} {case.dtype} {case.mode}"
         if title in journal.done or (options.only and options.only not in title):
-=======
-    if options.only == "loader":
-        for found in bench_loader.records(device, effort, bench_loader.TINY if options.dry_run else bench_loader.FULL):
-            keep(found)
-            done += 1
-    for case in () if options.only == "loader" else plan(device, options.dry_run):
-        if options.only and options.only not in f"{case.benchmark} {case.shape} {case.dtype} {case.mode}":
->>>>>>> main
             continue
         if time.monotonic() - began > options.minutes * 60:
             skipped += 1
@@ -167,6 +155,20 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
         done += 1
     late = f", {skipped} not started for lack of time" if skipped else ""
     print(f"benchmarks: {name}: {done} cases{late}{'; nothing recorded' if options.dry_run else ''}", flush=True)
+    return 0
+
+
+def loader(options: argparse.Namespace) -> int:
+    """Measure the data loader, which has no cases."""
+    device = "cpu" if options.dry_run else options.device
+    size = bench_loader.TINY if options.dry_run else bench_loader.FULL
+    done = 0
+    for records in bench_loader.records(device, Effort(rounds=options.rounds or (1 if options.dry_run else 7)), size):
+        print(describe(records), flush=True)
+        for record in () if options.dry_run else records:
+            append(record, device, options.out)
+        done += 1
+    print(f"benchmarks: {done} cases; {'nothing recorded' if options.dry_run else 'loader'}", flush=True)
     return 0
 
 
