@@ -25,11 +25,14 @@ CPU_SHAPES = (
 )
 
 
-def sweep() -> list[BlockShape]:
-    """Return shapes over N from 256 to 16384 and B from 1 to 256, around the 64x64 block of 128 channels."""
-    base = BlockShape("", 64, 128, 64, 64, 16, 64)
-    by_size = [replace(base, name=f"sweep-N{s * s}", B=16, H=s, W=s) for s in (16, 32, 64, 96, 128)]
-    return by_size + [replace(base, name=f"sweep-B{b}", B=b) for b in (1, 4, 16, 256)]
+def sweep(device: str) -> list[BlockShape]:
+    """Return shapes over N from 256 to 16384, and over B from 1 to 256."""
+    if device == "cpu":
+        base, B, prefix = BlockShape("", 1, 32, 32, 32, 4, 16), 1, "cpu-sweep"
+    else:
+        base, B, prefix = BlockShape("", 64, 128, 64, 64, 16, 64), 16, "sweep"
+    sized = [replace(base, name=f"{prefix}-N{s * s}", B=B, H=s, W=s) for s in (16, 32, 64, 128)]
+    return sized + [replace(base, name=f"{prefix}-B{b}", B=b) for b in (1, 4, 16, 64, 256)]
 
 
 def cases(device: str, dtypes: Sequence[str] = ("bf16",), shapes: Sequence[BlockShape] | None = None) -> Iterator[Case]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -86,7 +85,7 @@ def case(preset: str, batch: int, device: str, narrow: dict[str, int]) -> Case:
         tolerance=5e-2 if precision == "bf16" else 2e-3,
         methods=("eager",),
         config={"preset": preset, "batch_size": batch},
-        needs=(count_flops(config("eager")), 0.0, 0.0),
+        needs=(0.0 if narrow else count_flops(config("eager")), 0.0, 0.0),
     )
 
 
@@ -163,8 +162,8 @@ def plain_step(config: TrainConfig, device: str, channels_last: bool, compiled: 
 
 
 def count_flops(config: TrainConfig) -> float:
-    """Return the FLOP of one step's convolutions and products, counted on shapes alone, without any arithmetic."""
-    with FakeTensorMode():
+    """Return the FLOP of one step's convolutions and products, counted on shapes alone (the device meta)."""
+    with torch.device("meta"):
         state_generator, state_discriminator = _models(config)
         B, R = config.batch_size, config.resolution
         z, y = torch.empty(B, config.generator.z_dim), torch.empty(B, dtype=torch.long)

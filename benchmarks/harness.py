@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,13 +68,27 @@ class Effort:
     calls: int = 1
 
 
+class DeviceLost(RuntimeError):
+    """After what `provider` did, the device computes nothing more for this process."""
+
+    def __init__(self, provider: str, why: str) -> None:
+        super().__init__(f"{provider}: {why}")
+        self.provider, self.why = provider, why
+
+
 def measure(
     case: Case,
     device: str,
     effort: Effort,
     bound: Callable[[Case], tuple[float, str]] | None = None,
+    mark: Callable[[str], None] = str,
+    lost: Mapping[str, str] | None = None,
 ) -> list[Record]:
-    """Return a record for each provider and method (the case's on CUDA, "wall" on the CPU)."""
+    """Return a record for each provider and method (the case's on CUDA, "wall" on the CPU).
+
+    With no rounds the results are only held against the truth. `mark` is told which provider runs next. Providers in
+    `lost` are not run, and recorded with the reason there. Raises DeviceLost where a provider took the device along.
+    """
     methods = ("wall",) if device == "cpu" else case.methods
     records, runs = [], {}
     limit = bound(case) if bound else (None, None)
@@ -89,6 +103,10 @@ def measure(
 
     truths: dict[object, list[Tensor]] = {}
     for provider in case.providers:
+        if provider.name in (lost or {}):
+            record(provider, methods[0], error=f"cannot run: {(lost or {})[provider.name]}")
+            continue
+        mark(provider.name)
         try:
             make = provider.truth or case.truth
             if make not in truths:
@@ -103,15 +121,21 @@ def measure(
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {text}")
-    for method in methods:
+            _check_device(device, provider.name, text)
+    if effort.rounds == 0:
+        for provider, _, values in runs.values():
+            record(provider, methods[0], **values)
+    for method in methods if effort.rounds else ():
         timed = {}
         for name, (provider, run, values) in list(runs.items()):
+            mark(name)
             try:
                 timed[name] = _timer(run, case.num_sets, method, effort)
             except Exception as error:
-                record(
-                    provider, method, error=f"cannot run as {method}: {' '.join(str(error).split())[:300]}", **values
-                )
+                text = " ".join(str(error).split())[:300]
+                record(provider, method, error=f"cannot run as {method}: {text}", **values)
+                _check_device(device, name, text)
+        mark("timing")
         samples: dict[str, list[float]] = {name: [] for name in timed}
         for i in range(effort.rounds):
             order = list(timed)
@@ -127,6 +151,15 @@ def measure(
     if device == "cuda":
         torch.cuda.empty_cache()
     return records
+
+
+def _check_device(device: str, provider: str, why: str) -> None:
+    if device != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:  # an illegal access, say, fails every later call of this process
+        raise DeviceLost(provider, why) from error
 
 
 def _gate(case: Case) -> float:

@@ -1,90 +1,191 @@
 """Every benchmark in order of importance, within a time limit: python -m benchmarks.run [--only TEXT] [--minutes M].
 
-`--device cuda` (default where there is one) or `cpu`. `--dry-run` walks every case on the CPU, shapes cut down, one
-round, records nothing. Records are written as they are made: a run cut off keeps what it had.
+`--device cuda` (default where there is one) or `cpu`. Each part runs in a process of its own, which is started again
+without the case or the provider that crashed it or hung. Records are written as they are made: a run cut off keeps what
+it had. `--dry-run` walks every case on the CPU, shapes cut down, one round, in this process; nothing is recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_loader, bench_spectral_norm, bench_train_step, ceilings
-from benchmarks.harness import Case, Effort, measure
+from benchmarks import bench_attention, bench_layers, bench_loader, bench_spectral_norm, bench_train_step, ceilings
+from benchmarks.harness import Case, DeviceLost, Effort, measure
+from benchmarks.journal import Journal, supervise
 from benchmarks.records import RESULTS, Record, append, results_file
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES
 from benchmarks.text import table
 
+Part = Callable[[], Iterator[Case]]
+COMPILED = ("compiled", "flex")
+"""Providers whose names hold one of these take seconds to tens of seconds to compile."""
 
-def plan(device: str, dry: bool) -> Iterator[Case]:
-    """Yield every case, the most important first."""
-    if dry:
-        tiny = [replace(s, B=1, H=8, W=8) for s in BLOCK_SHAPES]
-        yield from bench_attention.cases("cpu", shapes=tiny)
-        yield from bench_spectral_norm.cases("cpu", bench_spectral_norm.SMALL)
-        yield from bench_train_step.cases("cpu", (("shapes-32", 4),), tiny=True)
-        return
-    if device == "cpu":
-        yield from bench_spectral_norm.cases("cpu")
-        yield from bench_attention.cases("cpu")
-        yield from bench_train_step.cases("cpu", (("shapes-32", 32),))
-        return
-    yield from bench_spectral_norm.cases("cuda")
-    yield from bench_attention.cases("cuda")
-    yield from bench_train_step.cases("cuda")
-    yield from bench_attention.cases("cuda", ("tf32", "fp16", "fp32"), STANDARD_SHAPES)
-    yield from bench_attention.cases("cuda", ("bf16",), bench_attention.sweep())
+
+def _without_compiled(cases: Iterator[Case]) -> Iterator[Case]:
+    for case in cases:
+        quick = [p for p in case.providers if not any(word in p.name for word in COMPILED)]
+        yield replace(case, providers=quick)
+
+
+def _gate() -> Iterator[Case]:
+    """The kernels on every shape, held against float64 and not timed: what is wrong is known before anything else."""
+    for shape in BLOCK_SHAPES:
+        small = replace(shape, B=min(shape.B, 4))
+        for mode in ("forward", "forward+backward"):
+            case = bench_attention.case(small, "bf16", mode, "cuda")
+            ours = [p for p in case.providers if p.name in ("eager", "triton")]
+            yield replace(case, benchmark="gate", providers=ours)
+
+
+CUDA: dict[str, Part] = {
+    "gate": _gate,
+    "attention": lambda: _without_compiled(bench_attention.cases("cuda")),
+    "spectral_norm": lambda: bench_spectral_norm.cases("cuda"),
+    "attention-compiled": lambda: bench_attention.cases("cuda"),
+    "train_step": lambda: bench_train_step.cases("cuda"),
+    "layers": lambda: bench_layers.cases("cuda"),
+    "sweep": lambda: _without_compiled(bench_attention.cases("cuda", ("bf16",), bench_attention.sweep("cuda"))),
+    "dtypes": lambda: _without_compiled(bench_attention.cases("cuda", ("tf32", "fp16", "fp32"), STANDARD_SHAPES)),
+}
+CPU: dict[str, Part] = {
+    "attention": lambda: bench_attention.cases("cpu"),
+    "spectral_norm": lambda: bench_spectral_norm.cases("cpu"),
+    "train_step": lambda: bench_train_step.cases("cpu", (("shapes-32", 32),)),
+    "layers": lambda: bench_layers.cases("cpu"),
+    "sweep": lambda: bench_attention.cases("cpu", shapes=bench_attention.sweep("cpu")),
+}
+
+
+def _dry() -> Iterator[Case]:
+    """Every kind of case, cut down so that a CPU walks them in seconds."""
+    tiny = [replace(s, B=1, H=8, W=8) for s in (*BLOCK_SHAPES, *bench_attention.sweep("cuda")[:2])]
+    yield from bench_attention.cases("cpu", shapes=tiny)
+    yield from bench_spectral_norm.cases("cpu", bench_spectral_norm.SMALL)
+    yield from bench_train_step.cases("cpu", (("shapes-32", 4),), tiny=True)
+    yield from bench_layers.cases("cpu", tiny=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is asked for; return 0, or 2 with a sentence where it cannot be run here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose benchmark, shape, dtype or mode contains this")
+    parser.add_argument("--only", default="", help="parts, or cases whose benchmark, shape, dtype or mode contain this")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no case after this long")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="samples of each provider")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--stall", type=float, default=100.0, help="seconds after which a silent provider is given up")
     parser.add_argument("--dry-run", action="store_true", help="every case, tiny, on the CPU; nothing is recorded")
+    parser.add_argument("--part", help="this part alone, in this process")
+    parser.add_argument("--journal", type=Path, help="with --part: what was done and lost in earlier tries")
+    parser.add_argument("--warm", metavar="I/N", help="compile this share of what is compiled, and time nothing")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available() and not options.dry_run:
         print("benchmarks: --device cuda was asked for, but PyTorch finds no CUDA device", file=sys.stderr)
         return 2
-    device = "cpu" if options.dry_run else options.device
-    began = time.monotonic()
-    effort = Effort(rounds=options.rounds or (1 if options.dry_run else 7 if device == "cpu" else 21))
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-
-    def keep(records: Sequence[Record]) -> None:
-        print(describe(records), flush=True)
-        if not options.dry_run:
-            for record in records:
-                append(record, device, options.out)
-
-    if device == "cuda" and not options.only:
-        keep(ceilings.records())
-    done = skipped = 0
+    parts = {"dry": _dry} if options.dry_run else CUDA if options.device == "cuda" else CPU
     if options.only == "loader":
-        for found in bench_loader.records(device, effort, bench_loader.TINY if options.dry_run else bench_loader.FULL):
-            keep(found)
-            done += 1
-    for case in () if options.only == "loader" else plan(device, options.dry_run):
-        if options.only and options.only not in f"{case.benchmark} {case.shape} {case.dtype} {case.mode}":
+        return loader(options)
+    if options.warm:
+        return warm(parts, *(int(number) for number in options.warm.split("/")))
+    if options.part:
+        return run_part(options.part, parts[options.part], options)
+    if options.dry_run:
+        return run_part("dry", _dry, options)
+    exact = [name for name in parts if name == options.only.split(" ")[0]]
+    deadline = time.monotonic() + options.minutes * 60
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in exact or parts:
+            left = (deadline - time.monotonic()) / 60
+            if left <= 0:
+                print(f"benchmarks: no time left for {name}", flush=True)
+                continue
+            command = [sys.executable, "-m", "benchmarks.run", "--part", name, "--device", options.device]
+            command += ["--out", str(options.out), "--minutes", f"{left:.2f}"]
+            command += ["--rounds", str(options.rounds)] if options.rounds else []
+            command += ["--only", options.only] if options.only not in parts else []
+            failed += not supervise(command, Path(folder) / f"{name}.jsonl", deadline + 20, options.stall)
+    print(f"benchmarks: records in {results_file(options.device, options.out)}")
+    return 1 if failed else 0
+
+
+def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
+    """Measure the part's cases in this process; 0, or 75 where the device was lost and a new process can go on."""
+    device = "cpu" if options.dry_run else options.device
+    journal = Journal(options.journal)
+    rounds = 0 if name == "gate" else options.rounds or (1 if options.dry_run else 7 if device == "cpu" else 21)
+    began = time.monotonic()
+    done = skipped = 0
+    if device == "cuda" and name != "gate":
+        for record in ceilings.records():
+            if "ceilings" not in journal.done:
+                append(record, device, options.out)
+        journal.finish("ceilings")
+    for case in part():
+        title = f"{case.benchmark} {case.shape} {case.dtype} {case.mode}"
+        if title in journal.done or (options.only and options.only not in title):
             continue
         if time.monotonic() - began > options.minutes * 60:
             skipped += 1
             continue
         torch.backends.cuda.matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
-        keep(measure(case, device, effort, bound=ceilings.bound if device == "cuda" else None))
+        bound = ceilings.bound if device == "cuda" and rounds else None
+        try:
+            records = measure(
+                case, device, Effort(rounds=rounds), bound, lambda who, t=title: journal.begin(t, who),
+                journal.lost.get(title),
+            )  # fmt: skip
+        except DeviceLost as error:
+            journal.lose(title, error.provider, error.why)
+            print(f"{title}: {error.provider} took the device along: {error.why}", flush=True)
+            return 75
+        print(describe(records), flush=True)
+        if not options.dry_run:
+            for record in records:
+                append(record, device, options.out)
+        journal.finish(title)
         done += 1
-    where = "nothing recorded" if options.dry_run else f"records in {results_file(device, options.out)}"
     late = f", {skipped} not started for lack of time" if skipped else ""
-    print(f"benchmarks: {done} cases{late}; {where}")
+    print(f"benchmarks: {name}: {done} cases{late}{'; nothing recorded' if options.dry_run else ''}", flush=True)
+    return 0
+
+
+def loader(options: argparse.Namespace) -> int:
+    """Measure the data loader, which has no cases."""
+    device = "cpu" if options.dry_run else options.device
+    size = bench_loader.TINY if options.dry_run else bench_loader.FULL
+    done = 0
+    for records in bench_loader.records(device, Effort(rounds=options.rounds or (1 if options.dry_run else 7)), size):
+        print(describe(records), flush=True)
+        for record in () if options.dry_run else records:
+            append(record, device, options.out)
+        done += 1
+    print(f"benchmarks: {done} cases; {'nothing recorded' if options.dry_run else 'loader'}", flush=True)
+    return 0
+
+
+def warm(parts: dict[str, Part], index: int, count: int) -> int:
+    """Compile every `count`-th of the compiled providers into the caches on disk, while something else runs."""
+    number = 0
+    for name in ("attention-compiled", "train_step", "layers"):
+        for case in parts[name]() if name in parts else ():
+            for provider in case.providers:
+                if any(word in provider.name for word in COMPILED):
+                    number += 1
+                    if number % count == index:
+                        try:
+                            provider.prepare()(0)
+                        except Exception as error:
+                            print(f"{case.shape} {provider.name}: {type(error).__name__}", flush=True)
+                        torch.cuda.empty_cache()
     return 0
 
 
@@ -92,13 +193,15 @@ def describe(records: Sequence[Record]) -> str:
     """Return the records of one case as a table, and the ratio of the best peer to each."""
     rows = []
     for record in records:
-        what = f"{record.p50_us:.1f}" if record.p50_us is not None else record.error
+        what = f"{record.p50_us:.1f}" if record.p50_us is not None else record.error or "not timed"
         share = f"{record.bound_us / record.p50_us:.0%}" if record.p50_us and record.bound_us else ""
         saved = "" if record.saved_bytes is None else f"{record.saved_bytes / 2**20:.1f}"
-        rows.append([record.provider, record.method, what, share, saved, record.note])
+        wrong = "" if record.relative_rms is None else f"{record.relative_rms:.1e}"
+        rows.append([record.provider, record.method, what, share, saved, wrong, record.note])
     first = records[0]
     title = f"{first.benchmark} {first.shape} {first.dtype} {first.mode}"
-    return f"{title}\n{table(['provider', 'method', 'p50 us', 'of limit', 'kept MiB', 'note'], rows)}\n"
+    header = ["provider", "method", "p50 us", "of limit", "kept MiB", "rel. error", "note"]
+    return f"{title}\n{table(header, rows)}\n"
 
 
 if __name__ == "__main__":

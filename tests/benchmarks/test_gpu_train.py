@@ -6,6 +6,13 @@ import torch
 from benchmarks.gpu_train import agreement, distance, main
 
 
+class Colours(torch.nn.Module):
+    """An extractor of three features: the mean of each colour."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+
 def log(values):
     return [{"step": i, "d_loss": v, "g_loss": -v} for i, v in enumerate(values)]
 
@@ -26,10 +33,15 @@ def test_runs_are_resumed_until_all_are_done(tmp_path, capsys):
     args += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert main([*args, "--minutes", "0"]) == 0
     assert "not all runs are done; call this again" in capsys.readouterr().out
-    assert main([*args, "--minutes", "5"]) == 0
-    assert "the backends agree within the spread of seeds" in capsys.readouterr().out
+    features = tmp_path / "features.pt"
+    torch.jit.script(Colours()).save(features)
+    assert main([*args, "--minutes", "5", "--features", str(features), "--score-count", "20"]) == 0
+    said = capsys.readouterr().out
+    assert "the backends agree within the spread of seeds" in said and "eager Frechet" in said
     records = [json.loads(line) for line in (tmp_path / "out" / "cpu.jsonl").read_text().splitlines()]
     assert {r["provider"] for r in records} == {"eager", "sdpa"} and all(r["config"]["agree"] for r in records)
+    assert all(len(r["config"]["frechet"]) == 3 and min(r["config"]["frechet"]) > 0 for r in records)
+    assert all(len(r["config"]["curve"]) == 3 for r in records)
     assert {p.name for p in (tmp_path / "out" / "samples").iterdir()} == {"shapes-32-eager.png", "shapes-32-sdpa.png"}
 
 

@@ -1,0 +1,174 @@
+"""Figures from the records: bars against peers, roofline, memory and time over N, scaling in the batch.
+
+Every figure comes from one device's records; what has none is drawn as an empty frame that says "not measured".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shapes import BlockShape
+
+Records = Sequence[dict[str, Any]]
+OURS = {"auto", "triton", "ours", "group"}
+COLOURS = {
+    "eager": "#9aa0a6", "eager-compiled": "#c08a3e", "sdpa": "#7b93c4", "sdpa-compiled": "#4f6fae", "flex": "#7da87b",
+    "auto": "#c2302e", "triton": "#c2302e", "ours": "#c2302e", "group": "#c2302e",
+}  # fmt: skip
+OTHERS = ("#8f7bb5", "#5f9ea0", "#b57b93", "#6b705c", "#a5a58d", "#463f3a")
+
+
+def draw(records: Records, folder: Path, prefix: str, device: str) -> list[Path]:
+    """Write the four figures of one device as `folder`/`prefix`-*.png and return their paths."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    dtype, method = ("fp32", "wall") if prefix == "cpu" else ("bf16", "graph")
+    found = [r for r in records if r["p50_us"] and r["dtype"] == dtype and r["method"] == method]
+    attention = [r for r in found if r["benchmark"] == "attention"]
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    plots: dict[str, tuple[Callable[..., bool], tuple[float, float], str]] = {
+        "peers": (_peers, (9, 8), "self-attention block, time over ours (longer is slower)"),
+        "roofline": (_roofline, (7, 4.5), "self-attention block, work done over work needed a byte"),
+        "size": (_size, (9, 4), "self-attention block, forward+backward over the number of queries N"),
+        "batch": (_batch, (6, 4), "self-attention block, forward+backward over the batch"),
+    }
+    for name, (plot, size, title) in plots.items():
+        figure = plt.figure(figsize=size, dpi=110, layout="constrained")
+        if not plot(figure, attention):
+            figure.clear()
+            axes = figure.add_subplot()
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, "not measured", ha="center", va="center", fontsize=20, color="#777777")
+        figure.suptitle(f"{title}\n{device}, {dtype}", fontsize=11)
+        path = folder / f"{prefix}-{name}.png"
+        figure.savefig(path, metadata={"Software": None})  # the same bytes for the same records
+        plt.close(figure)
+        made.append(path)
+    return made
+
+
+def _colour(provider: str) -> str:
+    return COLOURS.get(provider, OTHERS[sum(map(ord, provider)) % len(OTHERS)])
+
+
+def _by(records: Iterable[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record[key], []).append(record)
+    return groups
+
+
+def _peers(figure: Any, records: Records) -> bool:
+    """Bars: each provider's time over ours, shape by shape."""
+    records = [r for r in records if "sweep" not in r["shape"]]
+    if not any(r["provider"] in OURS for r in records):
+        return False
+    panels = figure.subplots(1, 2, sharey=True)
+    shapes = list(_by(records, "shape"))[::-1]
+    for axes, mode in zip(panels, ("forward", "forward+backward"), strict=True):
+        place = 0.0
+        ticks = []
+        for shape in shapes:
+            row = [r for r in records if r["shape"] == shape and r["mode"] == mode]
+            ours = next((r["p50_us"] for r in row if r["provider"] in OURS), None)
+            start = place
+            for r in sorted(row, key=lambda r: r["provider"] in OURS, reverse=True) if ours else ():
+                ratio = r["p50_us"] / ours
+                axes.barh(place, ratio, color=_colour(r["provider"]), height=0.9)
+                axes.text(ratio, place, f" {ratio:.2f}", va="center", fontsize=7)
+                place += 1
+            place = max(place, start + 1)
+            ticks.append((start + place - 1) / 2)
+            place += 0.8
+        axes.axvline(1, color="black", lw=0.8)
+        axes.set_yticks(ticks, shapes, fontsize=8)
+        axes.set_title(mode, fontsize=9)
+        axes.margins(x=0.15)
+        axes.set_xlabel("time / ours")
+    _legend(figure, records)
+    return True
+
+
+def _roofline(figure: Any, records: Records) -> bool:
+    """Dots: rate of needed work over needed FLOP a byte; the roof where copy and product rates were measured."""
+    points = [(r, BlockShape(**{k: r["config"][k] for k in BlockShape.__dataclass_fields__}))
+              for r in records if r["provider"] in OURS and r.get("bound_us")]  # fmt: skip
+    if not points:
+        return False
+    axes = figure.add_subplot()
+    marks = {"forward": "o", "forward+backward": "s"}
+    for r, shape in points:
+        backward = r["mode"] != "forward"
+        flops, moved = shape.flops(backward), shape.bytes(r["dtype"], backward)
+        axes.scatter(flops / moved, flops / r["p50_us"] / 1e6, marker=marks[r["mode"]], color=_colour(r["provider"]))
+        axes.scatter(flops / moved, flops / r["bound_us"] / 1e6, marker="_", color="black", s=90)
+        if "sweep" not in shape.name:
+            place = (flops / moved, flops / r["p50_us"] / 1e6)
+            axes.annotate(shape.name, place, fontsize=6, xytext=(4, -3), textcoords="offset points")
+    axes.set(xscale="log", yscale="log", xlabel="needed FLOP / needed byte", ylabel="needed TFLOP/s")
+    axes.plot([], [], "ko", label="forward")
+    axes.plot([], [], "ks", label="forward+backward")
+    axes.plot([], [], "k_", label="limit: FLOP, exponentials or bytes at measured rates")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    return True
+
+
+def _sweep(records: Records, kind: str) -> list[tuple[float, dict[str, Any]]]:
+    """The forward+backward records of the sweep `kind` ("N" or "B") with their place on the axis."""
+    found = []
+    for r in records:
+        head, _, tail = r["shape"].rpartition(f"sweep-{kind}")
+        if tail.isdigit() and head in ("", "cpu-") and r["mode"] == "forward+backward":
+            found.append((float(tail), r))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _lines(axes: Any, points: list[tuple[float, dict[str, Any]]], value: Callable[[dict[str, Any]], float]) -> None:
+    for provider in dict.fromkeys(r["provider"] for _, r in points):
+        mine = [(x, value(r)) for x, r in points if r["provider"] == provider]
+        axes.plot(*zip(*mine, strict=True), marker="o", ms=4, color=_colour(provider), label=provider,
+                  lw=2.2 if provider in OURS else 1.2)  # fmt: skip
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(sorted({x for x, _ in points}), [f"{x:.0f}" for x in sorted({x for x, _ in points})], fontsize=8)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+
+
+def _size(figure: Any, records: Records) -> bool:
+    """Two panels over N: time an image, and what is kept for backward an image."""
+    points = _sweep(records, "N")
+    if not points:
+        return False
+    left, right = figure.subplots(1, 2)
+    _lines(left, points, lambda r: r["p50_us"] / 1e3 / r["config"]["B"])
+    left.set(xlabel="N", ylabel="ms an image")
+    _lines(right, points, lambda r: max(r["saved_bytes"], 1) / 2**20 / r["config"]["B"])
+    right.set(xlabel="N", ylabel="MiB an image kept for backward")
+    left.legend(fontsize=8)
+    return True
+
+
+def _batch(figure: Any, records: Records) -> bool:
+    points = _sweep(records, "B")
+    if not points:
+        return False
+    axes = figure.add_subplot()
+    _lines(axes, points, lambda r: r["config"]["B"] / r["p50_us"] * 1e6)
+    axes.set(xlabel="images in the batch", ylabel="images/s")
+    axes.legend(fontsize=8)
+    return True
+
+
+def _legend(figure: Any, records: Records) -> None:
+    from matplotlib.patches import Patch
+
+    names = list(dict.fromkeys(r["provider"] for r in records))
+    figure.legend(handles=[Patch(color=_colour(n), label=n) for n in names], loc="outside lower center", ncol=6,
+                  fontsize=8)  # fmt: skip
