@@ -20,7 +20,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: s
 
     `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V), of one floating dtype and device, any strides. `scale` is 1,
     as in SAGAN, not 1/sqrt(D_QK). `backend` is "eager" (the map in memory), "sdpa" (PyTorch's fused attention),
-    "triton" (our kernels) or "auto"; all can be differentiated twice.
+    "triton" (our kernels) or "auto" (the fastest here; on the CPU it may be products in blocks that "sdpa" has no
+    equal for); all can be differentiated twice.
 
     Raises ValueError for shapes that do not fit, unknown backends and sizes above what "triton" covers (D_QK 64,
     D_V 256) where it is asked for, TypeError for dtypes that differ, RuntimeError if "triton" is asked for where it
@@ -47,23 +48,35 @@ def attention_on(chosen: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
         return reference.attention(q, k, v, scale)
     if chosen == "triton":
         return _fused_by_triton(q, k, v, scale)
+    if chosen == "blocks" and attention_blocks.supports(q, k, v):
+        return in_blocks(q, k, v, scale)
     return sdpa(q, k, v, scale)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
-    """Return softmax(scale q kᵀ) v, (B, N, D_V), without the map in memory.
+    """Return softmax(scale q kᵀ) v, (B, N, D_V), by `scaled_dot_product_attention`, laid out so that it really fuses.
 
-    By `scaled_dot_product_attention`, laid out so that it really fuses: rows without gaps, on CUDA widths that are
-    multiples of 8, and on the CPU one width for all three; what is missing is padded with zeros, which changes neither
-    the scores nor the columns kept. On the CPU in single and double precision by `attention_blocks`, which needs no
-    padding. Neither can be differentiated twice, so a second derivative goes through the reference.
+    The fused kernels want rows without gaps, on CUDA widths that are multiples of 8, and on the CPU one width for all
+    three: what is missing is padded with zeros, which changes neither the scores nor the columns kept. They cannot be
+    differentiated twice, so a second derivative goes through the reference.
     """
-    blocks = attention_blocks.supports(q, k, v)
-    differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if not differentiable or torch.compiler.is_compiling():
-        return attention_blocks.attention_fwd(q, k, v, scale)[0] if blocks else _fused(q, k, v, scale)
-    function = _BlocksFunction if blocks else _SdpaFunction
-    return function.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+    if not _differentiable(q, k, v) or torch.compiler.is_compiling():
+        return _fused(q, k, v, scale)
+    return _SdpaFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
+    """Return softmax(scale q kᵀ) v, (B, N, D_V), by `attention_blocks`: what it `supports`, on the CPU.
+
+    A second derivative goes through the reference.
+    """
+    if not _differentiable(q, k, v):
+        return attention_blocks.attention_fwd(q, k, v, scale)[0]
+    return _BlocksFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _differentiable(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -33,18 +33,25 @@ class Block(NamedTuple):
     rows: slice
 
 
-def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Return whether these are plain CPU tensors in single or double precision, with something to compute."""
+def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether products of `dtype` on `device` can be computed here: the CPU, single or double precision, now."""
     return (
-        q.device.type == "cpu"
-        and q.dtype in (torch.float32, torch.float64)
-        and q.dtype == k.dtype == v.dtype
-        and all(type(t) in (Tensor, torch.nn.Parameter) and t.numel() > 0 for t in (q, k, v))
+        device.type == "cpu"
+        and dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
         # a trace would fix the loop over blocks for the batch size of its example
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0  # which other threads do not see
+    )
+
+
+def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether these are plain tensors of one dtype that `runs_on` accepts, with something to compute."""
+    return (
+        runs_on(q.device, q.dtype)
+        and q.dtype == k.dtype == v.dtype
+        and all(type(t) in (Tensor, torch.nn.Parameter) and t.numel() > 0 for t in (q, k, v))
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

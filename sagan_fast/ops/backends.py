@@ -10,12 +10,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from sagan_fast.ops import attention_blocks
+
 HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
 
 BACKENDS = ("auto", "eager", "sdpa", "triton")
 
-# On the CPU fused attention, with q and k padded to D_V, pays from this many scores (B * N * M: the map no longer fits
-# the caches) and keys on; below, the map in memory is faster. Measured: docs/log.md, "Attention on the CPU".
+# On the CPU attention without the map in memory pays from this many scores (B * N * M: the map no longer fits the
+# caches) and keys on; below, the map is faster. Measured: docs/log.md, "Attention on the CPU".
 CPU_FUSED_MIN_SCORES = 2**22
 CPU_FUSED_MIN_KEYS = 256
 
@@ -28,7 +30,10 @@ _logger = logging.getLogger("sagan_fast")
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that runs ("eager", "sdpa" or "triton") and the reason in a few words."""
+    """The backend that runs ("eager", "sdpa", "triton" or "blocks") and the reason in a few words.
+
+    "blocks" (ops/attention_blocks.py) is what "auto" takes on the CPU where it is faster than "sdpa".
+    """
 
     backend: str
     reason: str
@@ -104,4 +109,6 @@ def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Cho
     sizes = f"{B} maps of {N} x {M}"
     if like.device.type == "cpu" and (B * N * M < CPU_FUSED_MIN_SCORES or M < CPU_FUSED_MIN_KEYS):
         return Choice("eager", f"{sizes} are small: on the CPU they are faster in memory")
+    if attention_blocks.runs_on(like.device, product_dtype(like)):
+        return Choice("blocks", f"{sizes} stay out of memory: a block at a time, on the CPU faster than sdpa")
     return Choice("sdpa", f"{sizes} stay out of memory with fused attention")

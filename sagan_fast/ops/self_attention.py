@@ -55,7 +55,7 @@ def self_attention_2d(
     chosen = choose_block(x, w_theta, w_g, pool, backend).backend
     if chosen == "triton":
         return _fused_by_triton(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
-    if chosen == "sdpa":
+    if chosen in ("sdpa", "blocks"):
         q, k, v = _project_together(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool)
     else:
         q = project(x, w_theta, b_theta)

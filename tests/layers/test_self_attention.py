@@ -120,7 +120,7 @@ def test_explain_says_which_and_why(generator):
     weights = (block.theta.weight, block.phi.weight, block.g.weight, None, block.gamma)
     assert explain(x, *weights) == "self_attention_2d: " + str(block.last_choice)
     q = torch.zeros(4, 4096, 8)
-    assert explain(q, q, torch.zeros(4, 4096, 64)).startswith("attention: sdpa (")
+    assert explain(q, q, torch.zeros(4, 4096, 64)).startswith("attention: blocks (")
     assert explain(nn.ReLU()) == "ReLU has no SelfAttention2d"
 
 

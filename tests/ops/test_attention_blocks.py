@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sagan_fast.kernels.attention import reference
 from sagan_fast.ops import attention_blocks
-from sagan_fast.ops.attention import attention, sdpa
+from sagan_fast.ops.attention import attention_on, in_blocks
 from sagan_fast.testing import assert_close_to_truth, randn
 
 SHAPES = [  # B, N, M, D_QK, D_V
@@ -69,7 +69,7 @@ def test_large_logits_neither_overflow_nor_vanish(generator):
     q, k = q * 20, k * 2
     leaves = [t.requires_grad_() for t in (q, k, v)]
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    found, truth = sdpa(*leaves), reference.attention(*exact)
+    found, truth = in_blocks(*leaves), reference.attention(*exact)
     assert_close_to_truth("out", found, truth, reference.attention(*leaves))
     found.sum().backward()
     assert all(t.grad.isfinite().all() for t in leaves)
@@ -79,7 +79,7 @@ def test_neither_a_map_nor_a_padded_copy_is_kept(generator):
     leaves = [t.requires_grad_() for t in inputs((2, 96, 64, 8, 32), generator)[:3]]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        out = sdpa(*leaves)
+        out = in_blocks(*leaves)
     assert sum(t.numel() for t in kept) == sum(t.numel() for t in leaves) + out.numel() + 2 * 96
 
 
@@ -98,9 +98,9 @@ def test_inference_mode_and_other_threads_of_the_user(generator):
     q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
     truth = reference.attention(q, k, v)
     with torch.inference_mode():
-        torch.testing.assert_close(sdpa(q, k, v), truth)
+        torch.testing.assert_close(in_blocks(q, k, v), truth)
     with ThreadPoolExecutor(3) as pool:
-        for out in pool.map(lambda _: sdpa(q, k, v), range(6)):
+        for out in pool.map(lambda _: in_blocks(q, k, v), range(6)):
             torch.testing.assert_close(out, truth)
 
 
@@ -108,7 +108,7 @@ def test_the_number_of_threads_of_everybody_else_stays(generator, threads):
     q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
     attention_blocks.BLOCK_SCORES, before = 4096, attention_blocks.BLOCK_SCORES
     try:
-        sdpa(q, k, v)
+        in_blocks(q, k, v)
     finally:
         attention_blocks.BLOCK_SCORES = before
     seen = []
@@ -120,14 +120,14 @@ def test_the_number_of_threads_of_everybody_else_stays(generator, threads):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_makes_threads_of_its_own(generator):
     q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
-    truth = sdpa(q, k, v)
+    truth = in_blocks(q, k, v)
     context = torch.multiprocessing.get_context("fork")
     results = context.SimpleQueue()
 
     def child():
         torch.set_num_threads(1)  # PyTorch's own OpenMP threads did not come along
         attention_blocks._share(lambda part: None, [(), ()])
-        results.put(torch.equal(sdpa(q, k, v), truth))
+        results.put(torch.equal(in_blocks(q, k, v), truth))
 
     process = context.Process(target=child)
     process.start()
@@ -137,8 +137,8 @@ def test_a_forked_child_makes_threads_of_its_own(generator):
 
 def test_second_derivatives_go_through_the_reference(generator):
     found = {}
-    for backend in ("eager", "sdpa"):
+    for backend in ("eager", "blocks"):
         leaves = [t.requires_grad_() for t in inputs((2, 20, 12, 3, 7), torch.Generator().manual_seed(1))[:3]]
-        first = torch.autograd.grad(attention(*leaves, backend=backend).square().sum(), leaves, create_graph=True)
+        first = torch.autograd.grad(attention_on(backend, *leaves, 1.0).square().sum(), leaves, create_graph=True)
         found[backend] = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
-    torch.testing.assert_close(found["sdpa"], found["eager"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found["blocks"], found["eager"], rtol=1e-3, atol=1e-4)

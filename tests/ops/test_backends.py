@@ -11,7 +11,10 @@ from sagan_fast.ops.backends import choose
 def test_auto_on_the_cpu_goes_by_size():
     q = torch.zeros(1)
     assert choose("attention", "auto", q, 8, 256, 64, 8, 32).backend == "eager"
-    assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "sdpa"
+    assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "blocks"
+    assert choose("attention", "auto", q.bfloat16(), 4, 4096, 4096, 8, 64).backend == "sdpa"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "sdpa"
     assert "4096 x 4096" in choose("attention", "auto", q, 4, 4096, 4096, 8, 64).reason
 
 
