@@ -57,10 +57,10 @@ CUDA: dict[str, Part] = {
 }
 CPU: dict[str, Part] = {
     "attention": lambda: bench_attention.cases("cpu"),
-    "spectral_norm": lambda: bench_spectral_norm.cases("cpu"),
-    "train_step": lambda: bench_train_step.cases("cpu", (("shapes-32", 32),)),
     "layers": lambda: bench_layers.cases("cpu"),
+    "train_step": lambda: bench_train_step.cases("cpu", (("shapes-32", 32),)),
     "sweep": lambda: bench_attention.cases("cpu", shapes=bench_attention.sweep("cpu")),
+    "spectral_norm": lambda: bench_spectral_norm.cases("cpu"),  # the longest
 }
 
 
