@@ -47,8 +47,8 @@ $(STAMP): setup.py pyproject.toml
 
 ## bench: CPU benchmarks and the kernel report, then the tables; minutes on any machine
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run --device cpu --minutes 3.5
-	$(BIN)/python -m benchmarks.kernel_report --arch 90 --only 64x64
+	$(BIN)/python -m benchmarks.run --device cpu --minutes 3.2
+	$(BIN)/python -m benchmarks.kernel_report --arch 90 --dtype bf16 --only 64x64
 	$(BIN)/python -m benchmarks.report
 
 ## gpu: GPU tests and benchmarks on one NVIDIA GPU, under nine minutes; GPU_ARGS="--only attention" for a part
