@@ -24,8 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Effort
-from benchmarks.records import RESULTS, Record, read, results_file
-from benchmarks.report import GPU
+from benchmarks.records import GPU, RESULTS, Record, read, results_file
 from benchmarks.text import table
 from sagan_fast.data import ImageDataset, batches, open_dataset
 from sagan_fast.data.packed_writer import Chunk, PackedWriter

@@ -1,6 +1,6 @@
 """Figures from the records: bars against peers, roofline, memory and time over N, scaling in the batch.
 
-Every figure comes from one device's records; what has none is drawn as an empty frame that says "not measured".
+Every figure comes from one device's records; one without records is not drawn.
 """
 
 from __future__ import annotations
@@ -20,33 +20,56 @@ COLOURS = {
 OTHERS = ("#8f7bb5", "#5f9ea0", "#b57b93", "#6b705c", "#a5a58d", "#463f3a")
 
 
+FIGURES = ("peers", "roofline", "size", "batch")
+
+
+def chosen(records: Records, prefix: str) -> Records:
+    """Return the records that the figures of `prefix`, "cpu" or "gpu", are drawn from."""
+    dtype, method = ("fp32", "wall") if prefix == "cpu" else ("bf16", "graph")
+    return [
+        r
+        for r in records
+        if r["benchmark"] == "attention" and r["p50_us"] and r["dtype"] == dtype and r["method"] == method
+    ]
+
+
+def available(records: Records, prefix: str) -> list[str]:
+    """Return the names of the figures that `records` suffice for."""
+    found = chosen(records, prefix)
+    ours = [r for r in found if r["provider"] in OURS]
+    enough = {
+        "peers": any("sweep" not in r["shape"] for r in ours),
+        "roofline": any(r.get("bound_us") for r in ours),
+        "size": bool(_sweep(found, "N")),
+        "batch": bool(_sweep(found, "B")),
+    }
+    return [name for name in FIGURES if enough[name]]
+
+
 def draw(records: Records, folder: Path, prefix: str, device: str) -> list[Path]:
-    """Write the four figures of one device as `folder`/`prefix`-*.png and return their paths."""
+    """Write the figures of one device as `folder`/`prefix`-*.png and return their paths; remove what has no records."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    dtype, method = ("fp32", "wall") if prefix == "cpu" else ("bf16", "graph")
-    found = [r for r in records if r["p50_us"] and r["dtype"] == dtype and r["method"] == method]
-    attention = [r for r in found if r["benchmark"] == "attention"]
+    found, names = chosen(records, prefix), available(records, prefix)
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    plots: dict[str, tuple[Callable[..., bool], tuple[float, float], str]] = {
+    plots: dict[str, tuple[Callable[..., None], tuple[float, float], str]] = {
         "peers": (_peers, (9, 8), "self-attention block, time over ours (longer is slower)"),
         "roofline": (_roofline, (7, 4.5), "self-attention block, work done over work needed a byte"),
         "size": (_size, (9, 4), "self-attention block, forward+backward over the number of queries N"),
         "batch": (_batch, (6, 4), "self-attention block, forward+backward over the batch"),
     }
     for name, (plot, size, title) in plots.items():
-        figure = plt.figure(figsize=size, dpi=110, layout="constrained")
-        if not plot(figure, attention):
-            figure.clear()
-            axes = figure.add_subplot()
-            axes.set_axis_off()
-            axes.text(0.5, 0.5, "not measured", ha="center", va="center", fontsize=20, color="#777777")
-        figure.suptitle(f"{title}\n{device}, {dtype}", fontsize=11)
         path = folder / f"{prefix}-{name}.png"
+        if name not in names:
+            path.unlink(missing_ok=True)
+            continue
+        figure = plt.figure(figsize=size, dpi=110, layout="constrained")
+        plot(figure, found)
+        figure.suptitle(f"{title}\n{device}, {'fp32' if prefix == 'cpu' else 'bf16'}", fontsize=11)
         figure.savefig(path, metadata={"Software": None})  # the same bytes for the same records
         plt.close(figure)
         made.append(path)
@@ -64,11 +87,9 @@ def _by(records: Iterable[dict[str, Any]], key: str) -> dict[str, list[dict[str,
     return groups
 
 
-def _peers(figure: Any, records: Records) -> bool:
+def _peers(figure: Any, records: Records) -> None:
     """Bars: each provider's time over ours, shape by shape."""
     records = [r for r in records if "sweep" not in r["shape"]]
-    if not any(r["provider"] in OURS for r in records):
-        return False
     panels = figure.subplots(1, 2, sharey=True)
     shapes = list(_by(records, "shape"))[::-1]
     for axes, mode in zip(panels, ("forward", "forward+backward"), strict=True):
@@ -92,15 +113,12 @@ def _peers(figure: Any, records: Records) -> bool:
         axes.margins(x=0.15)
         axes.set_xlabel("time / ours")
     _legend(figure, records)
-    return True
 
 
-def _roofline(figure: Any, records: Records) -> bool:
+def _roofline(figure: Any, records: Records) -> None:
     """Dots: rate of needed work over needed FLOP a byte; the roof where copy and product rates were measured."""
     points = [(r, BlockShape(**{k: r["config"][k] for k in BlockShape.__dataclass_fields__}))
               for r in records if r["provider"] in OURS and r.get("bound_us")]  # fmt: skip
-    if not points:
-        return False
     axes = figure.add_subplot()
     marks = {"forward": "o", "forward+backward": "s"}
     for r, shape in points:
@@ -117,7 +135,6 @@ def _roofline(figure: Any, records: Records) -> bool:
     axes.plot([], [], "k_", label="limit: FLOP, exponentials or bytes at measured rates")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
-    return True
 
 
 def _sweep(records: Records, kind: str) -> list[tuple[float, dict[str, Any]]]:
@@ -138,32 +155,33 @@ def _lines(axes: Any, points: list[tuple[float, dict[str, Any]]], value: Callabl
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(sorted({x for x, _ in points}), [f"{x:.0f}" for x in sorted({x for x, _ in points})], fontsize=8)
     axes.minorticks_off()
+    low, high = axes.get_ylim()
+    if high < 20 * low:  # a decade has few ticks of its own
+        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 
-def _size(figure: Any, records: Records) -> bool:
+def _size(figure: Any, records: Records) -> None:
     """Two panels over N: time an image, and what is kept for backward an image."""
     points = _sweep(records, "N")
-    if not points:
-        return False
     left, right = figure.subplots(1, 2)
     _lines(left, points, lambda r: r["p50_us"] / 1e3 / r["config"]["B"])
     left.set(xlabel="N", ylabel="ms an image")
     _lines(right, points, lambda r: max(r["saved_bytes"], 1) / 2**20 / r["config"]["B"])
     right.set(xlabel="N", ylabel="MiB an image kept for backward")
     left.legend(fontsize=8)
-    return True
 
 
-def _batch(figure: Any, records: Records) -> bool:
+def _batch(figure: Any, records: Records) -> None:
     points = _sweep(records, "B")
-    if not points:
-        return False
     axes = figure.add_subplot()
     _lines(axes, points, lambda r: r["config"]["B"] / r["p50_us"] * 1e6)
     axes.set(xlabel="images in the batch", ylabel="images/s")
     axes.legend(fontsize=8)
-    return True
 
 
 def _legend(figure: Any, records: Records) -> None:

@@ -17,6 +17,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
+GPU = "nvidia-h200"
+"""The file of records that the GPU tables are made of."""
 
 
 @dataclass
