@@ -40,12 +40,16 @@ def table_width(op: str, D_QK: int, D_V: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """Pooled positions a tile, channels a chunk, warps a block, pipeline stages."""
+    """Pooled positions a tile, channels a chunk, warps a block, pipeline stages, cap of the registers of a thread.
+
+    255, all there are, keeps the assembler from spilling a few of them for the sake of another block.
+    """
 
     BLOCK_M: int
     BLOCK_C: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
 
 
 # Rows by architecture and precision, columns as WIDTHS: BLOCK_M, BLOCK_C, num_warps, num_stages.
@@ -59,7 +63,7 @@ _FORWARD = {
         (32, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2),
     ),
     (80, "fp32"): (
-        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2),
         (16, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
     ),
     (90, "bf16"): (
@@ -71,19 +75,19 @@ _FORWARD = {
         (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
     ),
     (90, "fp32"): (
-        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2),
         (16, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
     ),
     (100, "bf16"): (
-        (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2),
+        (64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2),
         (32, 32, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2),
     ),
     (100, "tf32"): (
-        (64, 32, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2),
+        (64, 32, 8, 2, 255), (64, 32, 4, 2), (64, 32, 8, 2, 255), (64, 32, 8, 2),
         (32, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2),
     ),
     (100, "fp32"): (
-        (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
+        (32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2),
         (16, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2),
     ),
 }  # fmt: skip

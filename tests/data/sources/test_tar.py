@@ -187,7 +187,7 @@ def test_a_shard_cut_short_anywhere(samples, tmp_path, mode, rng):
         try:
             source = open_source(f"{{{path},{second}}}", kind="tar")
         except InputError as error:
-            assert "holds no sample" in str(error) or "is no tar file" in str(error)
+            assert any(said in str(error) for said in ("holds no sample", "is no tar file", "items could be read"))
             continue
         images, lines = broken_of(source, tmp_path / f"out{number}")
         assert any("the shard is damaged or cut short after" in line for line in lines), (size, lines)
