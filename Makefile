@@ -15,7 +15,8 @@ demo: $(STAMP)
 	rm -rf runs/demo
 	$(BIN)/sagan-fast train --preset shapes-32 --data shapes --out runs/demo --device cpu
 	$(BIN)/sagan-fast sample runs/demo --out runs/demo/samples/by_class.png --count 80 --grid --seed 1
-	@echo "Look at runs/demo/samples/by_class.png (one row a class); curves: $(BIN)/tensorboard --logdir runs/demo"
+	$(BIN)/sagan-fast attention runs/demo --out runs/demo/samples/attention.png --class-id 6 --count 3
+	@echo "Look at runs/demo/samples/by_class.png (one row a class) and attention.png; curves: $(BIN)/tensorboard --logdir runs/demo"
 
 ## test: the tests of a few minutes
 test: $(STAMP)
