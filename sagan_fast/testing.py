@@ -128,6 +128,22 @@ class _TinyExtractor(nn.Module):
         return features, self.head(features)
 
 
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Assert that nested dicts, lists and tensors are equal, tensors bit for bit; `where` is the path so far."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
 def start_ranks(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     """Start `size` processes with torchrun's environment, each calling `function(*args)`; return them, by rank.
 

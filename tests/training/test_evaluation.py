@@ -12,7 +12,7 @@ import sagan_fast.training.loop as loop
 from sagan_fast import cli
 from sagan_fast.errors import InputError
 from sagan_fast.models.checkpoint import load_checkpoint
-from sagan_fast.testing import tiny_extractor_file
+from sagan_fast.testing import assert_same, tiny_extractor_file
 from sagan_fast.training import evaluation
 from sagan_fast.training.config import TrainConfig
 
@@ -43,21 +43,6 @@ def train(out, **overrides):
 def scores(run):
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return {entry["step"]: entry for entry in entries if "eval/fid" in entry}
-
-
-def assert_same(a, b, where=""):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 @pytest.mark.parametrize("mode", ["inline", pytest.param("background", marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ import yaml
 import sagan_fast.training.loop as loop
 from sagan_fast.errors import InputError
 from sagan_fast.models.checkpoint import load_checkpoint
+from sagan_fast.testing import assert_same
 from sagan_fast.training.config import TrainConfig, read_yaml
 from sagan_fast.training.health import Diverged
 
@@ -25,21 +26,6 @@ def small(out, **overrides):
     return TrainConfig.from_preset(
         "shapes-32", out=str(out), generator=narrow, discriminator=narrow, **{**defaults, **overrides}
     )
-
-
-def assert_same(a, b, where=""):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 def test_a_run_folder_holds_everything(tmp_path, capsys):
