@@ -4,7 +4,9 @@ q[b, n] = W_theta x[b, :, n] + b_theta; k[b, m] = max over the window of m of W_
 W_g; without pooling the window is the position itself. q is made here and not beside attention, since x is here: there
 its tiles would be loaded and multiplied again by programs that tensor cores and shared memory already bind
 (docs/log.md). Grid: kernels/tiles.py; a program owns BLOCK_M windows and goes through their four positions in turn, so
-no reshaping of a product is needed.
+no reshaping of a product is needed. Where a chunk holds all channels of x (WHOLE), the weights are read once for all
+four positions. A sum with zero has x go to a product from registers, where each product would read it from shared
+memory again; as it stands, one product with x and the last with a sum of its own, Triton 3.6 to 3.9 do that.
 Products accumulate in float32, maxima are taken on the float32 sums; of equal values the first wins, NaN wins over all
 (`max_pool2d`'s rules). The winner's place in the window is kept in a byte: backward needs it, and computing it
 anew would read x again, 2C bytes a position for (D_QK + D_V) / 4. Oracle: reference.project.
@@ -42,7 +44,7 @@ def _fwd_kernel(
     stride_x_b, stride_x_c, stride_x_n,
     N, M, C, H, W,
     D_QK: tl.constexpr, D_V: tl.constexpr, POOL: tl.constexpr, EVEN_C: tl.constexpr, EVEN_HW: tl.constexpr,
-    FLAT: tl.constexpr,
+    WHOLE: tl.constexpr, FLAT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D_QK: tl.constexpr,
     BLOCK_D_V: tl.constexpr, BLOCK_REST: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
@@ -61,31 +63,47 @@ def _fwd_kernel(
     if BLOCK_REST > 0:
         rest = tl.full((BLOCK_M, BLOCK_REST), float("-inf"), ACC)
         argmax_r = tl.zeros((BLOCK_M, BLOCK_REST), tl.uint8)
+    if WHOLE:  # the weights are read once, not once a place of the windows
+        mask_whole = (offs_c < C) | EVEN_C
+        w_theta = load_weight(w_theta_ptr, 1, C, offs_c, mask_whole, 0, D_QK, BLOCK_D_QK)
+        w_phi = load_weight(w_phi_ptr, 1, C, offs_c, mask_whole, 0, D_QK, BLOCK_D_QK)
+        w_g = load_weight(w_g_ptr, 1, C, offs_c, mask_whole, 0, D_V, BLOCK_D_V)
+        if BLOCK_REST > 0:
+            w_rest = load_weight(w_g_ptr, 1, C, offs_c, mask_whole, BLOCK_D_V, D_V, BLOCK_REST)
     for j in range(4 if POOL else 1):
         offs_n = pixel_of(offs_w, j, W, W_windows, POOL)
         mask_n = mask_w
         if POOL and not EVEN_HW:
             mask_n &= (offs_w // W_windows * 2 + j // 2 < H) & (offs_w % W_windows * 2 + j % 2 < W)
         x_tile = x_ptr + b * stride_x_b + offs_n[:, None] * stride_x_n
-        acc_q = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
-        acc_k = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
-        acc_v = tl.zeros((BLOCK_M, BLOCK_D_V), ACC)
-        if BLOCK_REST > 0:
-            acc_r = tl.zeros((BLOCK_M, BLOCK_REST), ACC)
-        for start_c in tl.range(0, C, BLOCK_C):
-            c = start_c + offs_c
-            mask_c = (c < C) | EVEN_C
-            # the sum has x go to the products from registers: read once instead of by each of them
-            x = load_chunk(x_tile, stride_x_c, c, mask_c, mask_n).to(dtype) + 0.0
-            w = load_weight(w_theta_ptr, 1, C, c, mask_c, 0, D_QK, BLOCK_D_QK)
-            acc_q = tl.dot(x, w, acc_q, input_precision=PRECISION, out_dtype=ACC)
-            w = load_weight(w_phi_ptr, 1, C, c, mask_c, 0, D_QK, BLOCK_D_QK)
-            acc_k = tl.dot(x, w, acc_k, input_precision=PRECISION, out_dtype=ACC)
-            w = load_weight(w_g_ptr, 1, C, c, mask_c, 0, D_V, BLOCK_D_V)
-            acc_v = tl.dot(x, w, acc_v, input_precision=PRECISION, out_dtype=ACC)
+        if WHOLE:
+            x = load_chunk(x_tile, stride_x_c, offs_c, mask_whole, mask_n).to(dtype)
+            moved = x + 0.0
+            acc_q = tl.dot(moved, w_theta, input_precision=PRECISION, out_dtype=ACC)
+            acc_k = tl.dot(x, w_phi, input_precision=PRECISION, out_dtype=ACC)
+            acc_v = tl.dot(moved, w_g, input_precision=PRECISION, out_dtype=ACC)
             if BLOCK_REST > 0:
-                w = load_weight(w_g_ptr, 1, C, c, mask_c, BLOCK_D_V, D_V, BLOCK_REST)
-                acc_r = tl.dot(x, w, acc_r, input_precision=PRECISION, out_dtype=ACC)
+                acc_r = tl.dot(moved + 0.0, w_rest, input_precision=PRECISION, out_dtype=ACC)
+        else:
+            acc_q = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
+            acc_k = tl.zeros((BLOCK_M, BLOCK_D_QK), ACC)
+            acc_v = tl.zeros((BLOCK_M, BLOCK_D_V), ACC)
+            if BLOCK_REST > 0:
+                acc_r = tl.zeros((BLOCK_M, BLOCK_REST), ACC)
+            for start_c in tl.range(0, C, BLOCK_C):
+                c = start_c + offs_c
+                mask_c = (c < C) | EVEN_C
+                x = load_chunk(x_tile, stride_x_c, c, mask_c, mask_n).to(dtype)
+                moved = x + 0.0
+                w = load_weight(w_theta_ptr, 1, C, c, mask_c, 0, D_QK, BLOCK_D_QK)
+                acc_q = tl.dot(moved, w, acc_q, input_precision=PRECISION, out_dtype=ACC)
+                w = load_weight(w_phi_ptr, 1, C, c, mask_c, 0, D_QK, BLOCK_D_QK)
+                acc_k = tl.dot(x, w, acc_k, input_precision=PRECISION, out_dtype=ACC)
+                w = load_weight(w_g_ptr, 1, C, c, mask_c, 0, D_V, BLOCK_D_V)
+                acc_v = tl.dot(moved, w, acc_v, input_precision=PRECISION, out_dtype=ACC)
+                if BLOCK_REST > 0:
+                    w = load_weight(w_g_ptr, 1, C, c, mask_c, BLOCK_D_V, D_V, BLOCK_REST)
+                    acc_r = tl.dot(moved + 0.0, w, acc_r, input_precision=PRECISION, out_dtype=ACC)
         if b_theta_ptr is not None:
             acc_q += load_bias(b_theta_ptr, 0, D_QK, BLOCK_D_QK)
         store_rows(q_ptr, D_QK, acc_q, b * N + offs_n, mask_n, 0, D_QK, BLOCK_D_QK)
@@ -188,6 +206,7 @@ def projection_fwd(
         argmax = torch.empty((B, M, D_QK + D_V), device=x.device, dtype=torch.uint8)
     precision = precision_of(w_phi.dtype)
     config = config or lookup_forward(arch_of(x), precision, D_QK, D_V)
+    block_c = min(config.BLOCK_C, padded(C) if is_channels_last(x) else 32)  # else a register an address
     window, windows = (4, cdiv(H, 2) * cdiv(W, 2)) if pool else (1, N)
     grid, (width, rest) = grid_of(cdiv(windows, config.BLOCK_M), B), split(D_V)
     launch(
@@ -203,9 +222,9 @@ def projection_fwd(
             N=N, M=M, C=C, H=H, W=W,
         ),
         dict(
-            D_QK=D_QK, D_V=D_V, POOL=pool, EVEN_C=C % config.BLOCK_C == 0, EVEN_HW=H % 2 == W % 2 == 0,
-            FLAT=len(grid) == 1,
-            BLOCK_M=config.BLOCK_M, BLOCK_C=config.BLOCK_C,
+            D_QK=D_QK, D_V=D_V, POOL=pool, EVEN_C=C % block_c == 0, EVEN_HW=H % 2 == W % 2 == 0,
+            WHOLE=block_c >= C, FLAT=len(grid) == 1,
+            BLOCK_M=config.BLOCK_M, BLOCK_C=block_c,
             BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
             PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
         ),
@@ -213,7 +232,7 @@ def projection_fwd(
             flops=2 * B * C * (N * D_QK + window * M * (D_QK + D_V)),
             bytes_read=size_of(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g),
             bytes_written=size_of(q, k, v, argmax),
-            loops=(window, window * cdiv(C, config.BLOCK_C)),
+            loops=(window,) if block_c >= C else (window, window * cdiv(C, block_c)),
         ),
     )  # fmt: skip
     return q, k, v, argmax

@@ -56,6 +56,16 @@ def test_queries_keys_and_values_match_float64(case, dtype, pool, channels_last,
         assert_close_to_truth(name, rows, truth, eager)
 
 
+@pytest.mark.parametrize("chunk", [16, 128], ids=["in chunks", "whole"])
+@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
+def test_chunks_and_all_channels_at_once(chunk, pool, generator):
+    x, *rest = inputs((2, 100, 7, 9, 12, 48), generator, torch.float32)
+    x = x.contiguous(memory_format=torch.channels_last)
+    *found, _ = projection_fwd(x, *rest, pool=pool, config=ProjectionConfig(32, chunk, 4, 2))
+    for name, rows, truth in zip("qkv", found, reference(*in_double([x, *rest]), pool), strict=True):
+        assert_close_to_truth(name, rows, truth)
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     case=st.tuples(*(st.integers(low, high) for low, high in ((1, 2), (1, 40), (2, 11), (2, 11), (1, 20), (1, 40)))),
