@@ -22,7 +22,6 @@ from ..projection.forward import strides_of
 from ..tiles import (
     cdiv,
     grid_of,
-    load_chunk,
     load_rows,
     load_weight_t,
     locate,
@@ -212,9 +211,10 @@ def _block_fwd_kernel(
 @triton.jit
 def add_residual(x_tile, y_tile, stride_c, value, c, mask_c, mask_n):
     """Store x + `value` (BLOCK_N, BLOCK_C) at channels `c` of the positions at `y_tile` (BLOCK_N, 1)."""
-    x = load_chunk(x_tile, stride_c, c, mask_c, mask_n)
-    y = x + value
-    tl.store(y_tile + c[None, :] * stride_c, y, mask=mask_n[:, None] & mask_c[None, :])
+    offs = c[None, None, :] * stride_c
+    mask = mask_n[:, None, None] & mask_c[None, None, :]
+    y = tl.load(x_tile[:, None, :] + offs, mask=mask, other=0.0) + value[:, None, :]
+    tl.store(y_tile[:, None, :] + offs, y, mask=mask)
 
 
 @triton.jit
