@@ -206,7 +206,8 @@ def projection_fwd(
         argmax = torch.empty((B, M, D_QK + D_V), device=x.device, dtype=torch.uint8)
     precision = precision_of(w_phi.dtype)
     config = config or lookup_forward(arch_of(x), precision, D_QK, D_V)
-    block_c = min(config.BLOCK_C, padded(C) if is_channels_last(x) else 32)  # else a register an address
+    # wide chunks are for weights used four times; of a contiguous x each element's address would take a register
+    block_c = min(config.BLOCK_C, padded(C) if pool and is_channels_last(x) else 32)
     window, windows = (4, cdiv(H, 2) * cdiv(W, 2)) if pool else (1, N)
     grid, (width, rest) = grid_of(cdiv(windows, config.BLOCK_M), B), split(D_V)
     launch(
