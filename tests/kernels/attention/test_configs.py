@@ -72,7 +72,8 @@ def test_plans_are_what_the_launchers_launch(pool, out_proj, bias, monkeypatch):
     found = plans(B, C, H, W, D_QK, D_V, pool=pool, out_proj=out_proj, bias=bias, dtype="fp32")
     assert [plan.name for plan in found] == LAUNCHES and len(seen) == len(found)
     for plan, (grid, kwargs) in zip(found, seen, strict=True):
-        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "enable_fp_fusion": True}
+        assert plan.options["enable_fp_fusion"]
+        options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, **plan.options}
         assert grid == plan.grid and {name: kwargs.pop(name) for name in options} == options
         assert set(kwargs) == {*plan.signature, *plan.constexprs}
         assert set(kwargs) == set(plan.kernel.kernel.arg_names)
