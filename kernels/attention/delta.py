@@ -58,7 +58,8 @@ def _bwd_delta_kernel(
         delta += tl.sum(d_rest * load_rows(o_ptr, D_V, 1, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST).to(ACC), 1)
     if gamma_ptr is not None:
         program = tl.program_id(0) if FLAT else b * tl.num_programs(0) + tl.program_id(0)
-        tl.store(d_gamma_ptr + program, tl.sum(delta + through_bias, 0))
+        # along all axes: on what tcgen05 products gave, Triton 3.6 fails to compile it along axis 0
+        tl.store(d_gamma_ptr + program, tl.sum(delta + through_bias))
         gamma = tl.load(gamma_ptr).to(ACC)
         delta *= gamma
         store_rows(d_o_ptr, D_V, d_o * gamma, rows, mask_n, 0, D_V, BLOCK_D_V)
