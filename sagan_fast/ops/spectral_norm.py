@@ -18,6 +18,7 @@ from sagan_fast.kernels.checks import FLOAT_DTYPES
 from sagan_fast.kernels.spectral_norm import eager, reference
 from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
+from sagan_fast.ops.backends import interpreter_computes
 
 _OP = "spectral_norm_group"
 BACKENDS = ("auto", "eager", "triton")
@@ -92,7 +93,7 @@ def triton_refusal(weights: Sequence[Tensor]) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if weights[0].device.type != "cuda" and not (interpreted and weights[0].device.type == "cpu"):
         return f"the weights are on {weights[0].device}, not on a CUDA device"
-    if interpreted and weights[0].dtype == torch.bfloat16:
+    if interpreted and weights[0].dtype == torch.bfloat16 and not interpreter_computes(torch.bfloat16):
         return "Triton's interpreter computes bfloat16 wrongly"
     if weights[0].dtype not in FLOAT_DTYPES:
         return f"the weights are {weights[0].dtype}"

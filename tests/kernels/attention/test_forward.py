@@ -13,7 +13,7 @@ from sagan_fast.kernels.projection.reference import unproject
 from sagan_fast.testing import DTYPE_NAMES, assert_close_to_truth, randn, rel_rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [  # B, N, M, D_QK, D_V
     (2, 64, 64, 8, 32),
     (1, 150, 70, 12, 48),

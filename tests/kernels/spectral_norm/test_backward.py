@@ -34,7 +34,13 @@ def grads_for(weights, generator, dtype=torch.float32):
 @launchers
 @pytest.mark.parametrize(
     ("dtype", "grad_dtype"),
-    [(torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.float16)],
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.float16),
+        (torch.float16, torch.float16),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+    ],
 )
 def test_matches_float64(generator, bwd, dtype, grad_dtype):
     weights, us, vs = spectral_norm_inputs(SHAPES, generator, dtype)

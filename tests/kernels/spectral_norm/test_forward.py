@@ -49,7 +49,7 @@ def check(fwd, weights, us, vs, n_power_iterations=1, update=True, v_first=False
 
 @launchers
 @pytest.mark.parametrize("update", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_matches_float64(generator, fwd, dtype, update):
     weights, us, vs = spectral_norm_inputs(SHAPES, generator, dtype)
     check(fwd, weights, us, vs, update=update)
@@ -77,6 +77,7 @@ def test_other_dtype_of_the_result_and_weights_that_start_anywhere(generator, fw
     shifted = [torch.cat([torch.zeros(1), w.flatten()])[1:].view(w.shape) for w in weights]
     assert any(w.data_ptr() % 16 for w in shifted)
     check(fwd, shifted, us, vs, out_dtype=torch.float16)
+    check(fwd, shifted, us, vs, out_dtype=torch.bfloat16)
 
 
 @launchers
