@@ -19,7 +19,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, pool: bool = 
     out = F.conv2d(x, weight, bias)
     if pool:
         out = F.max_pool2d(out, 2)
-    return out.flatten(2).transpose(1, 2)
+    return out.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def unproject(rows: Tensor, x: Tensor, w_o: Tensor | None, b_o: Tensor | None, gamma: Tensor) -> Tensor:
@@ -28,8 +28,9 @@ def unproject(rows: Tensor, x: Tensor, w_o: Tensor | None, b_o: Tensor | None, g
     `w_o` (C, D_V, 1, 1) and `b_o` (C,) are the output projection; with `w_o` None, D_V must equal C. `gamma` is a
     scalar, of shape () or (1,). The result has the dtype of x.
     """
-    B, C, H, W = x.shape
-    maps = rows.transpose(1, 2).reshape(B, rows.shape[-1], H, W)
+    maps = rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # channels_last, also of one image
     if w_o is not None:
         maps = F.conv2d(maps, w_o, b_o)
-    return (x + gamma.reshape(1) * maps).to(x.dtype)  # one axis, so that a float32 gamma is not rounded to half
+    # one axis, so that a float32 gamma is not rounded to half; none, where it need not be, is faster
+    gamma = gamma.reshape(() if gamma.dtype == maps.dtype else (1,))
+    return (x + gamma * maps).to(x.dtype)
