@@ -1,8 +1,9 @@
-"""What this very device reaches on a copy and on matrix products, measured in the same run as the benchmarks."""
+"""What this very device reaches on a copy, on matrix products and on exponentials, measured in the run it is for."""
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 
 import torch
@@ -12,72 +13,93 @@ from benchmarks.machine import MACHINES
 from benchmarks.records import Record
 
 TORCH_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+COPY_BYTES = {"cuda": 2**31, "cpu": 2**29}
+"""Larger than any cache."""
+PRODUCT = {"cuda": 8192, "cpu": 2048}
+DTYPES = {"cuda": ("bf16", "fp16", "tf32", "fp32"), "cpu": ("fp32",)}
 
 
 @functools.cache
-def copy_bytes_per_s() -> float:
-    """Return bytes read and written a second by a device-to-device copy of 2 GiB, the median of nine."""
-    source = torch.randn(2**29, device="cuda")
+def copy_bytes_per_s(device: str) -> float:
+    """Return bytes read and written a second by a copy of `COPY_BYTES`, the median of nine."""
+    source = torch.randn(COPY_BYTES[device] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / _median_s(lambda: target.copy_(source))
+    return 2 * COPY_BYTES[device] / _median_s(lambda: target.copy_(source), device)
 
 
 @functools.cache
-def matmul_flops(dtype: str) -> float:
-    """Return FLOP/s of an 8192 x 8192 x 8192 product on random data, the median of nine."""
-    size = 8192
-    a, b = (torch.randn(size, size, device="cuda").to(TORCH_DTYPES[dtype]) for _ in range(2))
+def product_flops(dtype: str, device: str) -> float:
+    """Return FLOP/s of a product of two random matrices of `PRODUCT` rows and columns, the median of nine."""
+    size = PRODUCT[device]
+    a, b = (torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
     allowed = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
     try:
-        return 2 * size**3 / _median_s(lambda: a @ b)
+        return 2 * size**3 / _median_s(lambda: a @ b, device)
     finally:
         torch.backends.cuda.matmul.fp32_precision = allowed
 
 
-def bound(case: Case) -> tuple[float, str]:
-    """Return the least time of the case's needed work in microseconds at measured rates, and what sets it.
+@functools.cache
+def exps_per_s(device: str) -> float:
+    """Return exponentials a second: on the CPU PyTorch's on numbers that stay in a cache, the median of nine.
 
-    Exponentials: 16 a clock and multiprocessor at the device's highest clock, which is not measured.
+    On CUDA 16 a clock and multiprocessor at the device's highest clock, which is not measured.
     """
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        clock = getattr(properties, "clock_rate", 0) * 1e3 or MACHINES[90].clock_hz
+        return 16 * properties.multi_processor_count * clock
+    numbers = torch.randn(2**16 * torch.get_num_threads())
+    out = torch.empty_like(numbers)
+    return 100 * numbers.numel() / _median_s(lambda: [torch.exp2(numbers, out=out) for _ in range(100)], device)
+
+
+def bound(case: Case, device: str) -> tuple[float, str]:
+    """Return the least time of the case's needed work in microseconds at this device's rates, and what sets it."""
     flops, exps, nbytes = case.needs
-    properties = torch.cuda.get_device_properties(0)
-    clock = getattr(properties, "clock_rate", 0) * 1e3 or MACHINES[90].clock_hz
     times = {
-        "flop": flops / matmul_flops(case.dtype),
-        "exp": exps / (16 * properties.multi_processor_count * clock),
-        "bytes": nbytes / copy_bytes_per_s(),
+        "flop": flops / product_flops(case.dtype, device),
+        "exp": exps / exps_per_s(device),
+        "bytes": nbytes / copy_bytes_per_s(device),
     }
     name = max(times, key=times.__getitem__)
     return times[name] * 1e6, name
 
 
-def records() -> list[Record]:
-    """Return the ceilings as records: microseconds of the copy and of each product, the rate in the note."""
-    made = []
-    gigabytes = copy_bytes_per_s() / 1e9
-    made.append(
-        Record("ceilings", "copy 2 GiB", "fp32", "forward", "torch", "eager",
-               p50_us=2**32 / copy_bytes_per_s() * 1e6, note=f"{gigabytes:.0f} GB/s")
-    )  # fmt: skip
-    for dtype in ("bf16", "fp16", "tf32", "fp32"):
-        rate = matmul_flops(dtype)
+def records(device: str) -> list[Record]:
+    """Return the ceilings as records: microseconds of the copy and of each product, the rates in the notes."""
+    method = "eager" if device == "cuda" else "wall"
+    size = COPY_BYTES[device]
+    made = [
+        Record("ceilings", f"copy {size >> 20} MiB", "fp32", "forward", "torch", method,
+               p50_us=2 * size / copy_bytes_per_s(device) * 1e6, note=f"{copy_bytes_per_s(device) / 1e9:.1f} GB/s"),
+        Record("ceilings", "2**20 exponentials", "fp32", "forward", "torch", method,
+               p50_us=2**20 / exps_per_s(device) * 1e6, note=f"{exps_per_s(device) / 1e9:.2f} G/s"),
+    ]  # fmt: skip
+    for dtype in DTYPES[device]:
+        rate = product_flops(dtype, device)
         made.append(
-            Record("ceilings", "product 8192", dtype, "forward", "torch", "eager",
-                   p50_us=2 * 8192**3 / rate * 1e6, note=f"{rate / 1e12:.0f} TFLOP/s")
+            Record("ceilings", f"product {PRODUCT[device]}", dtype, "forward", "torch", method,
+                   p50_us=2 * PRODUCT[device] ** 3 / rate * 1e6, note=f"{rate / 1e12:.3g} TFLOP/s")
         )  # fmt: skip
     return made
 
 
-def _median_s(work: Callable[[], object]) -> float:
+def _median_s(work: Callable[[], object], device: str) -> float:
     for _ in range(3):
         work()
     times = []
     for _ in range(9):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        if device == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1e3)
+        else:
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
     return sorted(times)[4]

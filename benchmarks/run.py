@@ -8,6 +8,7 @@ it had. `--dry-run` walks every case on the CPU, shapes cut down, one round, in 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tempfile
 import time
@@ -124,11 +125,7 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
     rounds = 0 if name == "gate" else options.rounds or (1 if options.dry_run else 7 if device == "cpu" else 21)
     began = time.monotonic()
     done = skipped = 0
-    if device == "cuda" and name != "gate":
-        for record in ceilings.records():
-            if "ceilings" not in journal.done:
-                append(record, device, options.out)
-        journal.finish("ceilings")
+    limits = name != "gate" and not options.dry_run
     for case in part():
         title = f"{case.benchmark} {case.shape} {case.dtype} {case.mode}"
         if title in journal.done or (options.only and options.only not in title):
@@ -136,8 +133,12 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
         if time.monotonic() - began > options.minutes * 60:
             skipped += 1
             continue
+        if limits and "ceilings" not in journal.done:
+            for record in ceilings.records(device):
+                append(record, device, options.out)
+            journal.finish("ceilings")
         torch.backends.cuda.matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
-        bound = ceilings.bound if device == "cuda" and rounds else None
+        bound = functools.partial(ceilings.bound, device=device) if limits else None
         try:
             records = measure(
                 case, device, Effort(rounds=rounds), bound, lambda who, t=title: journal.begin(t, who),

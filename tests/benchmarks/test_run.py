@@ -29,7 +29,10 @@ def test_a_part_records_as_it_goes_and_goes_on_where_it_stopped(tmp_path, capsys
     assert main([*args, "--journal", str(journal)]) == 0
     assert "norm: 2 cases" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
+    assert [r["shape"] for r in records[:3]] == ["copy 512 MiB", "2**20 exponentials", "product 2048"]
+    records = records[3:]
     assert {r["provider"] for r in records} == {"parametrization", "legacy", "biggan", "function", "group"}
+    assert all(r["bound_us"] > 0 and r["bound_by"] == "bytes" for r in records)
     lost = [r for r in records if r["error"]]
     assert [(r["provider"], r["error"]) for r in lost] == [("biggan", "cannot run: it crashed")]
     assert all(r["p50_us"] > 0 for r in records if not r["error"])
@@ -41,7 +44,8 @@ def test_parts_run_in_processes_of_their_own(tmp_path, capfd):
     args = ["--device", "cpu", "--out", str(tmp_path), "--rounds", "1", "--only", "layers spectral-conv"]
     assert main(args) == 0
     assert "benchmarks: layers: 2 cases" in capfd.readouterr().out
-    assert len((tmp_path / "cpu.jsonl").read_text().splitlines()) == 4
+    records = [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
+    assert [r["benchmark"] for r in records] == ["ceilings"] * 3 + ["layers"] * 4
 
 
 def test_a_provider_that_takes_the_device_along_is_lost_and_said(tmp_path, monkeypatch, capsys):
