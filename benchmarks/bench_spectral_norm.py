@@ -5,6 +5,7 @@ python -m benchmarks.bench_spectral_norm [options of benchmarks.run]
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -32,13 +33,16 @@ def case(mode: str, device: str, matrices: Sequence[Matrix]) -> Case:
     """Return the case: peers as torch modules called one by one, eager and compiled; ours as one group."""
     backward = mode != "forward"
     elements = sum(m.R * m.K for m in matrices)
-    grads = [torch.randn(m.R, m.K, generator=torch.Generator(device).manual_seed(i), device=device)
-             for i, m in enumerate(matrices)] if backward else None  # fmt: skip
+
+    @functools.cache  # drawn when the first provider is prepared: cases can be listed where there is no device
+    def grads() -> list[Tensor]:
+        rngs = [torch.Generator(device).manual_seed(i) for i in range(len(matrices))]
+        return [torch.randn(m.R, m.K, generator=g, device=device) for m, g in zip(matrices, rngs, strict=True)]
 
     def finish(outs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-        if grads is None:
+        if not backward:
             return [out.detach() for out in outs]
-        return [*(o.detach() for o in outs), *torch.autograd.grad(outs, weights, grads)]
+        return [*(o.detach() for o in outs), *torch.autograd.grad(outs, weights, grads())]
 
     def peer(kind: str, compiled: bool) -> Callable[[], Run]:
         def prepare() -> Run:
@@ -97,9 +101,9 @@ def case(mode: str, device: str, matrices: Sequence[Matrix]) -> Case:
                     if u_first:
                         v = F.normalize(w.T @ u, dim=0)
                 outs.append(w / (u @ w @ v))
-            if grads is None:
+            if not backward:
                 return outs
-            return [*outs, *torch.autograd.grad(outs, weights, [g.double() for g in grads])]
+            return [*outs, *torch.autograd.grad(outs, weights, [g.double() for g in grads()])]
 
         return make
 

@@ -64,6 +64,12 @@ def forced(name: str) -> Core:
     return run
 
 
+def widened(q: Tensor, k: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """Return q and k with zero channels added up to a multiple of `multiple`."""
+    missing = -q.shape[2] % multiple
+    return (F.pad(q, (0, missing)), F.pad(k, (0, missing))) if missing else (q, k)
+
+
 def flex() -> Core:
     """Return compiled FlexAttention, scale 1, q and k padded to the 16 channels that it asks for."""
     from torch.nn.attention.flex_attention import flex_attention
@@ -71,19 +77,36 @@ def flex() -> Core:
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        width = max(16, q.shape[2])
-        q, k = (F.pad(t, (0, width - t.shape[2])) for t in (q, k))
+        q, k = widened(q, k, 16 if q.shape[2] < 16 else 1)
         return compiled(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]
 
     return run
 
 
 def flash_attention_4() -> Core:
-    """Return FlashAttention-4's function, scale 1; ImportError where it is not installed."""
+    """Return FlashAttention-4's function, scale 1, q and k zero-padded to the 8 channels it counts in; ImportError
+    where it is not installed."""
     from flash_attn.cute import flash_attn_func
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = widened(q, k, 8)
         return flash_attn_func(*(t[:, :, None] for t in (q, k, v)), softmax_scale=1.0)[0][:, :, 0]
+
+    return run
+
+
+def xformers() -> Core:
+    """Return xformers' attention, scale 1, q and k zero-padded to the 8 channels it counts in; ImportError without it.
+
+    Its CUTLASS kernels are the ones that take v of another width than q and k.
+    """
+    from xformers.ops import fmha, memory_efficient_attention
+
+    kernels = (fmha.cutlass.FwOp, fmha.cutlass.BwOp)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = widened(q, k, 8)
+        return memory_efficient_attention(*(t[:, :, None] for t in (q, k, v)), scale=1.0, op=kernels)[:, :, 0]
 
     return run
 
@@ -115,5 +138,6 @@ def blocks(pool: bool, device: str) -> dict[str, Callable[[], Callable[..., Tens
         makers[name] = lambda name=name: block(forced(name), pool)
     makers["flex"] = lambda: block(flex(), pool)
     makers["flash-attention-4"] = lambda: block(flash_attention_4(), pool)
+    makers["xformers"] = lambda: block(xformers(), pool)
     makers["triton"] = ours("triton")
     return makers

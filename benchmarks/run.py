@@ -2,7 +2,8 @@
 
 `--device cuda` (default where there is one) or `cpu`. Each part runs in a process of its own, which is started again
 without the case or the provider that crashed it or hung. Records are written as they are made: a run cut off keeps what
-it had. `--dry-run` walks every case on the CPU, shapes cut down, one round, in this process; nothing is recorded.
+it had. `--dry-run` lists what a GPU would be given and walks every case on the CPU, shapes cut down, one round, in this
+process; nothing is recorded.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.part:
         return run_part(options.part, parts[options.part], options)
     if options.dry_run:
+        print(plan(), flush=True)
         return run_part("dry", _dry, options)
     exact = [name for name in parts if name == options.only.split(" ")[0]]
     deadline = time.monotonic() + options.minutes * 60
@@ -116,6 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed += not supervise(command, Path(folder) / f"{name}.jsonl", deadline + 20, options.stall)
     print(f"benchmarks: records in {results_file(options.device, options.out)}")
     return 1 if failed else 0
+
+
+def plan() -> str:
+    """Return what a GPU would be given, a line a part: its cases and who does them, made but not prepared."""
+    lines = []
+    for name, part in CUDA.items():
+        cases = list(part())
+        who = dict.fromkeys(provider.name for case in cases for provider in case.providers)
+        lines.append(f"{name}: {len(cases)} cases of {', '.join(who)}")
+    return "\n".join(lines)
 
 
 def run_part(name: str, part: Part, options: argparse.Namespace) -> int:

@@ -1,19 +1,35 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from benchmarks import harness
 from benchmarks.harness import DeviceLost, Provider
 from benchmarks.journal import Journal
-from benchmarks.run import main
+from benchmarks.run import CUDA, main
 
 
-def test_the_dry_run_walks_every_case_and_records_nothing(tmp_path, capsys):
+def test_the_dry_run_walks_every_case_and_records_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.run.plan", lambda: "what a GPU would be given")
     assert main(["--dry-run", "--out", str(tmp_path), "--minutes", "30"]) == 0
     out = capsys.readouterr().out
     assert "benchmarks: dry: 37 cases; nothing recorded" in out and not list(tmp_path.iterdir())
     assert "wrong" not in out and "cannot run" not in out
+    assert out.startswith("what a GPU would be given\n")
+
+
+def test_the_plan_for_a_gpu_is_made_without_one():
+    """In a process without the tests' own torch.empty, on which the meta device does not work."""
+    command = [sys.executable, "-c", "from benchmarks.run import plan; print(plan())"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    parts = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert list(parts) == list(CUDA) and parts["gate"] == "18 cases of eager, triton"
+    assert all(name in parts["attention-compiled"] for name in ("sdpa-cudnn", "flex", "xformers", "flash-attention-4"))
+    assert "parametrization-compiled" in parts["spectral_norm"]
 
 
 def test_a_part_records_as_it_goes_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
