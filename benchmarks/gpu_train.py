@@ -167,20 +167,35 @@ def main(argv: Sequence[str] | None = None) -> int:
                         signal.signal(signal.SIGTERM, signal.SIG_IGN)
                         train(_config(preset, spec, backend, seed, run, options), resume=True)
             scores: Scores | None = None
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # scores are kept run by run: nothing to save
+            signal.signal(signal.SIGTERM, _time_is_up)  # scores are kept run by run: nothing to save
             if options.features:
                 scores = functools.partial(
                     score, spec=spec, features=options.features, count=options.score_count, device=options.device
                 )
             verdict = None
-            if time.monotonic() < deadline:
-                verdict = summarise(preset, options.runs, options.steps, backends, options.device, options.out, scores)
-            print(verdict or f"{preset}: not all runs are done; call this again to go on", flush=True)
+            try:
+                if time.monotonic() < deadline:
+                    verdict = summarise(
+                        preset, options.runs, options.steps, backends, options.device, options.out, scores
+                    )
+            except TimeUp:
+                pass
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print(verdict or f"{preset}: not all runs are done and scored; call this again to go on", flush=True)
             verdicts.append(verdict)
     finally:
         alarm.cancel()
         signal.signal(signal.SIGTERM, before)
     return 1 if any(verdict and "DIFFER" in verdict for verdict in verdicts) else 0
+
+
+class TimeUp(Exception):
+    """The minutes are over while scores are computed."""
+
+
+def _time_is_up(*_: object) -> None:
+    raise TimeUp
 
 
 def _config(preset: str, spec: str, backend: str, seed: int, run: Path, options: argparse.Namespace) -> TrainConfig:

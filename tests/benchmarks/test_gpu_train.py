@@ -1,8 +1,11 @@
 import json
+import os
+import signal
 
 import pytest
 import torch
 
+from benchmarks import gpu_train
 from benchmarks.gpu_train import agreement, distance, main
 
 
@@ -32,7 +35,7 @@ def test_runs_are_resumed_until_all_are_done(tmp_path, capsys):
     args = ["--data", "shapes-32=shapes", "--device", "cpu", "--narrow", "4", "--batch-size", "4", "--steps", "3"]
     args += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert main([*args, "--minutes", "0"]) == 0
-    assert "not all runs are done; call this again" in capsys.readouterr().out
+    assert "not all runs are done and scored; call this again" in capsys.readouterr().out
     features = tmp_path / "features.pt"
     torch.jit.script(Colours()).save(features)
     assert main([*args, "--minutes", "5", "--features", str(features), "--score-count", "20"]) == 0
@@ -43,6 +46,13 @@ def test_runs_are_resumed_until_all_are_done(tmp_path, capsys):
     assert all(len(r["config"]["frechet"]) == 3 and min(r["config"]["frechet"]) > 0 for r in records)
     assert all(len(r["config"]["curve"]) == 3 for r in records)
     assert {p.name for p in (tmp_path / "out" / "samples").iterdir()} == {"shapes-32-eager.png", "shapes-32-sdpa.png"}
+
+
+def test_a_time_that_ends_while_scores_are_computed_is_said(tmp_path, capsys, monkeypatch):
+    args = ["--data", "shapes-32=shapes", "--device", "cpu", "--narrow", "4", "--batch-size", "4", "--steps", "1"]
+    monkeypatch.setattr(gpu_train, "summarise", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main([*args, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--minutes", "5"]) == 0
+    assert "not all runs are done and scored; call this again" in capsys.readouterr().out
 
 
 def test_bad_input_is_a_sentence(monkeypatch, capsys):
