@@ -6,7 +6,7 @@ Every launcher goes through `launch`, so that what is compiled and modelled with
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +48,21 @@ class Recording:
     plans: list[Plan] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch but for its tensors: grid, config (num_warps, num_stages, perhaps maxnreg), run-time numbers and
+    compile-time values by argument, and, called only when recording, its needs."""
+
+    grid: tuple[int, ...]
+    config: Any
+    numbers: dict[str, Any]
+    constexprs: dict[str, Any]
+    needs: Callable[[], Needs]
+
+
 _recording: Recording | None = None
+_ready: dict[tuple[Any, ...], tuple[Callable[..., Any], list[Any], list[int]]] = {}
+"""Launches that have run on a GPU: what runs them, their arguments, and the places among these of the tensors."""
 
 
 @contextmanager
@@ -96,31 +110,57 @@ def size_of(*tensors: Tensor | None) -> int:
 def launch(
     name: str,
     kernel: Any,
-    grid: tuple[int, ...],
-    config: Any,
-    args: dict[str, Any],
-    constexprs: dict[str, Any],
-    needs: Callable[[], Needs],
+    tensors: Mapping[str, Tensor | None],
+    key: tuple[Any, ...],
+    describe: Callable[[], Launch],
 ) -> None:
-    """Run `kernel` on `grid`, or record it inside `recording`.
+    """Run `kernel` on `tensors` (by argument, at least one), or record it inside `recording`.
 
-    `args` are the run-time arguments by name (tensors, ints, floats, None), `constexprs` the compile-time ones;
-    `config` gives num_warps, num_stages and perhaps maxnreg. `needs` is called only when recording.
+    `describe()` gives the rest. `key` holds all that it depends on but presence, dtype and device of the tensors: on a
+    GPU the compiled kernel and the other arguments are kept under both, since Triton's launch of a kernel takes four
+    times as long from its arguments as from there.
     """
     if _recording is not None:
-        _recording.plans.append(_plan(name, kernel, grid, config, args, constexprs, needs(), _recording.precision))
+        _recording.plans.append(_plan(name, kernel, tensors, describe(), _recording.precision))
         return
-    if 0 in grid:
-        return
-    device = next(value.device for value in args.values() if isinstance(value, Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](
-            **args,
-            **constexprs,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            **_options(config),
+    kinds: list[Any] = [name, key]
+    addresses = 0
+    device = None
+    for tensor in tensors.values():
+        if tensor is None:
+            kinds.append(None)
+        else:
+            kinds.append(tensor.dtype)
+            addresses |= tensor.data_ptr()
+            device = tensor.device
+    assert device is not None
+    kinds.append(device)
+    place = tuple(kinds)
+    aligned = addresses % 16 == 0  # Triton compiles for addresses that are, and for such that are not
+    ready = _ready.get(place) if aligned else None
+    other_device = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if other_device else nullcontext():
+        if ready is not None:
+            run, values, positions = ready
+            values = values.copy()
+            for position, tensor in zip(positions, tensors.values(), strict=True):
+                values[position] = tensor
+            run(*values)
+            return
+        what = describe()
+        if 0 in what.grid:
+            return
+        arguments = {**tensors, **what.numbers, **what.constexprs}
+        compiled = kernel[what.grid](
+            **arguments, num_warps=what.config.num_warps, num_stages=what.config.num_stages, **_options(what.config)
         )
+        if aligned and compiled is not None:  # None: interpreted
+            names = list(kernel.arg_names)
+            run = compiled[(*what.grid, 1, 1)[:3]]
+            values = [
+                None if argument in tensors else arguments[argument] for argument in names
+            ]  # keep no tensor alive
+            _ready[place] = run, values, [names.index(argument) for argument in tensors]
 
 
 def _options(config: Any) -> dict[str, Any]:
@@ -129,18 +169,10 @@ def _options(config: Any) -> dict[str, Any]:
     return options if maxnreg is None else {**options, "maxnreg": maxnreg}
 
 
-def _plan(
-    name: str,
-    kernel: Any,
-    grid: tuple[int, ...],
-    config: Any,
-    args: dict[str, Any],
-    constexprs: dict[str, Any],
-    needs: Needs,
-    precision: str,
-) -> Plan:
+def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: Launch, precision: str) -> Plan:
+    grid, config, needs, constexprs = what.grid, what.config, what.needs(), what.constexprs
     signature, fixed, aligned = {}, dict(constexprs), []
-    for key, value in args.items():
+    for key, value in {**tensors, **what.numbers}.items():
         if isinstance(value, Tensor):
             signature[key] = POINTERS[value.dtype]
             if value.storage_offset() * value.element_size() % 16 == 0:

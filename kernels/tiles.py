@@ -42,6 +42,14 @@ def grid_of(tiles: int, images: int) -> tuple[int, ...]:
     return (tiles, images) if images <= MAX_IMAGES else (tiles * images,)
 
 
+def arithmetic(precision: str) -> dict[str, object]:
+    """Return the compile-time arguments of a kernel's products: their precision and what they accumulate in."""
+    return {
+        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "ACC": tl.float64 if precision == "fp64" else tl.float32,
+    }
+
+
 @triton.jit
 def locate(size, BLOCK: tl.constexpr, FLAT: tl.constexpr):
     """This program's image (int64) and its BLOCK positions of that image, which has `size` of them."""

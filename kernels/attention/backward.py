@@ -22,10 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Needs, arch_of, launch, precision_of, size_of
+from ..launch import Launch, Needs, arch_of, launch, precision_of, size_of
 from ..projection.backward import projection_bwd_input, projection_bwd_weight, store_unpooled
 from ..projection.forward import is_channels_last, strides_of
-from ..tiles import cdiv, grid_of, load_rows, locate, padded, split, store_rows
+from ..tiles import arithmetic, cdiv, grid_of, load_rows, locate, padded, split, store_rows
 from .configs import AttentionConfig, DeltaConfig, lookup_dkv, lookup_dq
 from .delta import delta_bwd
 from .forward import LOG2_E, is_packed
@@ -176,38 +176,48 @@ def _dkv(
     """Fill dk and dv: (B, M, D), or with `argmax` (B, N, D), unpooled; their last axes have stride 1."""
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
-    config = config or lookup_dkv(arch_of(q), precision, D_QK, D_V, M)
-    grid, (width, rest) = grid_of(cdiv(M, config.BLOCK_M), B), split(D_V)
+
+    def describe() -> Launch:
+        chosen = config or lookup_dkv(arch_of(q), precision, D_QK, D_V, M)
+        grid, (width, rest) = grid_of(cdiv(M, chosen.BLOCK_M), B), split(D_V)
+        return Launch(
+            grid,
+            chosen,
+            dict(
+                stride_q_b=q.stride(0), stride_q_n=q.stride(1), stride_q_d=q.stride(2),
+                stride_k_b=k.stride(0), stride_k_m=k.stride(1), stride_k_d=k.stride(2),
+                stride_v_b=v.stride(0), stride_v_m=v.stride(1), stride_v_d=v.stride(2),
+                stride_d_o_b=d_o.stride(0), stride_d_o_n=d_o.stride(1), stride_d_o_d=d_o.stride(2),
+                stride_dk_b=dk.stride(0), stride_dk_m=dk.stride(1), stride_dv_b=dv.stride(0), stride_dv_m=dv.stride(1),
+                N=N, M=M, W=W, scale=float(scale), scale_log2=scale * LOG2_E,
+            ),
+            dict(
+                D_QK=D_QK, D_V=D_V, POOL=argmax is not None, PACKED=is_packed(q, k, v, d_o),
+                EVEN_N=N % chosen.BLOCK_N == 0, EVEN_M=M % chosen.BLOCK_M == 0, FLAT=len(grid) == 1,
+                BLOCK_N=chosen.BLOCK_N, BLOCK_M=chosen.BLOCK_M,
+                BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
+                **arithmetic(precision),
+            ),
+            lambda: Needs(
+                flops=4 * B * N * M * (D_QK + D_V),
+                exps=B * N * M,
+                bytes_read=size_of(q, k, v, d_o, lse, delta, argmax),
+                bytes_written=(1 if argmax is None else 4) * size_of(k, v),
+                loops=(cdiv(N, chosen.BLOCK_N),),
+            ),
+        )  # fmt: skip
+
+    tensors = dict(
+        q_ptr=q, k_ptr=k, v_ptr=v, d_o_ptr=d_o, lse_ptr=lse, delta_ptr=delta,
+        argmax_ptr=argmax, dk_ptr=dk, dv_ptr=dv,
+    )  # fmt: skip
     launch(
         "attention_bwd_dkv",
         _bwd_dkv_kernel,
-        grid,
-        config,
-        dict(
-            q_ptr=q, k_ptr=k, v_ptr=v, d_o_ptr=d_o, lse_ptr=lse, delta_ptr=delta,
-            argmax_ptr=argmax, dk_ptr=dk, dv_ptr=dv,
-            stride_q_b=q.stride(0), stride_q_n=q.stride(1), stride_q_d=q.stride(2),
-            stride_k_b=k.stride(0), stride_k_m=k.stride(1), stride_k_d=k.stride(2),
-            stride_v_b=v.stride(0), stride_v_m=v.stride(1), stride_v_d=v.stride(2),
-            stride_d_o_b=d_o.stride(0), stride_d_o_n=d_o.stride(1), stride_d_o_d=d_o.stride(2),
-            stride_dk_b=dk.stride(0), stride_dk_m=dk.stride(1), stride_dv_b=dv.stride(0), stride_dv_m=dv.stride(1),
-            N=N, M=M, W=W, scale=float(scale), scale_log2=scale * LOG2_E,
-        ),
-        dict(
-            D_QK=D_QK, D_V=D_V, POOL=argmax is not None, PACKED=is_packed(q, k, v, d_o),
-            EVEN_N=N % config.BLOCK_N == 0, EVEN_M=M % config.BLOCK_M == 0, FLAT=len(grid) == 1,
-            BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M,
-            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-            PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
-        ),
-        lambda: Needs(
-            flops=4 * B * N * M * (D_QK + D_V),
-            exps=B * N * M,
-            bytes_read=size_of(q, k, v, d_o, lse, delta, argmax),
-            bytes_written=(1 if argmax is None else 4) * size_of(k, v),
-            loops=(cdiv(N, config.BLOCK_N),),
-        ),
-    )  # fmt: skip
+        tensors,
+        (B, N, M, D_QK, D_V, *(t.stride() for t in (q, k, v, d_o, dk, dv)), W, scale, precision, config),
+        describe,
+    )
 
 
 def _dq(
@@ -217,36 +227,46 @@ def _dq(
     """Fill dq (B, N, D_QK), whose last axis has stride 1."""
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     precision = precision_of(q.dtype)
-    config = config or lookup_dq(arch_of(q), precision, D_QK, D_V, N)
-    grid, (width, rest) = grid_of(cdiv(N, config.BLOCK_N), B), split(D_V)
+
+    def describe() -> Launch:
+        chosen = config or lookup_dq(arch_of(q), precision, D_QK, D_V, N)
+        grid, (width, rest) = grid_of(cdiv(N, chosen.BLOCK_N), B), split(D_V)
+        return Launch(
+            grid,
+            chosen,
+            dict(
+                stride_q_b=q.stride(0), stride_q_n=q.stride(1), stride_q_d=q.stride(2),
+                stride_k_b=k.stride(0), stride_k_m=k.stride(1), stride_k_d=k.stride(2),
+                stride_v_b=v.stride(0), stride_v_m=v.stride(1), stride_v_d=v.stride(2),
+                stride_d_o_b=d_o.stride(0), stride_d_o_n=d_o.stride(1), stride_d_o_d=d_o.stride(2),
+                stride_dq_b=dq.stride(0), stride_dq_n=dq.stride(1),
+                N=N, M=M, scale=float(scale), scale_log2=scale * LOG2_E,
+            ),
+            dict(
+                D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v, d_o), EVEN_M=M % chosen.BLOCK_M == 0,
+                FLAT=len(grid) == 1, BLOCK_N=chosen.BLOCK_N, BLOCK_M=chosen.BLOCK_M,
+                BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
+                **arithmetic(precision),
+            ),
+            lambda: Needs(
+                flops=2 * B * N * M * (2 * D_QK + D_V),
+                exps=B * N * M,
+                bytes_read=size_of(q, k, v, d_o, lse, delta),
+                bytes_written=size_of(q),
+                loops=(cdiv(M, chosen.BLOCK_M),),
+            ),
+        )  # fmt: skip
+
+    tensors = dict(
+        q_ptr=q, k_ptr=k, v_ptr=v, d_o_ptr=d_o, lse_ptr=lse, delta_ptr=delta, dq_ptr=dq,
+    )  # fmt: skip
     launch(
         "attention_bwd_dq",
         _bwd_dq_kernel,
-        grid,
-        config,
-        dict(
-            q_ptr=q, k_ptr=k, v_ptr=v, d_o_ptr=d_o, lse_ptr=lse, delta_ptr=delta, dq_ptr=dq,
-            stride_q_b=q.stride(0), stride_q_n=q.stride(1), stride_q_d=q.stride(2),
-            stride_k_b=k.stride(0), stride_k_m=k.stride(1), stride_k_d=k.stride(2),
-            stride_v_b=v.stride(0), stride_v_m=v.stride(1), stride_v_d=v.stride(2),
-            stride_d_o_b=d_o.stride(0), stride_d_o_n=d_o.stride(1), stride_d_o_d=d_o.stride(2),
-            stride_dq_b=dq.stride(0), stride_dq_n=dq.stride(1),
-            N=N, M=M, scale=float(scale), scale_log2=scale * LOG2_E,
-        ),
-        dict(
-            D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v, d_o), EVEN_M=M % config.BLOCK_M == 0,
-            FLAT=len(grid) == 1, BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M,
-            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-            PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
-        ),
-        lambda: Needs(
-            flops=2 * B * N * M * (2 * D_QK + D_V),
-            exps=B * N * M,
-            bytes_read=size_of(q, k, v, d_o, lse, delta),
-            bytes_written=size_of(q),
-            loops=(cdiv(M, config.BLOCK_M),),
-        ),
-    )  # fmt: skip
+        tensors,
+        (B, N, M, D_QK, D_V, *(t.stride() for t in (q, k, v, d_o, dq)), scale, precision, config),
+        describe,
+    )
 
 
 def attention_bwd(

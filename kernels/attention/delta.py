@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Needs, arch_of, launch, precision_of, size_of
-from ..tiles import cdiv, grid_of, load_chunk, load_rows, load_weight, locate, split, store_rows
+from ..launch import Launch, Needs, arch_of, launch, precision_of, size_of
+from ..tiles import arithmetic, cdiv, grid_of, load_chunk, load_rows, load_weight, locate, split, store_rows
 from .configs import DeltaConfig, lookup_delta
 
 
@@ -83,33 +83,38 @@ def delta_bwd(
     acc_dtype = torch.float64 if precision == "fp64" else torch.float32
     config = config or lookup_delta(arch_of(o), precision, D_V)
     tiles = cdiv(N, config.BLOCK_N)
-    grid, (width, rest) = grid_of(tiles, B), split(D_V)
     delta = torch.empty((B, N), device=o.device, dtype=acc_dtype)
     d_o = d_gamma = None
     if gamma is not None:
         d_o = torch.empty_like(o)
         d_gamma = torch.empty((tiles * B,), device=o.device, dtype=acc_dtype)
-    launch(
-        "attention_bwd_delta",
-        _bwd_delta_kernel,
-        grid,
-        config,
-        dict(
-            d_y_ptr=d_y, w_o_ptr=w_o, b_o_ptr=b_o, o_ptr=o, gamma_ptr=gamma,
-            d_o_ptr=d_o, delta_ptr=delta, d_gamma_ptr=d_gamma,
-            stride_d_y_b=strides[0], stride_d_y_c=strides[1], stride_d_y_n=strides[2],
-            N=N, C=C,
-        ),
-        dict(
-            D_V=D_V, EVEN_C=C % config.BLOCK_C == 0, FLAT=len(grid) == 1,
-            BLOCK_N=config.BLOCK_N, BLOCK_C=config.BLOCK_C, BLOCK_D_V=width, BLOCK_REST=rest,
-            PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
-        ),
-        lambda: Needs(
-            flops=2 * B * N * D_V * (1 if w_o is None else C + 1),
-            bytes_read=size_of(d_y, w_o, b_o, o, gamma),
-            bytes_written=size_of(d_o, delta, d_gamma),
-            loops=() if w_o is None else (cdiv(C, config.BLOCK_C),),
-        ),
+
+    def describe() -> Launch:
+        grid, (width, rest) = grid_of(tiles, B), split(D_V)
+        return Launch(
+            grid,
+            config,
+            dict(
+                stride_d_y_b=strides[0], stride_d_y_c=strides[1], stride_d_y_n=strides[2],
+                N=N, C=C,
+            ),
+            dict(
+                D_V=D_V, EVEN_C=C % config.BLOCK_C == 0, FLAT=len(grid) == 1,
+                BLOCK_N=config.BLOCK_N, BLOCK_C=config.BLOCK_C, BLOCK_D_V=width, BLOCK_REST=rest,
+                **arithmetic(precision),
+            ),
+            lambda: Needs(
+                flops=2 * B * N * D_V * (1 if w_o is None else C + 1),
+                bytes_read=size_of(d_y, w_o, b_o, o, gamma),
+                bytes_written=size_of(d_o, delta, d_gamma),
+                loops=() if w_o is None else (cdiv(C, config.BLOCK_C),),
+            ),
+        )  # fmt: skip
+
+    tensors = dict(
+        d_y_ptr=d_y, w_o_ptr=w_o, b_o_ptr=b_o, o_ptr=o, gamma_ptr=gamma,
+        d_o_ptr=d_o, delta_ptr=delta, d_gamma_ptr=d_gamma,
     )  # fmt: skip
+    key = (B, N, C, D_V, strides, precision, config)
+    launch("attention_bwd_delta", _bwd_delta_kernel, tensors, key, describe)
     return d_o, delta, None if d_gamma is None else d_gamma.sum()

@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Needs, arch_of, launch, precision_of, size_of
-from ..projection.forward import strides_of
+from ..launch import Launch, Needs, arch_of, launch, precision_of, size_of
+from ..projection.forward import is_channels_last, strides_of
 from ..tiles import (
+    arithmetic,
     cdiv,
     grid_of,
     load_rows,
@@ -244,35 +245,45 @@ def attention_fwd(
     lse = torch.empty((B, N), device=q.device, dtype=acc_dtype) if save_lse else None
     if M == 0:
         return out.zero_(), lse if lse is None else lse.fill_(-math.inf)
-    config = config or lookup_forward(arch_of(q), precision, D_QK, D_V, N)
-    grid, (width, rest) = grid_of(cdiv(N, config.BLOCK_N), B), split(D_V)
+
+    def describe() -> Launch:
+        chosen = config or lookup_forward(arch_of(q), precision, D_QK, D_V, N)
+        grid, (width, rest) = grid_of(cdiv(N, chosen.BLOCK_N), B), split(D_V)
+        return Launch(
+            grid,
+            chosen,
+            dict(
+                stride_q_b=q.stride(0), stride_q_n=q.stride(1), stride_q_d=q.stride(2),
+                stride_k_b=k.stride(0), stride_k_m=k.stride(1), stride_k_d=k.stride(2),
+                stride_v_b=v.stride(0), stride_v_m=v.stride(1), stride_v_d=v.stride(2),
+                N=N, M=M, scale_log2=abs(scale) * LOG2_E or 2.0**-100,  # -inf * 0 is NaN
+            ),
+            dict(
+                D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v), EVEN_M=M % chosen.BLOCK_M == 0, NEGATE=scale < 0,
+                FLAT=len(grid) == 1, SUM_BY_PRODUCT=chosen.sum_by_product,
+                BLOCK_N=chosen.BLOCK_N, BLOCK_M=chosen.BLOCK_M,
+                BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
+                **arithmetic(precision),
+            ),
+            lambda: Needs(
+                flops=2 * B * N * M * (D_QK + D_V),
+                exps=B * N * M,
+                bytes_read=size_of(q, k, v),
+                bytes_written=size_of(out, lse),
+                loops=(cdiv(M, chosen.BLOCK_M),),
+            ),
+        )  # fmt: skip
+
+    tensors = dict(
+        q_ptr=q, k_ptr=k, v_ptr=v, out_ptr=out, lse_ptr=lse,
+    )  # fmt: skip
     launch(
         "attention_fwd",
         _fwd_kernel,
-        grid,
-        config,
-        dict(
-            q_ptr=q, k_ptr=k, v_ptr=v, out_ptr=out, lse_ptr=lse,
-            stride_q_b=q.stride(0), stride_q_n=q.stride(1), stride_q_d=q.stride(2),
-            stride_k_b=k.stride(0), stride_k_m=k.stride(1), stride_k_d=k.stride(2),
-            stride_v_b=v.stride(0), stride_v_m=v.stride(1), stride_v_d=v.stride(2),
-            N=N, M=M, scale_log2=abs(scale) * LOG2_E or 2.0**-100,  # -inf * 0 is NaN
-        ),
-        dict(
-            D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v), EVEN_M=M % config.BLOCK_M == 0, NEGATE=scale < 0,
-            FLAT=len(grid) == 1, SUM_BY_PRODUCT=config.sum_by_product,
-            BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M,
-            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-            PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
-        ),
-        lambda: Needs(
-            flops=2 * B * N * M * (D_QK + D_V),
-            exps=B * N * M,
-            bytes_read=size_of(q, k, v),
-            bytes_written=size_of(out, lse),
-            loops=(cdiv(M, config.BLOCK_M),),
-        ),
-    )  # fmt: skip
+        tensors,
+        (B, N, M, D_QK, D_V, q.stride(), k.stride(), v.stride(), scale, precision, config),
+        describe,
+    )
     return out, lse
 
 
@@ -296,39 +307,50 @@ def block_fwd(
     """
     (B, C), (_, N, D_QK), (_, M, D_V) = x.shape[:2], q.shape, v.shape
     y = torch.empty_like(x)
-    stride_b, stride_c, stride_n = strides_of(x)
     precision = precision_of(k.dtype)
     o = lse = None
     if save:
         o = torch.empty((B, N, D_V), device=x.device, dtype=k.dtype)
         lse = torch.empty((B, N), device=x.device, dtype=torch.float64 if precision == "fp64" else torch.float32)
-    config = config or lookup_forward(arch_of(x), precision, D_QK, D_V, N)
-    chunks = cdiv(C, config.BLOCK_C)
-    grid, (width, rest) = grid_of(cdiv(N, config.BLOCK_N), B), split(D_V)
+
+    def describe() -> Launch:
+        chosen = config or lookup_forward(arch_of(x), precision, D_QK, D_V, N)
+        chunks = cdiv(C, chosen.BLOCK_C)
+        grid, (width, rest) = grid_of(cdiv(N, chosen.BLOCK_N), B), split(D_V)
+        stride_b, stride_c, stride_n = strides_of(x)
+        return Launch(
+            grid,
+            chosen,
+            dict(
+                stride_x_b=stride_b, stride_x_c=stride_c, stride_x_n=stride_n,
+                N=N, M=M, C=C,
+            ),
+            dict(
+                D_QK=D_QK, D_V=D_V, EVEN_N=N % chosen.BLOCK_N == 0, EVEN_M=M % chosen.BLOCK_M == 0,
+                EVEN_C=C % chosen.BLOCK_C == 0, LOG2_E=LOG2_E, FLAT=len(grid) == 1,
+                SUM_BY_PRODUCT=chosen.sum_by_product,
+                BLOCK_N=chosen.BLOCK_N, BLOCK_M=chosen.BLOCK_M, BLOCK_C=chosen.BLOCK_C,
+                BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
+                **arithmetic(precision),
+            ),
+            lambda: Needs(
+                flops=2 * B * N * (M * (D_QK + D_V) + (0 if w_o is None else C * D_V)),
+                exps=B * N * M,
+                bytes_read=size_of(x, q, k, v, w_o, b_o, gamma),
+                bytes_written=size_of(y, o, lse),
+                loops=(cdiv(M, chosen.BLOCK_M), *([] if w_o is None else [chunks])),
+            ),
+        )  # fmt: skip
+
+    tensors = dict(
+        x_ptr=x, q_ptr=q, k_ptr=k, v_ptr=v,
+        w_o_ptr=w_o, b_o_ptr=b_o, gamma_ptr=gamma, y_ptr=y, o_ptr=o, lse_ptr=lse,
+    )  # fmt: skip
     launch(
         "attention_block_fwd",
         _block_fwd_kernel,
-        grid,
-        config,
-        dict(
-            x_ptr=x, q_ptr=q, k_ptr=k, v_ptr=v,
-            w_o_ptr=w_o, b_o_ptr=b_o, gamma_ptr=gamma, y_ptr=y, o_ptr=o, lse_ptr=lse,
-            stride_x_b=stride_b, stride_x_c=stride_c, stride_x_n=stride_n,
-            N=N, M=M, C=C,
-        ),
-        dict(
-            D_QK=D_QK, D_V=D_V, EVEN_N=N % config.BLOCK_N == 0, EVEN_M=M % config.BLOCK_M == 0,
-            EVEN_C=C % config.BLOCK_C == 0, LOG2_E=LOG2_E, FLAT=len(grid) == 1, SUM_BY_PRODUCT=config.sum_by_product,
-            BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M, BLOCK_C=config.BLOCK_C,
-            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-            PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
-        ),
-        lambda: Needs(
-            flops=2 * B * N * (M * (D_QK + D_V) + (0 if w_o is None else C * D_V)),
-            exps=B * N * M,
-            bytes_read=size_of(x, q, k, v, w_o, b_o, gamma),
-            bytes_written=size_of(y, o, lse),
-            loops=(cdiv(M, config.BLOCK_M), *([] if w_o is None else [chunks])),
-        ),
-    )  # fmt: skip
+        tensors,
+        (x.shape, is_channels_last(x), M, D_QK, D_V, precision, config),
+        describe,
+    )
     return y, o, lse

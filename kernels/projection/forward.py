@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Needs, arch_of, launch, precision_of, size_of
-from ..tiles import cdiv, grid_of, load_bias, load_chunk, load_weight, locate, padded, split, store_rows
+from ..launch import Launch, Needs, arch_of, launch, precision_of, size_of
+from ..tiles import arithmetic, cdiv, grid_of, load_bias, load_chunk, load_weight, locate, padded, split, store_rows
 from .configs import ProjectionConfig, lookup_forward
 
 
@@ -197,7 +197,6 @@ def projection_fwd(
     B, C, H, W = x.shape
     D_QK, D_V, N = w_phi.shape[0], w_g.shape[0], H * W
     M = (H // 2) * (W // 2) if pool else N
-    stride_x_b, stride_x_c, stride_x_n = strides_of(x)
     q = torch.empty((B, N, D_QK), device=x.device, dtype=w_phi.dtype)
     k = torch.empty((B, M, D_QK), device=x.device, dtype=w_phi.dtype)
     v = torch.empty((B, M, D_V), device=x.device, dtype=w_phi.dtype)
@@ -205,35 +204,46 @@ def projection_fwd(
     if pool and save_argmax:
         argmax = torch.empty((B, M, D_QK + D_V), device=x.device, dtype=torch.uint8)
     precision = precision_of(w_phi.dtype)
-    config = config or lookup_forward(arch_of(x), precision, D_QK, D_V)
-    # wide chunks are for weights used four times; of a contiguous x each element's address would take a register
-    block_c = min(config.BLOCK_C, padded(C) if pool and is_channels_last(x) else 32)
-    window, windows = (4, cdiv(H, 2) * cdiv(W, 2)) if pool else (1, N)
-    grid, (width, rest) = grid_of(cdiv(windows, config.BLOCK_M), B), split(D_V)
+
+    def describe() -> Launch:
+        chosen = config or lookup_forward(arch_of(x), precision, D_QK, D_V)
+        # wide chunks are for weights used four times; of a contiguous x each element's address would take a register
+        block_c = min(chosen.BLOCK_C, padded(C) if pool and is_channels_last(x) else 32)
+        window, windows = (4, cdiv(H, 2) * cdiv(W, 2)) if pool else (1, N)
+        grid, (width, rest) = grid_of(cdiv(windows, chosen.BLOCK_M), B), split(D_V)
+        stride_x_b, stride_x_c, stride_x_n = strides_of(x)
+        return Launch(
+            grid,
+            chosen,
+            dict(
+                stride_x_b=stride_x_b, stride_x_c=stride_x_c, stride_x_n=stride_x_n,
+                N=N, M=M, C=C, H=H, W=W,
+            ),
+            dict(
+                D_QK=D_QK, D_V=D_V, POOL=pool, EVEN_C=C % block_c == 0, EVEN_HW=H % 2 == W % 2 == 0,
+                WHOLE=block_c >= C, FLAT=len(grid) == 1,
+                BLOCK_M=chosen.BLOCK_M, BLOCK_C=block_c,
+                BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
+                **arithmetic(precision),
+            ),
+            lambda: Needs(
+                flops=2 * B * C * (N * D_QK + window * M * (D_QK + D_V)),
+                bytes_read=size_of(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g),
+                bytes_written=size_of(q, k, v, argmax),
+                loops=(window,) if block_c >= C else (window, window * cdiv(C, block_c)),
+            ),
+        )  # fmt: skip
+
+    tensors = dict(
+        x_ptr=x, w_theta_ptr=w_theta, w_phi_ptr=w_phi, w_g_ptr=w_g,
+        b_theta_ptr=b_theta, b_phi_ptr=b_phi, b_g_ptr=b_g,
+        q_ptr=q, k_ptr=k, v_ptr=v, argmax_ptr=argmax,
+    )  # fmt: skip
     launch(
         "projection_fwd",
         _fwd_kernel,
-        grid,
-        config,
-        dict(
-            x_ptr=x, w_theta_ptr=w_theta, w_phi_ptr=w_phi, w_g_ptr=w_g,
-            b_theta_ptr=b_theta, b_phi_ptr=b_phi, b_g_ptr=b_g,
-            q_ptr=q, k_ptr=k, v_ptr=v, argmax_ptr=argmax,
-            stride_x_b=stride_x_b, stride_x_c=stride_x_c, stride_x_n=stride_x_n,
-            N=N, M=M, C=C, H=H, W=W,
-        ),
-        dict(
-            D_QK=D_QK, D_V=D_V, POOL=pool, EVEN_C=C % block_c == 0, EVEN_HW=H % 2 == W % 2 == 0,
-            WHOLE=block_c >= C, FLAT=len(grid) == 1,
-            BLOCK_M=config.BLOCK_M, BLOCK_C=block_c,
-            BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-            PRECISION="tf32" if precision == "tf32" else "ieee", ACC=tl.float64 if precision == "fp64" else tl.float32,
-        ),
-        lambda: Needs(
-            flops=2 * B * C * (N * D_QK + window * M * (D_QK + D_V)),
-            bytes_read=size_of(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g),
-            bytes_written=size_of(q, k, v, argmax),
-            loops=(window,) if block_c >= C else (window, window * cdiv(C, block_c)),
-        ),
-    )  # fmt: skip
+        tensors,
+        (x.shape, is_channels_last(x), D_QK, D_V, pool, precision, config),
+        describe,
+    )
     return q, k, v, argmax

@@ -28,7 +28,7 @@ def unproject(rows: Tensor, x: Tensor, w_o: Tensor | None, b_o: Tensor | None, g
     `w_o` (C, D_V, 1, 1) and `b_o` (C,) are the output projection; with `w_o` None, D_V must equal C. `gamma` is a
     scalar, of shape () or (1,). The result has the dtype of x.
     """
-    maps = rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # channels_last, also of one image
+    maps: Tensor = rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # channels_last, also of one image
     if w_o is not None:
         maps = F.conv2d(maps, w_o, b_o)
     # one axis, so that a float32 gamma is not rounded to half; none, where it need not be, is faster

@@ -12,7 +12,7 @@ from sagan_fast.kernels.attention.reference import attention_map
 from sagan_fast.kernels.projection.reference import project
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.ops.backends import BACKENDS, Choice, choose
-from sagan_fast.ops.self_attention import choose_block, self_attention_2d
+from sagan_fast.ops.self_attention import block_on, check_block, choose_block
 
 
 class SelfAttention2d(nn.Module):
@@ -71,13 +71,14 @@ class SelfAttention2d(nn.Module):
         self._check(x)
         w_theta, w_phi, w_g = (_weight(conv, x) for conv in (self.theta, self.phi, self.g))
         w_o, b_o = (None, None) if self.o is None else (_weight(self.o, x), self.o.bias)
-        if not torch.compiler.is_compiling():
-            self.last_choice = choose_block(x, w_theta, w_g, self.pool, self.backend)
-        return self_attention_2d(
-            x, w_theta, w_phi, w_g, w_o, self.gamma,
-            b_theta=self.theta.bias, b_phi=self.phi.bias, b_g=self.g.bias, b_o=b_o,
-            pool=self.pool, backend=self.backend,
+        arguments = (
+            x, w_theta, w_phi, w_g, w_o, self.gamma, self.theta.bias, self.phi.bias, self.g.bias, b_o, self.pool,
         )  # fmt: skip
+        check_block(*arguments)
+        choice = choose_block(x, w_theta, w_g, self.pool, self.backend)
+        if not torch.compiler.is_compiling():
+            self.last_choice = choice
+        return block_on(choice.backend, *arguments)
 
     @torch.no_grad()
     def attention_map(self, x: Tensor, queries: Tensor | Sequence[int] | None = None) -> Tensor:

@@ -51,8 +51,16 @@ def self_attention_2d(
     "triton" has no tiles for (D_QK above 64, D_V above 256) where it is asked for, RuntimeError if it is asked for
     where it cannot run.
     """
-    _check(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
-    chosen = choose_block(x, w_theta, w_g, pool, backend).backend
+    arguments = (x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
+    check_block(*arguments)
+    return block_on(choose_block(x, w_theta, w_g, pool, backend).backend, *arguments)
+
+
+def block_on(
+    chosen: str, x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
+) -> Tensor:  # fmt: skip
+    """Run the block on a backend already chosen, without checks."""
     if chosen == "triton":
         return _fused_by_triton(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
     if chosen in ("sdpa", "blocks"):
@@ -89,10 +97,11 @@ def choose_block(x: Tensor, w_theta: Tensor, w_g: Tensor, pool: bool, backend: s
     return choose(_OP, backend, x, B, H * W, M, w_theta.shape[0], w_g.shape[0])
 
 
-def _check(
+def check_block(
     x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
     b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
 ) -> None:  # fmt: skip
+    """Raise ValueError unless the arguments of `self_attention_2d` fit each other."""
     check_ndim(_OP, "x", x, "B, C, H, W")
     C, H, W = x.shape[1:]
     D_QK, D_V = w_theta.shape[0], w_g.shape[0]
@@ -128,13 +137,21 @@ def _fused_by_triton(
     dtype = product_dtype(x)
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
-    w_theta, w_phi, w_g = (w.flatten(1).to(dtype).contiguous() for w in (w_theta, w_phi, w_g))
-    w_o = None if w_o is None else w_o.flatten(1).to(dtype).contiguous()
+    w_theta, w_phi, w_g = (_matrix(w, dtype) for w in (w_theta, w_phi, w_g))
+    w_o = None if w_o is None else _matrix(w_o, dtype)
     b_theta, b_phi, b_g, b_o = (None if b is None else b.to(dtype) for b in (b_theta, b_phi, b_g, b_o))
     args = (x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in args):
         return _TritonFunction.apply(*args, pool)  # type: ignore[no-any-return,no-untyped-call]
     return torch.ops.sagan_fast.self_attention_2d(*args, pool, False)[0]  # type: ignore[no-any-return]
+
+
+def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the weight (rows, columns, 1, 1) of a 1x1 convolution as a contiguous matrix of `dtype`."""
+    weight = weight.flatten(1)
+    if weight.dtype != dtype:
+        weight = weight.to(dtype)
+    return weight if weight.is_contiguous() else weight.contiguous()
 
 
 class _TritonFunction(torch.autograd.Function):

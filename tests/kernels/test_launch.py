@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sagan_fast.kernels import launch as launches
-from sagan_fast.kernels.launch import Needs, launch, precision_of, recording, size_of
+from sagan_fast.kernels.launch import Launch, Needs, launch, precision_of, recording, size_of
 
 CONFIG = SimpleNamespace(num_warps=4, num_stages=2)
 
@@ -19,17 +19,21 @@ class Spy:
         return lambda **kwargs: setattr(self, "kwargs", kwargs)
 
 
-def arguments(device):
+def tensors(device):
     x = torch.zeros(40, dtype=torch.float16, device=device)
-    return {"x_ptr": x, "y_ptr": x[4:], "b_ptr": None, "stride": 1, "N": 48, "M": 7, "far": 2**31, "scale": 0.5}
+    return {"x_ptr": x, "y_ptr": x[4:], "b_ptr": None}
+
+
+def described(grid=(3, 2), config=CONFIG, needs=Needs):
+    return Launch(grid, config, {"stride": 1, "N": 48, "M": 7, "far": 2**31, "scale": 0.5}, {"BLOCK": 16}, needs)
 
 
 def test_a_plan_has_the_arguments_of_the_launch():
     spy = Spy()
-    launch("op", spy, (3, 2), CONFIG, arguments("cpu"), {"BLOCK": 16}, Needs)
+    launch("op", spy, tensors("cpu"), (), described)
     assert spy.grid == (3, 2) and spy.kwargs["enable_fp_fusion"] and spy.kwargs["num_warps"] == 4
     with recording(80, "fp16") as found:
-        launch("op", spy, (3, 2), CONFIG, arguments("meta"), {"BLOCK": 16}, lambda: Needs(flops=3, loops=(2,)))
+        launch("op", spy, tensors("meta"), (), lambda: described(needs=lambda: Needs(flops=3, loops=(2,))))
     (plan,) = found.plans
     options = {"num_warps", "num_stages", "enable_fp_fusion"}
     assert {*plan.signature, *plan.constexprs} == set(spy.kwargs) - options
@@ -44,12 +48,55 @@ def test_a_plan_has_the_arguments_of_the_launch():
 def test_a_cap_on_registers_is_passed_on():
     spy = Spy()
     capped = SimpleNamespace(num_warps=4, num_stages=2, maxnreg=128)
-    launch("op", spy, (1,), capped, arguments("cpu"), {}, Needs)
+    launch("op", spy, tensors("cpu"), (), lambda: described(config=capped))
     assert spy.kwargs["maxnreg"] == 128
 
 
 def test_nothing_is_launched_for_no_programs():
-    launch("op", None, (4, 0), CONFIG, {}, {}, Needs)
+    launch("op", None, tensors("cpu"), (), lambda: described(grid=(4, 0)))
+
+
+class Compiling:
+    """Stands for a kernel on a GPU: its launch returns what was compiled, which can be launched by itself."""
+
+    arg_names = ("y_ptr", "N", "x_ptr", "b_ptr", "BLOCK", "stride", "M", "far", "scale")
+
+    def __init__(self):
+        self.compiled, self.direct = 0, []
+
+    def __getitem__(self, grid):
+        def run(**kwargs):
+            self.compiled += 1
+            assert set(kwargs) >= set(self.arg_names)
+            return {(*grid, 1): lambda *values: self.direct.append(values)}
+
+        return run
+
+
+def test_the_second_launch_takes_what_the_first_compiled(monkeypatch):
+    monkeypatch.setattr(launches, "_ready", {})
+    kernel, aligned = Compiling(), torch.zeros(80, dtype=torch.float16)
+
+    def run(x, y, b=None, key=(48,)):
+        launch("op", kernel, {"x_ptr": x, "y_ptr": y, "b_ptr": b}, key, described)
+
+    run(aligned, aligned[8:])
+    run(aligned[16:], aligned[24:])
+    (values,) = kernel.direct
+    assert kernel.compiled == 1
+    assert values[0].data_ptr() == aligned[24:].data_ptr() and values[2].data_ptr() == aligned[16:].data_ptr()
+    assert values[1] == 48 and values[3] is None and values[4:] == (16, 1, 7, 2**31, 0.5)
+    for changed in (
+        lambda: run(aligned, aligned[3:]),  # an address that is no multiple of 16 bytes
+        lambda: run(aligned, aligned[8:], aligned),  # a tensor where there was none
+        lambda: run(aligned.float(), aligned[8:]),  # another dtype
+        lambda: run(aligned, aligned[8:], key=(49,)),
+    ):
+        before = kernel.compiled
+        changed()
+        assert kernel.compiled == before + 1 and len(kernel.direct) == 1
+    run(aligned, aligned[3:])
+    assert len(kernel.direct) == 1
 
 
 def test_recording_sets_architecture_and_precision_and_ends_with_its_block():

@@ -1,0 +1,171 @@
+"""What the host does for one call of the attention block, without a GPU: python -m benchmarks.launch_overhead [--cold]
+
+Everything runs as on a GPU, checks, autograd, custom op, launchers, Triton's own launch code and its compiler, down to
+where the CUDA driver would be called; there a stub returns at once, and results are what memory held before. Not in it:
+the driver's own launch (some microseconds a kernel), the switch to the tensors' device, and CUDA's allocator, in whose
+place PyTorch's for the CPU stands. `--cold` compiles the two forward kernels from an empty cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is imported
+
+import torch
+from torch import Tensor
+
+from benchmarks.text import table
+
+
+class Driver:
+    """As much of a Triton driver for one sm_90 device as a launch asks for."""
+
+    def __init__(self) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", 90, 32)
+        self.launches = 0
+        properties = {"max_shared_mem": 232448, "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}
+        self.utils = SimpleNamespace(
+            load_binary=lambda *_: (None, 0, 32, 0, 1024), get_device_properties=lambda _: properties
+        )
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def launcher_cls(self, *_: Any) -> Callable[..., None]:
+        def launch(*_: Any) -> None:
+            self.launches += 1
+
+        return launch
+
+
+def install() -> Driver:
+    """Make launches end in a `Driver`, and "triton" run tensors of the CPU, in this process; return the driver."""
+    from triton.runtime import driver
+
+    from sagan_fast.ops import backends
+
+    stub = Driver()
+    driver.set_active(stub)
+    backends.triton_refusal = lambda device, dtype: None
+    return stub
+
+
+def microseconds(work: Callable[[], object], samples: int, calls: int = 50) -> list[float]:
+    """Return the processor time of one call in each of `samples` runs of `calls`."""
+    for _ in range(calls):
+        work()
+    found = []
+    for _ in range(samples):
+        began = time.process_time_ns()
+        for _ in range(calls):
+            work()
+        found.append((time.process_time_ns() - began) / calls / 1e3)
+    return found
+
+
+def parts(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]]:
+    """Return what is timed, by name: whole calls, then what they are made of, from the outside in."""
+    from sagan_fast.functional import self_attention_2d
+    from sagan_fast.kernels.attention.forward import block_fwd
+    from sagan_fast.kernels.projection.forward import projection_fwd
+    from sagan_fast.layers.self_attention import SelfAttention2d
+
+    C = 128
+    block = SelfAttention2d(C, backend="triton").to(dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(1, C, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last)
+    leaf = x.clone().requires_grad_()
+    weights = [conv.weight.detach() for conv in (block.theta, block.phi, block.g)]
+    w_o, gamma = block.o.weight.detach(), block.gamma.detach()
+    flat = [w.flatten(1) for w in weights]
+
+    def without_grad(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad():
+                call()
+
+        return run
+
+    def backward() -> None:
+        y: Tensor = block(leaf)
+        torch.autograd.grad(y, [leaf, *block.parameters()], y)
+
+    def launchers() -> None:
+        q, k, v, _ = projection_fwd(x, *flat, pool=True, save_argmax=False)
+        block_fwd(x, q, k, v, w_o.flatten(1), gamma, save=False)
+
+    op = torch.ops.sagan_fast.self_attention_2d
+    return {
+        "module, forward": without_grad(lambda: block(x)),
+        "module, forward with grad": lambda: block(leaf),
+        "module, forward+backward": backward,
+        "function, forward": without_grad(lambda: self_attention_2d(x, *weights, w_o, gamma, backend="triton")),
+        "custom op, forward": without_grad(
+            lambda: op(x, *flat, w_o.flatten(1), gamma, None, None, None, None, True, False)
+        ),
+        "two launchers, forward": without_grad(launchers),
+    }
+
+
+def cold(dtype: str = "bf16") -> tuple[float, float]:
+    """Return seconds of the clock and of the processor for compiling the forward kernels of 64x64 C 128 for sm_90."""
+    from benchmarks.compile import compile_plan
+    from sagan_fast.kernels.attention.configs import plans
+
+    wanted = plans(64, 128, 64, 64, 16, 64, dtype=dtype, arch=90, backward=False)
+    with tempfile.TemporaryDirectory() as folder:
+        before, os.environ["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR"), folder
+        try:
+            began = time.perf_counter(), time.process_time()
+            for plan in wanted:
+                compile_plan(plan, 90)
+            return time.perf_counter() - began[0], time.process_time() - began[1]
+        finally:
+            del os.environ["TRITON_CACHE_DIR"]
+            if before is not None:
+                os.environ["TRITON_CACHE_DIR"] = before
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the times; return 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.launch_overhead", description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=41, help="of 50 calls each")
+    parser.add_argument("--cold", action="store_true", help="compile the forward kernels from an empty cache too")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    driver = install()
+    rows = []
+    for name, work in parts().items():
+        work()
+        before = driver.launches
+        work()
+        launches = driver.launches - before
+        times = microseconds(work, options.samples)
+        p20, p50, p80 = statistics.quantiles(times, n=10)[1::3] if len(times) > 1 else times * 3
+        rows.append([name, launches, f"{p20:.1f}", f"{p50:.1f}", f"{p80:.1f}"])
+    print(table(["what", "launches", "p20 us", "p50 us", "p80 us"], rows))
+    if options.cold:
+        wall, processor = cold()
+        print(f"\ncompiling both forward kernels from an empty cache: {wall:.2f} s, {processor:.2f} s of this process")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""The measurement runs where there is no GPU, and every call launches what it should."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_times_calls_down_to_where_the_driver_would_be():
+    """In a process of its own: here kernels are imported for the interpreter, which launches nothing."""
+    command = [sys.executable, "-m", "benchmarks.launch_overhead", "--samples", "2"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {line[:26].strip(): line[26:].split() for line in done.stdout.splitlines()[2:]}
+    assert {name: row[0] for name, row in rows.items()} == {
+        "module, forward": "2",
+        "module, forward with grad": "2",
+        "module, forward+backward": "5",
+        "function, forward": "2",
+        "custom op, forward": "2",
+        "two launchers, forward": "2",
+    }
+    assert all(0 < float(time) < 1e6 for row in rows.values() for time in row[1:])
