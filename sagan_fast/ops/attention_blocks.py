@@ -189,6 +189,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(threads + 1)
 
     def single() -> None:
+        torch.get_num_threads()  # a thread's first look takes the process's number, over what it was set to before
         torch.set_num_threads(1)  # this thread's own; others keep theirs
         ready.wait()
 

@@ -19,7 +19,7 @@ BACKENDS = ("auto", "eager", "sdpa", "triton")
 
 # On the CPU attention without the map in memory pays from this many scores (B * N * M: the map no longer fits the
 # caches) and keys on; below, the map is faster. Measured: docs/log.md, "Attention on the CPU".
-CPU_FUSED_MIN_SCORES = 2**22
+CPU_FUSED_MIN_SCORES = 2**23
 CPU_FUSED_MIN_KEYS = 256
 
 # The widest heads whose tiles stay in registers; kernels/attention/configs.py has a config for every one of them.

@@ -142,3 +142,21 @@ def test_second_derivatives_go_through_the_reference(generator):
         first = torch.autograd.grad(attention_on(backend, *leaves, 1.0).square().sum(), leaves, create_graph=True)
         found[backend] = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
     torch.testing.assert_close(found["blocks"], found["eager"], rtol=1e-3, atol=1e-4)
+
+
+def test_each_thread_computes_alone():
+    """A thread's first product must not give it the process's number of threads back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        attention_blocks._pool.cache_clear()
+
+        def threads() -> int:
+            torch.ones(64, 64) @ torch.ones(64, 64)
+            return torch.get_num_threads()
+
+        futures = [attention_blocks._pool(2, os.getpid()).submit(threads) for _ in range(4)]
+        assert [future.result() for future in futures] == [1, 1, 1, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        attention_blocks._pool.cache_clear()
