@@ -58,7 +58,7 @@ def draw(records: Records, folder: Path, prefix: str, device: str) -> list[Path]
     made = []
     plots: dict[str, tuple[Callable[..., None], tuple[float, float], str]] = {
         "peers": (_peers, (9, 8), "self-attention block, time over ours (longer is slower)"),
-        "roofline": (_roofline, (7, 4.5), "self-attention block, work done over work needed a byte"),
+        "roofline": (_roofline, (7, 4.5), "self-attention block, rate of its needed work"),
         "size": (_size, (9, 4), "self-attention block, forward+backward over the number of queries N"),
         "batch": (_batch, (6, 4), "self-attention block, forward+backward over the batch"),
     }
@@ -126,10 +126,11 @@ def _roofline(figure: Any, records: Records) -> None:
         flops, moved = shape.flops(backward), shape.bytes(r["dtype"], backward)
         axes.scatter(flops / moved, flops / r["p50_us"] / 1e6, marker=marks[r["mode"]], color=_colour(r["provider"]))
         axes.scatter(flops / moved, flops / r["bound_us"] / 1e6, marker="_", color="black", s=90)
-        if "sweep" not in shape.name:
+        if "sweep" not in shape.name and not backward:
             place = (flops / moved, flops / r["p50_us"] / 1e6)
-            axes.annotate(shape.name, place, fontsize=6, xytext=(4, -3), textcoords="offset points")
+            axes.annotate(shape.name, place, fontsize=6, xytext=(0, -10), textcoords="offset points", ha="center")
     axes.set(xscale="log", yscale="log", xlabel="needed FLOP / needed byte", ylabel="needed TFLOP/s")
+    axes.margins(x=0.15, y=0.15)
     axes.plot([], [], "ko", label="forward")
     axes.plot([], [], "ks", label="forward+backward")
     axes.plot([], [], "k_", label="limit: FLOP, exponentials or bytes at measured rates")
