@@ -25,3 +25,36 @@ def test_it_times_calls_down_to_where_the_driver_would_be():
         "two launchers, forward": "2",
     }
     assert all(0 < float(time) < 1e6 for row in rows.values() for time in row[1:])
+
+
+COMPARE = """
+import torch
+from benchmarks import launch_overhead
+driver = launch_overhead.install()
+seen = []
+driver.launcher_cls = lambda *_: lambda *arguments: seen.append(arguments)
+parts = launch_overhead.parts()
+
+def plain(value):
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape)
+    return "metadata" if type(value).__name__ == "LazyDict" else value
+
+for name in ("module, forward", "module, forward+backward"):
+    parts[name]()
+    first = [[plain(value) for value in arguments] for arguments in seen]
+    seen.clear()
+    parts[name]()
+    second = [[plain(value) for value in arguments] for arguments in seen]
+    assert first == second and len(first) in (2, 5), (first, second)
+    seen.clear()
+print("the same arguments")
+"""
+
+
+def test_a_kept_launch_passes_what_tritons_own_passes():
+    """Grid, stream, function and every argument of all five kernels, the first time through Triton, then directly."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", COMPARE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the same arguments\n"
