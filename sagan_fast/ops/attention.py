@@ -12,7 +12,7 @@ from torch import Tensor
 from sagan_fast.kernels.attention import reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
 from sagan_fast.ops import attention_blocks
-from sagan_fast.ops.backends import choose, product_dtype
+from sagan_fast.ops.backends import choose, is_autocast_on, product_dtype
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: str = "auto") -> Tensor:
@@ -34,7 +34,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: s
     check_shape("attention", "k", k, (B, M, D_QK), "B, M, D_QK")
     check_shape("attention", "v", v, (B, M, D_V), "B, M, D_V")
     check_same_device("attention", "q", q, k=k, v=v)
-    if not torch.is_autocast_enabled(q.device.type):
+    if not is_autocast_on(q.device):
         for name, tensor in (("k", k), ("v", v)):
             if tensor.dtype != q.dtype:
                 raise TypeError(f"attention: {name} must have the dtype of q = {q.dtype}, got {tensor.dtype}")

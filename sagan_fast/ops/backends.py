@@ -43,9 +43,15 @@ class Choice:
         return f"{self.backend} ({self.reason})"
 
 
+def is_autocast_on(device: torch.device) -> bool:
+    """Return whether autocast is on for `device`; never for devices that have none (meta), where PyTorch raises."""
+    kind = device.type
+    return (kind in ("cuda", "cpu") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which products with `x` are computed: autocast's, where it is on and x is not float64."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if is_autocast_on(x.device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 

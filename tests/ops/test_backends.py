@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from sagan_fast.functional import attention
 from sagan_fast.ops.backends import choose
 
 
@@ -33,3 +34,10 @@ def test_the_choice_is_logged_at_debug_level(caplog):
     with caplog.at_level(logging.DEBUG, logger="sagan_fast"):
         choose("attention", "auto", torch.zeros(1), 8, 256, 64, 8, 32)
     assert "attention: eager" in caplog.text
+
+
+def test_shapes_alone_can_be_computed():
+    """On the device meta, which has no autocast."""
+    q, v = torch.empty(4, 4096, 8, device="meta"), torch.empty(4, 4096, 64, device="meta")
+    assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "sdpa"
+    assert attention(q, q, v).shape == v.shape
