@@ -8,6 +8,7 @@ The others are timed turn by turn, so that a change of clocks or load meets all 
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +113,8 @@ def measure(
             if make not in truths:
                 truths[make] = [t.detach().double().cpu() for t in make()]
             run = provider.prepare()
-            worst = max(rel_rms(a, t) for a, t in zip(run(0), truths[make], strict=True))
+            errors = [rel_rms(a, t) for a, t in zip(run(0), truths[make], strict=True)]
+            worst = max(errors, key=lambda error: (math.isnan(error), error))  # max alone passes over a later NaN
             if not worst <= _gate(case):  # NaN is wrong too
                 record(provider, methods[0], relative_rms=worst, error=f"wrong: relative RMS error {worst:.2g}")
                 continue

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from benchmarks.harness import Case, Effort, Provider, measure
@@ -80,3 +81,16 @@ def test_bytes_kept_for_backward_are_counted_without_the_inputs():
     made = Case("b", "s", "fp32", "forward+backward", [Provider("p", lambda: run)], lambda: truth, own=lambda: [x])
     (record,) = measure(made, "cpu", Effort(rounds=1))
     assert record.error == "" and record.saved_bytes == 4000
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_nan_in_any_result_is_wrong_and_not_timed(place):
+    def results():
+        made = [torch.ones(3) for _ in range(3)]
+        made[place][1] = torch.nan
+        return made
+
+    bad = Provider("bad", lambda: lambda i: results())
+    case = Case("b", "s", "fp32", "forward+backward", [bad], lambda: [torch.ones(3)] * 3)
+    (record,) = measure(case, "cpu", Effort(rounds=1))
+    assert record.error.startswith("wrong") and record.p50_us is None
