@@ -18,6 +18,12 @@ from .configs import DeltaConfig, lookup_delta
 
 
 @triton.jit
+def round_as(values, ptr):
+    """`values` as they are read back once stored at `ptr`."""
+    return values.to(ptr.dtype.element_ty).to(values.dtype)
+
+
+@triton.jit
 def _bwd_delta_kernel(
     d_y_ptr, w_o_ptr, b_o_ptr, o_ptr, gamma_ptr,  # (B, C, N), (C, D_V) or None, (C,) or None, (B, N, D_V), one or None
     d_o_ptr, delta_ptr, d_gamma_ptr,  # (B, N, D_V) or None, (B, N), (programs,) or None
@@ -53,18 +59,24 @@ def _bwd_delta_kernel(
         d_o = load_rows(d_y_tile, stride_d_y_n, stride_d_y_c, offs_n, mask_n, 0, D_V, BLOCK_D_V).to(ACC)
         if BLOCK_REST > 0:
             d_rest = load_rows(d_y_tile, stride_d_y_n, stride_d_y_c, offs_n, mask_n, BLOCK_D_V, D_V, BLOCK_REST).to(ACC)
-    delta = tl.sum(d_o * load_rows(o_ptr, D_V, 1, rows, mask_n, 0, D_V, BLOCK_D_V).to(ACC), 1)
+    o = load_rows(o_ptr, D_V, 1, rows, mask_n, 0, D_V, BLOCK_D_V).to(ACC)
     if BLOCK_REST > 0:
-        delta += tl.sum(d_rest * load_rows(o_ptr, D_V, 1, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST).to(ACC), 1)
+        o_rest = load_rows(o_ptr, D_V, 1, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST).to(ACC)
     if gamma_ptr is not None:
+        through_o = tl.sum(d_o * o, 1)
+        gamma = tl.load(gamma_ptr).to(ACC)
+        d_o = round_as(d_o * gamma, d_o_ptr)  # delta is of what the products d_o vᵀ are of
+        store_rows(d_o_ptr, D_V, d_o, rows, mask_n, 0, D_V, BLOCK_D_V)
+        if BLOCK_REST > 0:
+            through_o += tl.sum(d_rest * o_rest, 1)
+            d_rest = round_as(d_rest * gamma, d_o_ptr)
+            store_rows(d_o_ptr, D_V, d_rest, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
         program = tl.program_id(0) if FLAT else b * tl.num_programs(0) + tl.program_id(0)
         # along all axes: on what tcgen05 products gave, Triton 3.6 fails to compile it along axis 0
-        tl.store(d_gamma_ptr + program, tl.sum(delta + through_bias))
-        gamma = tl.load(gamma_ptr).to(ACC)
-        delta *= gamma
-        store_rows(d_o_ptr, D_V, d_o * gamma, rows, mask_n, 0, D_V, BLOCK_D_V)
-        if BLOCK_REST > 0:
-            store_rows(d_o_ptr, D_V, d_rest * gamma, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
+        tl.store(d_gamma_ptr + program, tl.sum(through_o + through_bias))
+    delta = tl.sum(d_o * o, 1)
+    if BLOCK_REST > 0:
+        delta += tl.sum(d_rest * o_rest, 1)
     tl.store(delta_ptr + rows, delta, mask=mask_n)
 
 

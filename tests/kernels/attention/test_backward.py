@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from sagan_fast.kernels.attention.forward import attention_fwd, block_fwd
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.kernels.projection.reference import project, unproject
-from sagan_fast.testing import DTYPE_NAMES, RMS_TOLERANCE, assert_close_to_truth, randn
+from sagan_fast.testing import DTYPE_NAMES, RMS_TOLERANCE, assert_close_to_truth, randn, rel_rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -50,14 +51,14 @@ def exact_gradients(q, k, v, d_out, scale=1.0, dtype=torch.float64):
     return torch.autograd.grad(attention(*leaves, scale), leaves, d_out.to(dtype))
 
 
-def assert_gradient(name, found, truth, eager=None, dtype=None):
-    """Within the table, or twice eager's error: sums of signed terms may be small beside their terms."""
+def assert_gradient(name, found, truth, eager=None, dtype=None, terms=None):
+    """Within the table, of `truth` or of its `terms`, or twice eager's error: sums may be small beside their terms."""
     if eager is None:
         assert_close_to_truth(name, found, truth)
         return
     limit = RMS_TOLERANCE[DTYPE_NAMES[dtype or found.dtype]]
     error = (found.double() - truth).norm()
-    assert error <= 2 * (eager.double() - truth).norm() + limit * truth.norm(), name
+    assert error <= 2 * (eager.double() - truth).norm() + limit * (truth if terms is None else terms).norm(), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -99,7 +100,7 @@ def test_log_sum_exps_near_minus_120_give_finite_gradients(M, generator):
     out, lse = attention_fwd(q, k, v)
     found = attention_bwd(d_out, q, k, v, out, lse)
     for grad, truth in zip(found, exact_gradients(q, k, v, d_out), strict=True):
-        torch.testing.assert_close(grad.double(), truth, rtol=1e-3, atol=1e-4)
+        assert rel_rms(grad, truth) <= 2 * 120 * 2**-24  # float32 rounds such a logit, so all it weights, by half of it
 
 
 def block(case, generator, dtype, x_dtype=None, channels_last=False):
@@ -125,26 +126,33 @@ def block_gradients(x, w_theta, w_phi, w_g, w_o, b_theta, b_phi, b_g, b_o, gamma
     return block_bwd(d_y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax, **options)
 
 
+def rows_of(maps, pool):
+    eye = torch.eye(maps.shape[1], device=maps.device, dtype=maps.dtype)
+    return project(maps, eye[:, :, None, None], None, pool)
+
+
 def block_truths(x, *rest, pool, dtype=torch.float64):
-    """The same by autograd, in `dtype`; absent gradients are None."""
+    """The same by autograd, in `dtype`, and what d_b_qkv adds up, without signs; absent gradients are None."""
     *tensors, d_y = rest
     leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (x, *tensors)]
     x, w_theta, w_phi, w_g, w_o, b_theta, b_phi, b_g, b_o, gamma = leaves
-    q, k, v = (
-        project(x, w[:, :, None, None], b, p)
-        for w, b, p in ((w_theta, b_theta, False), (w_phi, b_phi, pool), (w_g, b_g, pool))
-    )
+    maps = [F.conv2d(x, w[:, :, None, None], b) for w, b in ((w_theta, b_theta), (w_phi, b_phi), (w_g, b_g))]
+    for projected in maps:
+        projected.retain_grad()
+    q, k, v = (rows_of(projected, p) for projected, p in zip(maps, (False, pool, pool), strict=True))
     unproject(attention(q, k, v), x, None if w_o is None else w_o[:, :, None, None], b_o, gamma).backward(d_y.to(dtype))
     together = [
         torch.cat([t.grad for t in three]) if three[0] is not None else None for three in (leaves[1:4], leaves[5:8])
     ]
-    return x.grad, *together, None if w_o is None else w_o.grad, None if b_o is None else b_o.grad, gamma.grad
+    terms = torch.cat([projected.grad.double().abs().sum((0, 2, 3)) for projected in maps])
+    return x.grad, *together, None if w_o is None else w_o.grad, None if b_o is None else b_o.grad, gamma.grad, terms
 
 
 def assert_block(found, truths, eagers, d_y):
     for name, grad, truth, eager in zip(NAMES, found, truths, eagers, strict=False):
         if truth is not None:
-            assert_gradient(name, grad, truth, eager, found[1].dtype)  # that of the products
+            terms = truths[6] if name == "d_b_qkv" else None  # what is lost by rounding o goes into every position's
+            assert_gradient(name, grad, truth, eager, found[1].dtype, terms)  # the dtype of the products
     floor = RMS_TOLERANCE[DTYPE_NAMES[found[1].dtype]] * d_y.double().norm() * 3  # one number, left over of many
     assert abs(found[5].double() - truths[5]) <= 2 * abs(eagers[5].double() - truths[5]) + floor
 
@@ -164,8 +172,9 @@ def test_float32_x_beside_half_weights(generator):
     tensors = block(CASES[1], generator, torch.float16, torch.float32)
     found = block_gradients(*tensors, pool=True)
     assert found[0].dtype == torch.float32 and found[1].dtype == torch.float16
-    eagers = block_truths(*tensors, pool=True, dtype=torch.float16)
-    assert_block(found, block_truths(*tensors, pool=True), eagers, tensors[-1])
+    rounded = tensors[0].half(), *tensors[1:]  # as in the products: of nearly equal values another may be the largest
+    eagers = block_truths(*rounded, pool=True, dtype=torch.float16)
+    assert_block(found, block_truths(*rounded, pool=True), eagers, tensors[-1])
 
 
 def test_only_what_is_needed_is_made(generator):
