@@ -19,4 +19,4 @@ def attention_map(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """Return softmax(scale q kᵀ) v, (B, N, D_V), from `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V)."""
     beta = attention_map(q, k, scale)
-    return torch.bmm(beta.to(v.dtype), v)  # under autocast softmax returns float32
+    return torch.bmm(beta if beta.dtype == v.dtype else beta.to(v.dtype), v)  # autocast's softmax returns float32

@@ -6,6 +6,7 @@ and the width of v out).
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,9 +29,10 @@ def unproject(rows: Tensor, x: Tensor, w_o: Tensor | None, b_o: Tensor | None, g
     `w_o` (C, D_V, 1, 1) and `b_o` (C,) are the output projection; with `w_o` None, D_V must equal C. `gamma` is a
     scalar, of shape () or (1,). The result has the dtype of x.
     """
-    maps: Tensor = rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # channels_last, also of one image
+    B, _, H, W = x.shape
+    maps = rows.reshape(B, H, W, rows.shape[2]).permute(0, 3, 1, 2)  # channels_last, also of one image
     if w_o is not None:
         maps = F.conv2d(maps, w_o, b_o)
-    # one axis, so that a float32 gamma is not rounded to half; none, where it need not be, is faster
-    gamma = gamma.reshape(() if gamma.dtype == maps.dtype else (1,))
-    return (x + gamma * maps).to(x.dtype)
+    if x.dtype == gamma.dtype == maps.dtype:
+        return torch.addcmul(x, gamma, maps)  # one pass over y instead of two
+    return (x + gamma.reshape(1) * maps).to(x.dtype)  # one axis, so that a float32 gamma is not rounded to half

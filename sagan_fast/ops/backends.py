@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,15 +29,20 @@ MAX_D_V = 256
 _logger = logging.getLogger("sagan_fast")
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The backend that runs ("eager", "sdpa", "triton" or "blocks") and the reason in a few words.
 
     "blocks" (ops/attention_blocks.py) is what "auto" takes on the CPU where it is faster than "sdpa".
     """
 
     backend: str
-    reason: str
+    why: str
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """`why` with the `sizes` in it: put together only where it is read."""
+        return self.why.format(*self.sizes) if self.sizes else self.why
 
     def __str__(self) -> str:
         return f"{self.backend} ({self.reason})"
@@ -114,14 +119,15 @@ def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: in
 
 
 def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
-    if like.device.type == "cuda":
+    if like.is_cuda:
         refusal = too_wide(D_QK, D_V) or triton_refusal(like.device, product_dtype(like))
         if refusal is None:
             return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")
         return Choice("sdpa", f"not triton: {refusal}")
-    sizes = f"{B} maps of {N} x {M}"
-    if like.device.type == "cpu" and (B * N * M < CPU_FUSED_MIN_SCORES or M < CPU_FUSED_MIN_KEYS):
-        return Choice("eager", f"{sizes} are small: on the CPU they are faster in memory")
+    sizes = (B, N, M)
+    if like.is_cpu and (B * N * M < CPU_FUSED_MIN_SCORES or M < CPU_FUSED_MIN_KEYS):
+        return Choice("eager", "{} maps of {} x {} are small: on the CPU they are faster in memory", sizes)
     if attention_blocks.runs_on(like.device, product_dtype(like)):
-        return Choice("blocks", f"{sizes} stay out of memory: a block at a time, on the CPU faster than sdpa")
-    return Choice("sdpa", f"{sizes} stay out of memory with fused attention")
+        why = "{} maps of {} x {} stay out of memory: a block at a time, on the CPU faster than sdpa"
+        return Choice("blocks", why, sizes)
+    return Choice("sdpa", "{} maps of {} x {} stay out of memory with fused attention", sizes)
