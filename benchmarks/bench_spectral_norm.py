@@ -23,13 +23,16 @@ SMALL = tuple(Matrix(m.name, min(m.R, 64), min(m.K, 128)) for m in SAGAN_MATRICE
 """The 44 matrices cut down, for trying the benchmark out."""
 
 
-def cases(device: str, matrices: Sequence[Matrix] = SAGAN_MATRICES) -> Iterator[Case]:
-    """Yield the forward (iteration, sigma, W/sigma) and forward+backward cases of all matrices together."""
+def cases(device: str, matrices: Sequence[Matrix] = SAGAN_MATRICES, who: str | None = None) -> Iterator[Case]:
+    """Yield the forward (iteration, sigma, W/sigma) and forward+backward cases of all matrices together.
+
+    `who`: the device whose providers are asked, where that is not `device`: a GPU's, in a dry run.
+    """
     for mode in ("forward", "forward+backward"):
-        yield case(mode, device, matrices)
+        yield case(mode, device, matrices, who)
 
 
-def case(mode: str, device: str, matrices: Sequence[Matrix]) -> Case:
+def case(mode: str, device: str, matrices: Sequence[Matrix], who: str | None = None) -> Case:
     """Return the case: peers as torch modules called one by one, eager and compiled; ours as one group."""
     backward = mode != "forward"
     elements = sum(m.R * m.K for m in matrices)
@@ -110,15 +113,16 @@ def case(mode: str, device: str, matrices: Sequence[Matrix]) -> Case:
     u_first, v_first = truth(True), truth(False)
     kinds = [Provider("parametrization", peer("parametrization", False))]
     kinds += [Provider(kind, peer(kind, False), truth=v_first) for kind in ("legacy", "biggan")]
-    if device == "cuda":
+    if (who or device) == "cuda":
         kinds.append(Provider("parametrization-compiled", peer("parametrization", True)))
         kinds.append(Provider("biggan-compiled", peer("biggan", True), truth=v_first))
-    backend = "triton" if device == "cuda" else "auto"
+    backend = "triton" if (who or device) == "cuda" else "auto"
     kinds.append(Provider("function", ours(backend)))  # new memory for W/sigma at every call
     kinds.append(Provider("group", fused(backend)))  # what fuse_spectral_norm gives a model: memory that stays
     reads = 3 if not backward else 6
     return Case(
         "spectral_norm", f"{len(matrices)}-matrices", "fp32", mode, kinds, u_first,
+        repeatable=False,  # u and v move on
         config={"elements": elements},
         needs=(0.0, 0.0, reads * 4.0 * elements),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,8 @@ class Case:
     providers: Sequence[Provider]
     truth: Callable[[], Sequence[Tensor]]
     num_sets: int = 1
+    repeatable: bool = True
+    """whether every call on set 0 has the results of the first"""
     own: Callable[[], Sequence[Tensor]] = list
     """inputs and parameters of set 0, which are not counted as kept for backward"""
     tolerance: float | None = None
@@ -111,10 +114,9 @@ def measure(
         try:
             make = provider.truth or case.truth
             if make not in truths:
-                truths[make] = [t.detach().double().cpu() for t in make()]
+                truths[make] = [t.detach().double() for t in make()]
             run = provider.prepare()
-            errors = [rel_rms(a, t) for a, t in zip(run(0), truths[make], strict=True)]
-            worst = max(errors, key=lambda error: (math.isnan(error), error))  # max alone passes over a later NaN
+            worst = _worst(run(0), truths[make])
             if not worst <= _gate(case):  # NaN is wrong too
                 record(provider, methods[0], relative_rms=worst, error=f"wrong: relative RMS error {worst:.2g}")
                 continue
@@ -132,7 +134,7 @@ def measure(
         for name, (provider, run, values) in list(runs.items()):
             mark(name)
             try:
-                timed[name] = _timer(run, case.num_sets, method, effort)
+                timed[name] = _timer(run, case.num_sets, method, effort, _gate(case) if case.repeatable else None)
             except Exception as error:
                 text = " ".join(str(error).split())[:300]
                 record(provider, method, error=f"cannot run as {method}: {text}", **values)
@@ -140,8 +142,7 @@ def measure(
         mark("timing")
         samples: dict[str, list[float]] = {name: [] for name in timed}
         for i in range(effort.rounds):
-            order = list(timed)
-            for name in order[i % len(order) :] + order[: i % len(order)] if order else ():
+            for name in random.Random(i).sample(list(timed), len(timed)):  # nobody always follows the same neighbour
                 samples[name].append(timed[name]())
         for name, times in samples.items():
             provider, _, values = runs[name]
@@ -171,8 +172,11 @@ def _gate(case: Case) -> float:
     return RMS_TOLERANCE[case.dtype] * (1 if case.mode == "forward" else 3)
 
 
-def _timer(run: Run, num_sets: int, method: str, effort: Effort) -> Callable[[], float]:
-    """Return a function that takes one sample: microseconds of one call."""
+def _timer(run: Run, num_sets: int, method: str, effort: Effort, gate: float | None) -> Callable[[], float]:
+    """Return a function that takes one sample: microseconds of one call.
+
+    RuntimeError where the replay of a graph differs by more than `gate` from a call: work went past the capture.
+    """
     for i in range(max(effort.warmup, num_sets)):
         run(i % num_sets)
     if method == "wall":
@@ -186,10 +190,36 @@ def _timer(run: Run, num_sets: int, method: str, effort: Effort) -> Callable[[],
                 run(i)
         stream.synchronize()
         with torch.cuda.graph(graph):
-            for i in range(num_sets):
+            results = run(0)
+            for i in range(1, num_sets):
                 run(i)
-        return lambda: _events(graph.replay, num_sets)
-    return lambda: _events(lambda: [run(i) for i in range(num_sets)], num_sets)
+        if gate is not None:
+            check_replay(graph.replay, results, run(0), gate)
+        del results
+        return lambda: _events(graph.replay, num_sets, ahead=True)
+
+    def calls() -> None:
+        for i in range(num_sets):
+            run(i)
+
+    return lambda: _events(calls, num_sets)
+
+
+def check_replay(replay: Callable[[], Any], results: Sequence[Tensor], expected: Sequence[Tensor], gate: float) -> None:
+    """Raise RuntimeError unless `replay` writes what is `expected` into `results`, which are wiped before."""
+    for tensor in results:
+        tensor.fill_(float("nan"))
+    replay()
+    worst = _worst(results, expected)
+    if not worst <= gate:
+        raise RuntimeError(f"the replay differs from a call: relative RMS {worst:.2g}")
+
+
+def _worst(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    errors = [rel_rms(a, t) for a, t in zip(results, truth, strict=True)]
+    return max(
+        errors, key=lambda error: (math.isnan(error), error)
+    )  # max alone would pass over a NaN that is not first
 
 
 def _wall(run: Run, num_sets: int, calls: int) -> float:
@@ -199,9 +229,16 @@ def _wall(run: Run, num_sets: int, calls: int) -> float:
     return (time.perf_counter() - began) / calls * 1e6
 
 
-def _events(work: Callable[[], Any], calls: int) -> float:
+BUSY_CLOCKS = 2_000_000
+"""About a millisecond of the GPU: longer than the launch of a graph takes."""
+
+
+def _events(work: Callable[[], Any], calls: int, ahead: bool = False) -> float:
+    """Return microseconds of one of the `calls` of `work`; with `ahead` the GPU gets all of it before it begins."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    if ahead:  # else the first event would pass at once, and the launch would be timed too
+        torch.cuda._sleep(BUSY_CLOCKS)
     start.record()
     work()
     end.record()

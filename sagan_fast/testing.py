@@ -23,7 +23,7 @@ DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf
 
 def rel_rms(actual: Tensor, truth: Tensor) -> float:
     """Return the root mean square of `actual - truth` over that of `truth`, in float64; NaN in either gives NaN."""
-    actual, truth = actual.detach().double().cpu(), truth.detach().double().cpu()
+    actual, truth = actual.detach().double(), truth.detach().to(actual.device, torch.float64)
     if actual.shape != truth.shape:
         raise ValueError(
             f"rel_rms: actual must have the shape of truth = {tuple(truth.shape)}, got {tuple(actual.shape)}"

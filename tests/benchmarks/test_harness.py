@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.harness import Case, Effort, Provider, measure
+from benchmarks.harness import Case, Effort, Provider, check_replay, measure
 
 
 def case(providers, mode="forward", truth=lambda: [torch.ones(4)]):
@@ -26,13 +26,13 @@ def test_wrong_and_impossible_providers_are_recorded_and_never_timed():
         raise RuntimeError("no such\n  backend")
 
     def nan():
-        return lambda i: [torch.full((4,), float("nan"))]
+        return lambda i: [torch.ones(4), torch.full((4,), float("nan"))]
 
     providers = [
         Provider("right", lambda: right),
         Provider("wrong", wrong),
         Provider("no", impossible),
-        Provider("nan", nan),
+        Provider("nan", nan, truth=lambda: [torch.ones(4)] * 2),
     ]
     records = {r.provider: r for r in measure(case(providers), "cpu", Effort(rounds=3))}
     assert timed == [0]
@@ -60,8 +60,8 @@ def test_providers_take_turns_and_sets_are_used_in_turn():
 
     made = Case("b", "s", "fp32", "forward", [provider("a"), provider("b")], lambda: [torch.ones(4)], num_sets=2)
     measure(made, "cpu", Effort(rounds=2, warmup=2, calls=2))
-    timed = calls[-8:]
-    assert timed == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 0), ("b", 1), ("a", 0), ("a", 1)]
+    for turn in (calls[-8:-4], calls[-4:]):  # in an order drawn anew each time
+        assert turn in ([(n, i) for n in order for i in (0, 1)] for order in ("ab", "ba"))
 
 
 def test_a_provider_may_have_a_truth_of_its_own():
@@ -83,14 +83,8 @@ def test_bytes_kept_for_backward_are_counted_without_the_inputs():
     assert record.error == "" and record.saved_bytes == 4000
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_nan_in_any_result_is_wrong_and_not_timed(place):
-    def results():
-        made = [torch.ones(3) for _ in range(3)]
-        made[place][1] = torch.nan
-        return made
-
-    bad = Provider("bad", lambda: lambda i: results())
-    case = Case("b", "s", "fp32", "forward+backward", [bad], lambda: [torch.ones(3)] * 3)
-    (record,) = measure(case, "cpu", Effort(rounds=1))
-    assert record.error.startswith("wrong") and record.p50_us is None
+def test_a_graph_that_missed_some_of_the_work_is_not_timed():
+    results, expected = [torch.ones(4), torch.ones(4)], [torch.ones(4), torch.ones(4)]
+    check_replay(lambda: [t.fill_(1.0) for t in results], results, expected, 1e-5)
+    with pytest.raises(RuntimeError, match="the replay differs from a call: relative RMS nan"):
+        check_replay(lambda: results[0].fill_(1.0), results, expected, 1e-5)
