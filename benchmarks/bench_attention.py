@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from benchmarks.peers_attention import blocks, sdpa_choice
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 
 CACHE_BYTES = {"cuda": 150 << 20, "cpu": 0}
-"""Inputs of a case are together larger than this: two and a half times the L2 of an H200."""
+"""Inputs of a case are together larger than this, two and a half times the L2 of an H200, or there are MOST_SETS."""
+
+MOST_SETS = 64
 
 CPU_SHAPES = (
     BlockShape("cpu-unpooled-64x64-C64", 2, 64, 64, 64, 8, 64, pool=False, out_proj=False),
@@ -35,21 +38,26 @@ def sweep(device: str) -> list[BlockShape]:
     return sized + [replace(base, name=f"{prefix}-B{b}", B=b) for b in (1, 4, 16, 64, 256)]
 
 
-def cases(device: str, dtypes: Sequence[str] = ("bf16",), shapes: Sequence[BlockShape] | None = None) -> Iterator[Case]:
-    """Yield the block's cases: every shape and dtype, forward and forward+backward."""
+def cases(
+    device: str, dtypes: Sequence[str] = ("bf16",), shapes: Sequence[BlockShape] | None = None, who: str | None = None
+) -> Iterator[Case]:
+    """Yield the block's cases: every shape and dtype, forward and forward+backward; `who` as in `case`."""
     if shapes is None:
         shapes = CPU_SHAPES if device == "cpu" else BLOCK_SHAPES
     for dtype in ["fp32"] if device == "cpu" else dtypes:
         for shape in shapes:
             for mode in ("forward", "forward+backward"):
-                yield case(shape, dtype, mode, device)
+                yield case(shape, dtype, mode, device, who)
 
 
-def case(shape: BlockShape, dtype: str, mode: str, device: str) -> Case:
-    """Return the case of one block: its providers share inputs, which are made when the first of them is prepared."""
+def case(shape: BlockShape, dtype: str, mode: str, device: str, who: str | None = None) -> Case:
+    """Return the case of one block: its providers share inputs, which are made when the first of them is prepared.
+
+    `who`: the device whose providers are asked, where that is not `device`: a GPU's, in a dry run.
+    """
     backward = mode != "forward"
     x_bytes = shape.B * shape.C * shape.N * TORCH_DTYPES[dtype].itemsize
-    num_sets = max(1, min(8, -(-CACHE_BYTES[device] // x_bytes))) if CACHE_BYTES[device] else 1
+    num_sets = max(1, min(MOST_SETS, -(-CACHE_BYTES[device] // x_bytes))) if CACHE_BYTES[device] else 1
     made: list[list[Tensor | None]] = []
 
     def sets() -> list[list[Tensor | None]]:
@@ -57,9 +65,13 @@ def case(shape: BlockShape, dtype: str, mode: str, device: str) -> Case:
             made.extend(inputs(shape, dtype, device, seed) for seed in range(num_sets))
         return made
 
+    @functools.cache
+    def d_ys() -> list[Tensor]:
+        return [gradient(shape, dtype, device, seed) for seed in range(num_sets)] if backward else []
+
     def provider(name: str, maker: Callable[[], Callable[..., Tensor]]) -> Provider:
         def prepare() -> Run:
-            return runner(maker(), sets(), gradient(shape, dtype, device) if backward else None)
+            return runner(maker(), sets(), d_ys())
 
         def note() -> str:
             if name != "sdpa" or device == "cpu":
@@ -72,12 +84,11 @@ def case(shape: BlockShape, dtype: str, mode: str, device: str) -> Case:
 
     def truth() -> list[Tensor]:
         exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in sets()[0]]
-        d_y = gradient(shape, dtype, device).double() if backward else None
-        return list(runner(chunked_truth(shape.pool), [exact], d_y)(0))
+        return list(runner(chunked_truth(shape.pool), [exact], [d_y.double() for d_y in d_ys()[:1]])(0))
 
     return Case(
         "attention", shape.name, dtype, mode,
-        [provider(name, maker) for name, maker in blocks(shape.pool, device).items()],
+        [provider(name, maker) for name, maker in blocks(shape.pool, who or device).items()],
         truth, num_sets, config=vars(shape) | {"channels_last": True},
         own=lambda: [t for t in sets()[0] if t is not None],
         needs=(shape.flops(backward), shape.exps(backward), shape.bytes(dtype, backward)),
@@ -105,22 +116,22 @@ def inputs(shape: BlockShape, dtype: str, device: str, seed: int) -> list[Tensor
     return [t if t is None else t.requires_grad_() for t in (x, *weights, w_o, gamma)]
 
 
-def gradient(shape: BlockShape, dtype: str, device: str) -> Tensor:
+def gradient(shape: BlockShape, dtype: str, device: str, seed: int = 0) -> Tensor:
     """Return the d_y that all providers get, (B, C, H, W) channels_last."""
-    rng = torch.Generator(device).manual_seed(2**20)
+    rng = torch.Generator(device).manual_seed(2**20 + seed)
     d_y = torch.randn(shape.B, shape.C, shape.H, shape.W, generator=rng, device=device).to(TORCH_DTYPES[dtype])
     return d_y.contiguous(memory_format=torch.channels_last)
 
 
-def runner(function: Callable[..., Tensor], sets: Sequence[Sequence[Tensor | None]], d_y: Tensor | None) -> Run:
-    """Return what runs `function` on input set i, and with `d_y` its gradients for all inputs too."""
+def runner(function: Callable[..., Tensor], sets: Sequence[Sequence[Tensor | None]], d_ys: Sequence[Tensor]) -> Run:
+    """Return what runs `function` on input set i, and with `d_ys`, one a set, its gradients for all inputs too."""
 
     def run(i: int) -> list[Tensor]:
-        if d_y is None:
+        if not d_ys:
             with torch.no_grad():
                 return [function(*sets[i])]
         y = function(*sets[i])
-        return [y.detach(), *torch.autograd.grad(y, [t for t in sets[i] if t is not None], d_y)]
+        return [y.detach(), *torch.autograd.grad(y, [t for t in sets[i] if t is not None], d_ys[i])]
 
     return run
 

@@ -27,9 +27,15 @@ def test_block_on_the_cpu(benchmark, side, mode, backend):
     def block(x, w_theta, w_phi, w_g, w_o, gamma):
         return self_attention_2d(x, w_theta, w_phi, w_g, w_o, gamma, pool=False, backend=backend)
 
-    d_y = gradient(shape, "fp32", "cpu") if mode != "forward" else None
-    results = benchmark(runner(block, [inputs(shape, "fp32", "cpu", 0)], d_y), 0)
-    assert all(t.isfinite().all() for t in results) and len(results) == (1 if d_y is None else 6)
+    d_ys = [gradient(shape, "fp32", "cpu")] if mode != "forward" else []
+    results = benchmark(runner(block, [inputs(shape, "fp32", "cpu", 0)], d_ys), 0)
+    assert all(t.isfinite().all() for t in results) and len(results) == (6 if d_ys else 1)
+
+
+def test_inputs_of_a_gpu_case_do_not_fit_its_cache():
+    for shape in (*BLOCK_SHAPES, *sweep("cuda")):
+        sets = case(shape, "bf16", "forward", "cuda").num_sets
+        assert sets * shape.B * shape.C * shape.N * 2 >= 60 << 20, shape.name
 
 
 def test_the_sweep_covers_small_and_large():
