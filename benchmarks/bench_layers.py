@@ -85,8 +85,11 @@ class _Conv(nn.Module):
         return self.conv(x)
 
 
-def cases(device: str, tiny: bool = False) -> Iterator[Case]:
-    """Yield forward and forward+backward of every layer and of both networks."""
+def cases(device: str, tiny: bool = False, who: str | None = None) -> Iterator[Case]:
+    """Yield forward and forward+backward of every layer and of both networks.
+
+    `who`: the device whose providers are asked, where that is not `device`: a GPU's, in a dry run.
+    """
     if tiny:
         chosen = layers(2, 8, 8) + networks("shapes-32", 2, base_channels=4)
     elif device == "cpu":
@@ -95,10 +98,10 @@ def cases(device: str, tiny: bool = False) -> Iterator[Case]:
         chosen = layers(64, 128, 64) + networks("official-128-feat64", 64)
     for layer in chosen:
         for mode in ("forward", "forward+backward"):
-            yield case(layer, mode, device)
+            yield case(layer, mode, device, who)
 
 
-def case(layer: Layer, mode: str, device: str) -> Case:
+def case(layer: Layer, mode: str, device: str, who: str | None = None) -> Case:
     """Return the case of one layer: results are the output and, with backward, the gradient of the input.
 
     The gradients of the weights are computed in the same call, and held against float64 in the tests.
@@ -155,7 +158,7 @@ def case(layer: Layer, mode: str, device: str) -> Case:
         return prepare
 
     def ours() -> Run:
-        module = build("triton" if device == "cuda" else "auto").to(device)
+        module = build("triton" if (who or device) == "cuda" else "auto").to(device)
         if device == "cuda":
             module.to(memory_format=torch.channels_last)
         if not any(parametrize.is_parametrized(part) for part in module.modules()):
@@ -173,7 +176,7 @@ def case(layer: Layer, mode: str, device: str) -> Case:
         return list(runner(module, module, *inputs(torch.float64), False)(0))
 
     providers = [Provider("eager", peer(False)), Provider("ours", ours)]
-    if device == "cuda":
+    if (who or device) == "cuda":
         providers.insert(1, Provider("eager-compiled", peer(True)))
     return Case(
         "layers", layer.name, dtype, mode, providers, truth,

@@ -29,14 +29,19 @@ GPU_CASES = (
 )
 
 
-def cases(device: str, sizes: Sequence[tuple[str, int]] = GPU_CASES, tiny: bool = False) -> Iterator[Case]:
-    """Yield one case a preset and batch size, bf16 on CUDA."""
+def cases(
+    device: str, sizes: Sequence[tuple[str, int]] = GPU_CASES, tiny: bool = False, who: str | None = None
+) -> Iterator[Case]:
+    """Yield one case a preset and batch size, bf16 on CUDA.
+
+    `who`: the device whose providers are asked, where that is not `device`: a GPU's, in a dry run.
+    """
     for preset, batch in sizes:
         narrow = {"base_channels": 4} if tiny else {}
-        yield case(preset, batch, device, narrow)
+        yield case(preset, batch, device, narrow, who)
 
 
-def case(preset: str, batch: int, device: str, narrow: dict[str, int]) -> Case:
+def case(preset: str, batch: int, device: str, narrow: dict[str, int], who: str | None = None) -> Case:
     """Return the case of one preset: results are the losses of a step from the same weights and noise."""
     precision = "bf16" if device == "cuda" else "fp32"
 
@@ -65,7 +70,7 @@ def case(preset: str, batch: int, device: str, narrow: dict[str, int]) -> Case:
         Provider("eager-amp", lambda: plain_step(config("eager"), device, False, False)),
         Provider("eager-amp-channels_last", lambda: plain_step(config("eager"), device, True, False)),
     ]
-    if device == "cuda":
+    if (who or device) == "cuda":
         compiled = Provider("eager-amp-compiled", lambda: plain_step(config("eager"), device, True, True))
         providers += [compiled, Provider("ours", ours("triton"))]
     else:

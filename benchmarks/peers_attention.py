@@ -98,15 +98,14 @@ def flash_attention_4() -> Core:
 def xformers() -> Core:
     """Return xformers' attention, scale 1, q and k zero-padded to the 8 channels it counts in; ImportError without it.
 
-    Its CUTLASS kernels are the ones that take v of another width than q and k.
+    It picks its kernels itself: FlashAttention-3's on Hopper where that is installed, else CUTLASS's, which take v of
+    another width than q and k too.
     """
-    from xformers.ops import fmha, memory_efficient_attention
-
-    kernels = (fmha.cutlass.FwOp, fmha.cutlass.BwOp)
+    from xformers.ops import memory_efficient_attention
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = widened(q, k, 8)
-        return memory_efficient_attention(*(t[:, :, None] for t in (q, k, v)), scale=1.0, op=kernels)[:, :, 0]
+        return memory_efficient_attention(*(t[:, :, None] for t in (q, k, v)), scale=1.0)[:, :, 0]
 
     return run
 

@@ -2,14 +2,16 @@
 
 `--device cuda` (default where there is one) or `cpu`. Each part runs in a process of its own, which is started again
 without the case or the provider that crashed it or hung. Records are written as they are made: a run cut off keeps what
-it had. `--dry-run` lists what a GPU would be given and walks every case on the CPU, shapes cut down, one round, in this
-process; nothing is recorded.
+it had. `--dry-run` walks every case that a GPU would be given on the CPU, with a GPU's providers, shapes cut down, one
+round, in this process; nothing is recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +25,7 @@ from benchmarks import bench_attention, bench_layers, bench_loader, bench_spectr
 from benchmarks.harness import Case, DeviceLost, Effort, measure
 from benchmarks.journal import Journal, supervise
 from benchmarks.records import RESULTS, Record, append, results_file
-from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES
+from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, STANDARD_SHAPES, BlockShape
 from benchmarks.text import table
 
 Part = Callable[[], Iterator[Case]]
@@ -37,26 +39,39 @@ def _without_compiled(cases: Iterator[Case]) -> Iterator[Case]:
         yield replace(case, providers=quick)
 
 
-def _gate() -> Iterator[Case]:
-    """The kernels on every shape, held against float64 and not timed: what is wrong is known before anything else."""
-    for shape in BLOCK_SHAPES:
-        small = replace(shape, B=min(shape.B, 4))
-        for mode in ("forward", "forward+backward"):
-            case = bench_attention.case(small, "bf16", mode, "cuda")
+def gpu_parts(device: str = "cuda") -> dict[str, Part]:
+    """Return what a GPU is given, part by part in order of importance.
+
+    With `device` "cpu" the same for a dry run: every case with a GPU's providers, in float32 and cut down so that a CPU
+    walks all of them in a few minutes.
+    """
+    dry = device == "cpu"
+
+    def attention(shapes: Sequence[BlockShape] = BLOCK_SHAPES, dtypes: Sequence[str] = ("bf16",)) -> Iterator[Case]:
+        sized = [replace(shape, B=1, H=8, W=8) for shape in shapes] if dry else shapes
+        return bench_attention.cases(device, dtypes, sized, "cuda")
+
+    def gate() -> Iterator[Case]:
+        """The kernels on every shape, held against float64, not timed: what is wrong is known before anything else."""
+        for case in attention([replace(shape, B=min(shape.B, 4)) for shape in BLOCK_SHAPES]):
             ours = [p for p in case.providers if p.name in ("eager", "triton")]
             yield replace(case, benchmark="gate", providers=ours)
 
+    matrices = bench_spectral_norm.SMALL[::4] if dry else SAGAN_MATRICES
+    steps = (("shapes-32", 2),) if dry else bench_train_step.GPU_CASES
+    return {
+        "gate": gate,
+        "attention": lambda: _without_compiled(attention()),
+        "spectral_norm": lambda: bench_spectral_norm.cases(device, matrices, "cuda"),
+        "attention-compiled": attention,
+        "train_step": lambda: bench_train_step.cases(device, steps, dry, "cuda"),
+        "layers": lambda: bench_layers.cases(device, dry, "cuda"),
+        "sweep": lambda: _without_compiled(attention(bench_attention.sweep("cuda"))),
+        "dtypes": lambda: _without_compiled(attention(STANDARD_SHAPES, ("tf32", "fp16", "fp32"))),
+    }
 
-CUDA: dict[str, Part] = {
-    "gate": _gate,
-    "attention": lambda: _without_compiled(bench_attention.cases("cuda")),
-    "spectral_norm": lambda: bench_spectral_norm.cases("cuda"),
-    "attention-compiled": lambda: bench_attention.cases("cuda"),
-    "train_step": lambda: bench_train_step.cases("cuda"),
-    "layers": lambda: bench_layers.cases("cuda"),
-    "sweep": lambda: _without_compiled(bench_attention.cases("cuda", ("bf16",), bench_attention.sweep("cuda"))),
-    "dtypes": lambda: _without_compiled(bench_attention.cases("cuda", ("tf32", "fp16", "fp32"), STANDARD_SHAPES)),
-}
+
+CUDA = gpu_parts()
 CPU: dict[str, Part] = {
     "attention": lambda: bench_attention.cases("cpu"),
     "layers": lambda: bench_layers.cases("cpu"),
@@ -64,15 +79,6 @@ CPU: dict[str, Part] = {
     "sweep": lambda: bench_attention.cases("cpu", shapes=bench_attention.sweep("cpu")),
     "spectral_norm": lambda: bench_spectral_norm.cases("cpu"),  # the longest
 }
-
-
-def _dry() -> Iterator[Case]:
-    """Every kind of case, cut down so that a CPU walks them in seconds."""
-    tiny = [replace(s, B=1, H=8, W=8) for s in (*BLOCK_SHAPES, *bench_attention.sweep("cuda")[:2])]
-    yield from bench_attention.cases("cpu", shapes=tiny)
-    yield from bench_spectral_norm.cases("cpu", bench_spectral_norm.SMALL)
-    yield from bench_train_step.cases("cpu", (("shapes-32", 4),), tiny=True)
-    yield from bench_layers.cases("cpu", tiny=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,16 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available() and not options.dry_run:
         print("benchmarks: --device cuda was asked for, but PyTorch finds no CUDA device", file=sys.stderr)
         return 2
-    parts = {"dry": _dry} if options.dry_run else CUDA if options.device == "cuda" else CPU
+    parts = CUDA if options.device == "cuda" else CPU
     if options.only == "loader":
         return loader(options)
     if options.warm:
         return warm(parts, *(int(number) for number in options.warm.split("/")))
     if options.part:
         return run_part(options.part, parts[options.part], options)
+    if options.dry_run and os.environ.get("TRITON_INTERPRET") != "1":  # must be there before any kernel is imported
+        command = [sys.executable, "-m", "benchmarks.run", *(sys.argv[1:] if argv is None else argv)]
+        return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}).returncode
     if options.dry_run:
-        print(plan(), flush=True)
-        return run_part("dry", _dry, options)
+        return dry_run(options)
     exact = [name for name in parts if name == options.only.split(" ")[0]]
     deadline = time.monotonic() + options.minutes * 60
     failed = 0
@@ -120,14 +128,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def plan() -> str:
-    """Return what a GPU would be given, a line a part: its cases and who does them, made but not prepared."""
-    lines = []
-    for name, part in CUDA.items():
-        cases = list(part())
-        who = dict.fromkeys(provider.name for case in cases for provider in case.providers)
-        lines.append(f"{name}: {len(cases)} cases of {', '.join(who)}")
-    return "\n".join(lines)
+def dry_run(options: argparse.Namespace) -> int:
+    """Walk what a GPU would be given: our kernels in Triton's interpreter, compiled peers traced, not compiled."""
+    compile_ = torch.compile
+    torch.compile = functools.partial(compile_, backend="aot_eager")  # type: ignore[assignment]
+    parts = gpu_parts("cpu")
+    try:
+        for name in [name for name in parts if name == options.only] or parts:
+            narrowed = argparse.Namespace(**{**vars(options), "only": "" if name == options.only else options.only})
+            run_part(name, parts[name], narrowed)
+    finally:
+        torch.compile = compile_
+    return 0
 
 
 def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
@@ -149,12 +161,13 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
             for record in ceilings.records(device):
                 append(record, device, options.out)
             journal.finish("ceilings")
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
+        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # cuDNN's default is TF32
+            backend.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
         bound = functools.partial(ceilings.bound, device=device) if limits else None
         try:
             records = measure(
-                case, device, Effort(rounds=rounds), bound, lambda who, t=title: journal.begin(t, who),
-                journal.lost.get(title),
+                case, device, Effort(rounds, warmup=1 if options.dry_run else 3), bound,
+                lambda who, t=title: journal.begin(t, who), journal.lost.get(title),
             )  # fmt: skip
         except DeviceLost as error:
             journal.lose(title, error.provider, error.why)
@@ -188,7 +201,7 @@ def loader(options: argparse.Namespace) -> int:
 def warm(parts: dict[str, Part], index: int, count: int) -> int:
     """Compile every `count`-th of the compiled providers into the caches on disk, while something else runs."""
     number = 0
-    for name in ("attention-compiled", "train_step", "layers"):
+    for name in ("attention-compiled", "spectral_norm", "train_step", "layers"):
         for case in parts[name]() if name in parts else ():
             for provider in case.providers:
                 if any(word in provider.name for word in COMPILED):
@@ -206,7 +219,7 @@ def describe(records: Sequence[Record]) -> str:
     """Return the records of one case as a table, and the ratio of the best peer to each."""
     rows = []
     for record in records:
-        what = f"{record.p50_us:.1f}" if record.p50_us is not None else record.error or "not timed"
+        what = f"{record.p50_us:.1f}" if record.p50_us is not None else record.error[:70] or "not timed"
         share = f"{record.bound_us / record.p50_us:.0%}" if record.p50_us and record.bound_us else ""
         saved = "" if record.saved_bytes is None else f"{record.saved_bytes / 2**20:.1f}"
         wrong = "" if record.relative_rms is None else f"{record.relative_rms:.1e}"

@@ -20,8 +20,7 @@ def of_eight(q, k, v, scale):
     return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), scale=scale).transpose(1, 2)
 
 
-def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None):
-    assert op == ("forward", "backward")
+def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None):
     return of_eight(query, key, value, scale)
 
 
@@ -31,8 +30,7 @@ def flash_attn_func(q, k, v, softmax_scale=None):
 
 @pytest.fixture
 def libraries(monkeypatch):
-    fmha = SimpleNamespace(cutlass=SimpleNamespace(FwOp="forward", BwOp="backward"))
-    ops = SimpleNamespace(fmha=fmha, memory_efficient_attention=memory_efficient_attention)
+    ops = SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
     monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=ops))
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace())

@@ -1,9 +1,11 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import harness
@@ -12,24 +14,44 @@ from benchmarks.journal import Journal
 from benchmarks.run import CUDA, main
 
 
-def test_the_dry_run_walks_every_case_and_records_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("benchmarks.run.plan", lambda: "what a GPU would be given")
+def test_a_dry_run_runs_our_kernels_and_records_nothing(tmp_path, capsys):
+    assert main(["--dry-run", "--out", str(tmp_path), "--only", "gate official-D"]) == 0
+    out = capsys.readouterr().out
+    assert "benchmarks: gate: 2 cases; nothing recorded" in out and not list(tmp_path.iterdir())
+    assert "wrong" not in out and "cannot run" not in out and out.count("triton") == 2
+    assert all(f"benchmarks: {name}: 0 cases" in out for name in CUDA if name != "gate")
+
+
+@pytest.mark.slow
+def test_the_dry_run_walks_every_case_of_a_gpu(tmp_path, capsys):
     assert main(["--dry-run", "--out", str(tmp_path), "--minutes", "30"]) == 0
     out = capsys.readouterr().out
-    assert "benchmarks: dry: 37 cases; nothing recorded" in out and not list(tmp_path.iterdir())
-    assert "wrong" not in out and "cannot run" not in out
-    assert out.startswith("what a GPU would be given\n")
+    counts = dict(re.findall(r"benchmarks: (\S+): (\d+) cases; nothing recorded", out))
+    assert {name: int(count) for name, count in counts.items()} == {
+        "gate": 18, "attention": 18, "spectral_norm": 2, "attention-compiled": 18, "train_step": 1, "layers": 12,
+        "sweep": 18, "dtypes": 16,
+    }  # fmt: skip
+    lost = {line.split()[0] for line in out.splitlines() if "cannot run" in line}
+    assert lost <= {"sdpa-cudnn", "sdpa-efficient", "flex", "flash-attention-4", "xformers"}, "what a CPU has not"
+    assert "wrong" not in out and torch.compile.__module__ == "torch"
 
 
-def test_the_plan_for_a_gpu_is_made_without_one():
+def test_what_a_gpu_is_given_is_listed_without_one():
     """In a process without the tests' own torch.empty, on which the meta device does not work."""
-    command = [sys.executable, "-c", "from benchmarks.run import plan; print(plan())"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    listing = """if True:
+        from benchmarks.run import CUDA
+        for name, part in CUDA.items():
+            cases = list(part())
+            print(name, len(cases), *dict.fromkeys(p.name for case in cases for p in case.providers))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", listing], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr
-    parts = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert list(parts) == list(CUDA) and parts["gate"] == "18 cases of eager, triton"
-    assert all(name in parts["attention-compiled"] for name in ("sdpa-cudnn", "flex", "xformers", "flash-attention-4"))
-    assert "parametrization-compiled" in parts["spectral_norm"]
+    parts = {name: (int(count), who) for name, count, *who in map(str.split, done.stdout.splitlines())}
+    assert list(parts) == list(CUDA) and parts["gate"] == (18, ["eager", "triton"]) and parts["dtypes"][0] == 48
+    assert {"sdpa-cudnn", "flex", "xformers", "flash-attention-4"} <= set(parts["attention-compiled"][1])
+    assert "parametrization-compiled" in parts["spectral_norm"][1]
 
 
 def test_a_part_records_as_it_goes_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
@@ -86,6 +108,24 @@ def test_a_provider_that_takes_the_device_along_is_lost_and_said(tmp_path, monke
     assert main([*args, "--rounds", "1"]) == 75  # the other mode
     assert main([*args, "--rounds", "1"]) == 0
     assert "illegal memory access" in (tmp_path / "cpu.jsonl").read_text()
+
+
+def test_fp32_cases_have_no_tf32_in_products_or_convolutions(monkeypatch, tmp_path, capsys):
+    import benchmarks.run as run
+
+    seen = []
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    monkeypatch.setattr(run, "measure", lambda *_: seen.append([b.fp32_precision for b in backends]) or [])
+    monkeypatch.setattr(run, "describe", str)
+    cases = [harness.Case("b", "s", dtype, "forward", [], list) for dtype in ("fp32", "tf32")]
+    monkeypatch.setattr(run, "CPU", {"x": lambda: cases})
+    try:
+        assert main(["--device", "cpu", "--part", "x", "--rounds", "1", "--dry-run", "--out", str(tmp_path)]) == 0
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.fp32_precision = was
+    assert seen == [["ieee", "ieee"], ["tf32", "tf32"]]
 
 
 def test_a_device_that_is_not_there_is_a_sentence(monkeypatch, capsys):
