@@ -5,6 +5,7 @@ Every figure comes from one device's records; one without records is not drawn.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,11 @@ def draw(records: Records, folder: Path, prefix: str, device: str) -> list[Path]
     made = []
     plots: dict[str, tuple[Callable[..., None], tuple[float, float], str]] = {
         "peers": (_peers, (9, 8), "self-attention block, time over ours (longer is slower)"),
-        "roofline": (_roofline, (7, 4.5), "self-attention block, rate of its needed work"),
+        "roofline": (
+            functools.partial(_roofline, rates=_rates(records, prefix)),
+            (9, 4.5),
+            "self-attention block, rate of its needed work",
+        ),
         "size": (_size, (9, 4), "self-attention block, forward+backward over the number of queries N"),
         "batch": (_batch, (6, 4), "self-attention block, forward+backward over the batch"),
     }
@@ -115,27 +120,52 @@ def _peers(figure: Any, records: Records) -> None:
     _legend(figure, records)
 
 
-def _roofline(figure: Any, records: Records) -> None:
-    """Dots: rate of needed work over needed FLOP a byte; the roof where copy and product rates were measured."""
+def _roofline(figure: Any, records: Records, rates: dict[str, float]) -> None:
+    """Dots: rate of needed work over needed FLOP a byte, each with its limit; the roof of the measured rates."""
     points = [(r, BlockShape(**{k: r["config"][k] for k in BlockShape.__dataclass_fields__}))
               for r in records if r["provider"] in OURS and r.get("bound_us")]  # fmt: skip
     axes = figure.add_subplot()
+    unit, name = (1e12, "TFLOP/s") if max(s.flops() / r["p50_us"] for r, s in points) > 1e6 else (1e9, "GFLOP/s")
     marks = {"forward": "o", "forward+backward": "s"}
+    numbers: dict[str, int] = {}
+    intensities = []
     for r, shape in points:
-        backward = r["mode"] != "forward"
-        flops, moved = shape.flops(backward), shape.bytes(r["dtype"], backward)
-        axes.scatter(flops / moved, flops / r["p50_us"] / 1e6, marker=marks[r["mode"]], color=_colour(r["provider"]))
-        axes.scatter(flops / moved, flops / r["bound_us"] / 1e6, marker="_", color="black", s=90)
-        if "sweep" not in shape.name and not backward:
-            place = (flops / moved, flops / r["p50_us"] / 1e6)
-            axes.annotate(shape.name, place, fontsize=6, xytext=(0, -10), textcoords="offset points", ha="center")
-    axes.set(xscale="log", yscale="log", xlabel="needed FLOP / needed byte", ylabel="needed TFLOP/s")
-    axes.margins(x=0.15, y=0.15)
+        flops = shape.flops(r["mode"] != "forward")
+        x, y = flops / shape.bytes(r["dtype"], r["mode"] != "forward"), flops / r["p50_us"] * 1e6 / unit
+        intensities.append(x)
+        swept = "sweep" in shape.name
+        axes.scatter(x, y, marker=marks[r["mode"]], color=_colour(r["provider"]), s=12 if swept else 40, zorder=3)
+        axes.scatter(x, flops / r["bound_us"] * 1e6 / unit, marker="_", color="black", s=90, zorder=2)
+        if not swept:
+            number = numbers.setdefault(shape.name, len(numbers) + 1)
+            axes.annotate(str(number), (x, y), fontsize=8, xytext=(0, 6), ha="center", textcoords="offset points")
+    if {"copy", "product"} <= set(rates):
+        ridge = rates["product"] / rates["copy"]
+        xs = [min(*intensities, ridge) / 2, ridge, max(*intensities, ridge) * 2]
+        axes.plot(xs, [min(x * rates["copy"], rates["product"]) / unit for x in xs], color="black", lw=1, zorder=1)
+    axes.set(xscale="log", yscale="log", xlabel="needed FLOP / needed byte", ylabel=f"needed {name}")
     axes.plot([], [], "ko", label="forward")
     axes.plot([], [], "ks", label="forward+backward")
-    axes.plot([], [], "k_", label="limit: FLOP, exponentials or bytes at measured rates")
-    axes.legend(fontsize=7)
+    axes.plot([], [], "ko", ms=3, label="small: the sweeps over N and B")
+    axes.plot([], [], "k_", ms=9, label="its limit: FLOP, exponentials or bytes")
+    axes.plot([], [], "k-", lw=1, label="roof: copy and products as measured")
+    for shape_name, number in numbers.items():
+        axes.plot([], [], " ", label=f"{number}  {shape_name}")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     axes.grid(alpha=0.3)
+
+
+def _rates(records: Records, prefix: str) -> dict[str, float]:
+    """Return the measured bytes a second of a copy and FLOP a second of a product in the figures' precision."""
+    found = {}
+    for r in records:
+        if r["benchmark"] == "ceilings":
+            what, size = r["shape"].split()[:2]
+            if what == "copy":
+                found["copy"] = 2 * int(size) * 2**20 / r["p50_us"] * 1e6
+            elif what == "product" and r["dtype"] == ("fp32" if prefix == "cpu" else "bf16"):
+                found["product"] = 2 * int(size) ** 3 / r["p50_us"] * 1e6
+    return found
 
 
 def _sweep(records: Records, kind: str) -> list[tuple[float, dict[str, Any]]]:

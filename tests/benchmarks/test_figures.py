@@ -19,6 +19,8 @@ def records(shapes, providers, dtype, method):
                 made.append(
                     Record("attention", shape.name, dtype, mode, provider, method, config=vars(shape), **numbers)
                 )
+    for what, product in (("copy 512 MiB", "fp32"), ("product 2048", dtype), ("2**20 exponentials", "fp32")):
+        made.append(Record("ceilings", what, product, "forward", "torch", method, p50_us=1e5))
     return [asdict(r) for r in made]
 
 
