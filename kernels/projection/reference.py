@@ -34,5 +34,6 @@ def unproject(rows: Tensor, x: Tensor, w_o: Tensor | None, b_o: Tensor | None, g
     if w_o is not None:
         maps = F.conv2d(maps, w_o, b_o)
     if x.dtype == gamma.dtype == maps.dtype:
-        return torch.addcmul(x, gamma, maps)  # one pass over y instead of two
+        # one pass over y instead of two; its derivative is the slower one
+        return x + gamma * maps if torch.is_grad_enabled() else torch.addcmul(x, gamma, maps)
     return (x + gamma.reshape(1) * maps).to(x.dtype)  # one axis, so that a float32 gamma is not rounded to half
