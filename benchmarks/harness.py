@@ -207,8 +207,9 @@ def _timer(run: Run, num_sets: int, method: str, effort: Effort, gate: float | N
 
 def check_replay(replay: Callable[[], Any], results: Sequence[Tensor], expected: Sequence[Tensor], gate: float) -> None:
     """Raise RuntimeError unless `replay` writes what is `expected` into `results`, which are wiped before."""
-    for tensor in results:
-        tensor.fill_(float("nan"))
+    with torch.no_grad():
+        for tensor in results:
+            tensor.fill_(float("nan"))
     replay()
     worst = _worst(results, expected)
     if not worst <= gate:
@@ -217,9 +218,7 @@ def check_replay(replay: Callable[[], Any], results: Sequence[Tensor], expected:
 
 def _worst(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     errors = [rel_rms(a, t) for a, t in zip(results, truth, strict=True)]
-    return max(
-        errors, key=lambda error: (math.isnan(error), error)
-    )  # max alone would pass over a NaN that is not first
+    return max(errors, key=lambda error: (math.isnan(error), error))  # max alone passes over a later NaN
 
 
 def _wall(run: Run, num_sets: int, calls: int) -> float:

@@ -26,13 +26,13 @@ def test_wrong_and_impossible_providers_are_recorded_and_never_timed():
         raise RuntimeError("no such\n  backend")
 
     def nan():
-        return lambda i: [torch.ones(4), torch.full((4,), float("nan"))]
+        return lambda i: [torch.full((4,), float("nan"))]
 
     providers = [
         Provider("right", lambda: right),
         Provider("wrong", wrong),
         Provider("no", impossible),
-        Provider("nan", nan, truth=lambda: [torch.ones(4)] * 2),
+        Provider("nan", nan),
     ]
     records = {r.provider: r for r in measure(case(providers), "cpu", Effort(rounds=3))}
     assert timed == [0]
@@ -88,3 +88,16 @@ def test_a_graph_that_missed_some_of_the_work_is_not_timed():
     check_replay(lambda: [t.fill_(1.0) for t in results], results, expected, 1e-5)
     with pytest.raises(RuntimeError, match="the replay differs from a call: relative RMS nan"):
         check_replay(lambda: results[0].fill_(1.0), results, expected, 1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_nan_in_any_result_is_wrong_and_not_timed(place):
+    def results():
+        made = [torch.ones(3) for _ in range(3)]
+        made[place][1] = torch.nan
+        return made
+
+    bad = Provider("bad", lambda: lambda i: results())
+    case = Case("b", "s", "fp32", "forward+backward", [bad], lambda: [torch.ones(3)] * 3)
+    (record,) = measure(case, "cpu", Effort(rounds=1))
+    assert record.error.startswith("wrong") and record.p50_us is None
