@@ -32,6 +32,8 @@ import torch
 from benchmarks import launch_overhead
 driver = launch_overhead.install()
 seen = []
+loads = []
+driver.utils.load_binary = lambda *binary, load=driver.utils.load_binary: loads.append(binary) or load(*binary)
 driver.launcher_cls = lambda *_: lambda *arguments: seen.append(arguments)
 parts = launch_overhead.parts()
 
@@ -44,7 +46,9 @@ for name in ("module, forward", "module, forward+backward"):
     parts[name]()
     first = [[plain(value) for value in arguments] for arguments in seen]
     seen.clear()
+    loads.clear()
     parts[name]()
+    assert not loads, "a stub without a module is loaded at every launch, and that would be timed"
     second = [[plain(value) for value in arguments] for arguments in seen]
     assert first == second and len(first) in (2, 5), (first, second)
     seen.clear()
