@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +61,10 @@ class Launch:
 
 
 _recording: Recording | None = None
-_ready: dict[tuple[Any, ...], tuple[Callable[..., Any], list[Any], list[int]]] = {}
-"""Launches that have run on a GPU: what runs them, their arguments, and the places among these of the tensors."""
+_ready: dict[tuple[Any, ...], tuple[Callable[..., Any], list[Any]]] = {}
+"""Launches that have run on a GPU: what runs them, and the arguments that follow the tensors."""
+MAX_READY = 4096
+"""So many are kept: maps of ever new sizes, or a scale that moves, must not fill the memory."""
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def launch(
     key: tuple[Any, ...],
     describe: Callable[[], Launch],
 ) -> None:
-    """Run `kernel` on `tensors` (by argument, at least one), or record it inside `recording`.
+    """Run `kernel` on `tensors` (its first arguments in order, at least one), or record it inside `recording`.
 
     `describe()` gives the rest. `key` holds all that it depends on but presence, dtype and device of the tensors: on a
     GPU the compiled kernel and the other arguments are kept under both, since Triton's launch of a kernel takes four
@@ -123,7 +125,7 @@ def launch(
     if _recording is not None:
         _recording.plans.append(_plan(name, kernel, tensors, describe(), _recording.precision))
         return
-    kinds: list[Any] = [name, key]
+    kinds: list[Any] = []
     addresses = 0
     device = None
     for tensor in tensors.values():
@@ -134,33 +136,29 @@ def launch(
             addresses |= tensor.data_ptr()
             device = tensor.device
     assert device is not None
-    kinds.append(device)
-    place = tuple(kinds)
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return launch(name, kernel, tensors, key, describe)
+    place = (name, key, device, *kinds)
     aligned = addresses % 16 == 0  # Triton compiles for addresses that are, and for such that are not
     ready = _ready.get(place) if aligned else None
-    other_device = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if other_device else nullcontext():
-        if ready is not None:
-            run, values, positions = ready
-            values = values.copy()
-            for position, tensor in zip(positions, tensors.values(), strict=True):
-                values[position] = tensor
-            run(*values)
-            return
-        what = describe()
-        if 0 in what.grid:
-            return
-        arguments = {**tensors, **what.numbers, **what.constexprs}
-        compiled = kernel[what.grid](
-            **arguments, num_warps=what.config.num_warps, num_stages=what.config.num_stages, **_options(what.config)
-        )
-        if aligned and compiled is not None:  # None: interpreted
-            names = list(kernel.arg_names)
-            run = compiled[(*what.grid, 1, 1)[:3]]
-            values = [
-                None if argument in tensors else arguments[argument] for argument in names
-            ]  # keep no tensor alive
-            _ready[place] = run, values, [names.index(argument) for argument in tensors]
+    if ready is not None:
+        run, rest = ready
+        run(*tensors.values(), *rest)
+        return
+    what = describe()
+    if 0 in what.grid:
+        return
+    arguments = {**tensors, **what.numbers, **what.constexprs}
+    compiled = kernel[what.grid](
+        **arguments, num_warps=what.config.num_warps, num_stages=what.config.num_stages, **_options(what.config)
+    )
+    if aligned and compiled is not None:  # None: interpreted
+        names = list(kernel.arg_names)
+        assert names[: len(tensors)] == list(tensors)
+        if len(_ready) >= MAX_READY:
+            _ready.clear()
+        _ready[place] = compiled[(*what.grid, 1, 1)[:3]], [arguments[argument] for argument in names[len(tensors) :]]
 
 
 def _options(config: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_nothing_is_launched_for_no_programs():
 class Compiling:
     """Stands for a kernel on a GPU: its launch returns what was compiled, which can be launched by itself."""
 
-    arg_names = ("y_ptr", "N", "x_ptr", "b_ptr", "BLOCK", "stride", "M", "far", "scale")
+    arg_names = ("x_ptr", "y_ptr", "b_ptr", "N", "BLOCK", "stride", "M", "far", "scale")
 
     def __init__(self):
         self.compiled, self.direct = 0, []
@@ -84,8 +84,8 @@ def test_the_second_launch_takes_what_the_first_compiled(monkeypatch):
     run(aligned[16:], aligned[24:])
     (values,) = kernel.direct
     assert kernel.compiled == 1
-    assert values[0].data_ptr() == aligned[24:].data_ptr() and values[2].data_ptr() == aligned[16:].data_ptr()
-    assert values[1] == 48 and values[3] is None and values[4:] == (16, 1, 7, 2**31, 0.5)
+    assert values[0].data_ptr() == aligned[16:].data_ptr() and values[1].data_ptr() == aligned[24:].data_ptr()
+    assert values[2] is None and values[3:] == (48, 16, 1, 7, 2**31, 0.5)
     for changed in (
         lambda: run(aligned, aligned[3:]),  # an address that is no multiple of 16 bytes
         lambda: run(aligned, aligned[8:], aligned),  # a tensor where there was none
@@ -97,6 +97,17 @@ def test_the_second_launch_takes_what_the_first_compiled(monkeypatch):
         assert kernel.compiled == before + 1 and len(kernel.direct) == 1
     run(aligned, aligned[3:])
     assert len(kernel.direct) == 1
+
+
+def test_only_so_many_launches_are_kept(monkeypatch):
+    monkeypatch.setattr(launches, "_ready", {})
+    monkeypatch.setattr(launches, "MAX_READY", 3)
+    kernel, x = Compiling(), torch.zeros(80, dtype=torch.float16)
+    for size in range(10):
+        launch("op", kernel, {"x_ptr": x, "y_ptr": x, "b_ptr": None}, (size,), described)
+        assert len(launches._ready) <= 3
+    launch("op", kernel, {"x_ptr": x, "y_ptr": x, "b_ptr": None}, (9,), described)
+    assert kernel.compiled == 10 and len(kernel.direct) == 1
 
 
 def test_recording_sets_architecture_and_precision_and_ends_with_its_block():
