@@ -113,14 +113,14 @@ def parts(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]
         q, k, v, _ = projection_fwd(x, *flat, pool=True, save_argmax=False)
         block_fwd(x, q, k, v, w_o.flatten(1), gamma, save=False)
 
-    op = torch.ops.sagan_fast.self_attention_2d
+    op = torch.ops.sagan_fast.self_attention_2d_inference.default
     return {
         "module, forward": without_grad(lambda: block(x)),
         "module, forward with grad": lambda: block(leaf),
         "module, forward+backward": backward,
         "function, forward": without_grad(lambda: self_attention_2d(x, *weights, w_o, gamma, backend="triton")),
         "custom op, forward": without_grad(
-            lambda: op(x, *flat, w_o.flatten(1), gamma, None, None, None, None, True, False)
+            lambda: op(x, *flat, w_o.flatten(1), gamma, None, None, None, None, True)
         ),
         "two launchers, forward": without_grad(launchers),
     }

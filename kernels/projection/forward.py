@@ -197,12 +197,11 @@ def projection_fwd(
     B, C, H, W = x.shape
     D_QK, D_V, N = w_phi.shape[0], w_g.shape[0], H * W
     M = (H // 2) * (W // 2) if pool else N
-    q = torch.empty((B, N, D_QK), device=x.device, dtype=w_phi.dtype)
-    k = torch.empty((B, M, D_QK), device=x.device, dtype=w_phi.dtype)
-    v = torch.empty((B, M, D_V), device=x.device, dtype=w_phi.dtype)
+    new = w_phi.new_empty
+    q, k, v = new((B, N, D_QK)), new((B, M, D_QK)), new((B, M, D_V))
     argmax = None
     if pool and save_argmax:
-        argmax = torch.empty((B, M, D_QK + D_V), device=x.device, dtype=torch.uint8)
+        argmax = new((B, M, D_QK + D_V), dtype=torch.uint8)
     precision = precision_of(w_phi.dtype)
 
     def describe() -> Launch:

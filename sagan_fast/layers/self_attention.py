@@ -69,11 +69,10 @@ class SelfAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, C, H, W), for `x` (B, C, H, W)."""
         self._check(x)
-        w_theta, w_phi, w_g = (_weight(conv, x) for conv in (self.theta, self.phi, self.g))
-        w_o, b_o = (None, None) if self.o is None else (_weight(self.o, x), self.o.bias)
-        arguments = (
-            x, w_theta, w_phi, w_g, w_o, self.gamma, self.theta.bias, self.phi.bias, self.g.bias, b_o, self.pool,
-        )  # fmt: skip
+        theta, phi, g, o = self.theta, self.phi, self.g, self.o  # once: nn.Module finds them slowly
+        w_theta, w_phi, w_g = _weight(theta, x), _weight(phi, x), _weight(g, x)
+        w_o, b_o = (None, None) if o is None else (_weight(o, x), o.bias)
+        arguments = (x, w_theta, w_phi, w_g, w_o, self.gamma, theta.bias, phi.bias, g.bias, b_o, self.pool)
         check_block(*arguments)
         choice = choose_block(x, w_theta, w_g, self.pool, self.backend)
         if not torch.compiler.is_compiling():

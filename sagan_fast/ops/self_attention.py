@@ -154,7 +154,7 @@ def _fused_by_triton(
     args = (x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in args):
         return _TritonFunction.apply(*args, pool)  # type: ignore[no-any-return,no-untyped-call]
-    return torch.ops.sagan_fast.self_attention_2d(*args, pool, False)[0]  # type: ignore[no-any-return]
+    return torch.ops.sagan_fast.self_attention_2d_inference.default(*args, pool)  # type: ignore[no-any-return]
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -170,7 +170,7 @@ class _TritonFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        y, *kept = torch.ops.sagan_fast.self_attention_2d(*args, True)
+        y, *kept = torch.ops.sagan_fast.self_attention_2d.default(*args)
         ctx.save_for_backward(*args[:-1], *kept)
         ctx.pool = args[-1]
         return y  # type: ignore[no-any-return]
@@ -183,7 +183,7 @@ class _TritonFunction(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.autocast(x.device.type, enabled=False):
                 return (*gradients(_reference(inputs, ctx.pool), inputs, grads[0], wanted), None)
-        d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma = torch.ops.sagan_fast.self_attention_2d_backward(
+        d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma = torch.ops.sagan_fast.self_attention_2d_backward.default(
             grads[0], x, w_theta, w_phi, w_g, w_o, b_o, gamma, *kept,
             ctx.pool, wanted[0], any(wanted[1:5]), any(wanted[6:]),
         )  # fmt: skip
@@ -204,11 +204,15 @@ def _reference(inputs: tuple[Tensor, ...], pool: bool) -> Tensor:
     return unproject(reference.attention(q, k, v), x, w_o, b_o, gamma).to(x.dtype)
 
 
+_INPUTS = (
+    "Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o, Tensor gamma, Tensor? b_theta, Tensor? b_phi,"
+    " Tensor? b_g, Tensor? b_o, bool pool"
+)
 define(
-    "self_attention_2d(Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o, Tensor gamma, Tensor? b_theta,"
-    " Tensor? b_phi, Tensor? b_g, Tensor? b_o, bool pool, bool save)"
+    f"self_attention_2d({_INPUTS})"
     " -> (Tensor y, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax)",
 )
+define(f"self_attention_2d_inference({_INPUTS}) -> Tensor")  # six empty results would be a tenth of the host's time
 define(
     "self_attention_2d_backward(Tensor d_y, Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o,"
     " Tensor? b_o, Tensor gamma, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax, bool pool,"
@@ -220,39 +224,52 @@ define(
 @torch.library.impl(LIBRARY, "self_attention_2d", "CompositeExplicitAutograd")
 def _self_attention_2d(
     x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool, save: bool,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     from sagan_fast.kernels.attention.forward import block_fwd
     from sagan_fast.kernels.projection.forward import projection_fwd
 
-    q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save_argmax=save)
-    y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o, save=save)
-    if argmax is None:
-        argmax = k.new_empty(0, dtype=torch.uint8)
-    if o is None or lse is None:
-        return (y, *(k.new_empty(0) for _ in range(4)), k.new_empty(0, dtype=lse_dtype(k.dtype)), argmax)
-    return y, q, k, v, o, lse, argmax
+    q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool)
+    y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o)
+    assert o is not None and lse is not None  # as they are saved
+    return y, q, k, v, o, lse, k.new_empty(0, dtype=torch.uint8) if argmax is None else argmax
 
 
 @torch.library.register_fake("sagan_fast::self_attention_2d", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _self_attention_2d_fake(
     x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool, save: bool,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     B, _, H, W = x.shape
     D_QK, D_V, N = w_theta.shape[0], w_g.shape[0], H * W
     M = (H // 2) * (W // 2) if pool else N
     new = w_theta.new_empty
-    empty = save is False
     return (
         torch.empty_like(x),
-        new(0 if empty else (B, N, D_QK)),
-        new(0 if empty else (B, M, D_QK)),
-        new(0 if empty else (B, M, D_V)),
-        new(0 if empty else (B, N, D_V)),
-        new(0 if empty else (B, N), dtype=lse_dtype(w_theta.dtype)),
-        new((B, M, D_QK + D_V) if pool and save else 0, dtype=torch.uint8),
+        new((B, N, D_QK)),
+        new((B, M, D_QK)),
+        new((B, M, D_V)),
+        new((B, N, D_V)),
+        new((B, N), dtype=lse_dtype(w_theta.dtype)),
+        new((B, M, D_QK + D_V) if pool else 0, dtype=torch.uint8),
     )
+
+
+@torch.library.impl(LIBRARY, "self_attention_2d_inference", "CompositeExplicitAutograd")
+def _self_attention_2d_inference(
+    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
+    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
+) -> Tensor:  # fmt: skip
+    from sagan_fast.kernels.attention.forward import block_fwd
+    from sagan_fast.kernels.projection.forward import projection_fwd
+
+    q, k, v, _ = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save_argmax=False)
+    return block_fwd(x, q, k, v, w_o, gamma, b_o, save=False)[0]
+
+
+@torch.library.register_fake("sagan_fast::self_attention_2d_inference", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _self_attention_2d_inference_fake(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
 
 
 @torch.library.impl(LIBRARY, "self_attention_2d_backward", "CompositeExplicitAutograd")

@@ -183,9 +183,11 @@ def test_the_ops_of_triton_pass_opcheck(pool, out_proj, bias, channels_last, gen
         made["x"] = made["x"].to(memory_format=torch.channels_last)
     args = [t if t is None or t.ndim != 4 or name == "x" else t.flatten(1) for name, t in made.items()]
     forward = torch.ops.sagan_fast.self_attention_2d.default
-    for save in (True, False):
-        opcheck(forward, (*args, pool, save))
-    kept = forward(*args, pool, True)[1:]
+    inference = torch.ops.sagan_fast.self_attention_2d_inference.default
+    for op in (forward, inference):
+        opcheck(op, (*args, pool))
+    y, *kept = forward(*args, pool)
+    assert torch.equal(inference(*args, pool), y)
     backward = torch.ops.sagan_fast.self_attention_2d_backward.default
     for needs in ((True, True, bias), (False, False, False)):
         opcheck(backward, (torch.ones_like(args[0]), *args[:5], args[9], args[5], *kept, pool, *needs))
