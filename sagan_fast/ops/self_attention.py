@@ -209,8 +209,7 @@ _INPUTS = (
     " Tensor? b_g, Tensor? b_o, bool pool"
 )
 define(
-    f"self_attention_2d({_INPUTS})"
-    " -> (Tensor y, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax)",
+    f"self_attention_2d({_INPUTS}) -> (Tensor y, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax)",
 )
 define(f"self_attention_2d_inference({_INPUTS}) -> Tensor")  # six empty results would be a tenth of the host's time
 define(

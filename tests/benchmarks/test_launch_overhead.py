@@ -15,14 +15,22 @@ def test_it_times_calls_down_to_where_the_driver_would_be():
         command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    rows = {line[:26].strip(): line[26:].split() for line in done.stdout.splitlines()[2:]}
+    printed, said = done.stdout.split("\n\n", 1)
+    assert "Not in these times" in said and "cuLaunchKernelEx" in said
+    rows = {line[:26].strip(): line[26:].split() for line in printed.splitlines()[2:]}
     assert {name: row[0] for name, row in rows.items()} == {
         "module, forward": "2",
         "module, forward with grad": "2",
         "module, forward+backward": "5",
         "function, forward": "2",
+        "checks and choice": "0",
+        "four weights as matrices": "0",
         "custom op, forward": "2",
         "two launchers, forward": "2",
+        "projection's": "1",
+        "block's": "1",
+        "Triton's part, both": "2",
+        "both, nothing kept": "2",
     }
     assert all(0 < float(time) < 1e6 for row in rows.values() for time in row[1:])
 
@@ -30,19 +38,25 @@ def test_it_times_calls_down_to_where_the_driver_would_be():
 COMPARE = """
 import torch
 from benchmarks import launch_overhead
+from sagan_fast.functional import attention
+from sagan_fast.kernels import launch
 driver = launch_overhead.install()
 seen = []
 loads = []
 driver.utils.load_binary = lambda *binary, load=driver.utils.load_binary: loads.append(binary) or load(*binary)
 driver.launcher_cls = lambda *_: lambda *arguments: seen.append(arguments)
 parts = launch_overhead.parts()
+q, k, v = (torch.randn(1, rows, width) for rows, width in ((64, 16), (16, 16), (16, 32)))
+parts["attention, forward"] = lambda: attention(q, k, v, scale=0.5, backend="triton")
 
 def plain(value):
     if isinstance(value, torch.Tensor):
         return value.dtype, tuple(value.shape)
     return "metadata" if type(value).__name__ == "LazyDict" else value
 
-for name in ("module, forward", "module, forward+backward"):
+for name, launches in (("module, forward", 2), ("module, forward+backward", 5), ("attention, forward", 1)):
+    launch._ready.clear()
+    seen.clear()
     parts[name]()
     first = [[plain(value) for value in arguments] for arguments in seen]
     seen.clear()
@@ -50,14 +64,13 @@ for name in ("module, forward", "module, forward+backward"):
     parts[name]()
     assert not loads, "a stub without a module is loaded at every launch, and that would be timed"
     second = [[plain(value) for value in arguments] for arguments in seen]
-    assert first == second and len(first) in (2, 5), (first, second)
-    seen.clear()
+    assert first == second and len(first) == launches, (first, second)
 print("the same arguments")
 """
 
 
 def test_a_kept_launch_passes_what_tritons_own_passes():
-    """Grid, stream, function and every argument of all five kernels, the first time through Triton, then directly."""
+    """Grid, stream, function and every argument of all six kernels, the first time through Triton, then directly."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", COMPARE], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
