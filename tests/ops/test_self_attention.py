@@ -174,6 +174,17 @@ def test_triton_compiles_without_a_break_forward_and_backward(channels_last, gen
 
 
 @needs_interpreter
+@torch.no_grad()
+def test_triton_compiles_in_one_graph_without_gradients_too(generator):
+    made = arguments((2, 16, 8, 6, 2, 8), generator, dtype=torch.float32)
+    made["x"] = made["x"].to(memory_format=torch.channels_last)
+    compiled = torch.compile(self_attention_2d, fullgraph=True, backend="aot_eager")
+    out, plain = (function(**made, backend="triton") for function in (compiled, self_attention_2d))
+    torch.testing.assert_close(out, plain)
+    assert out.stride() == made["x"].stride()
+
+
+@needs_interpreter
 @pytest.mark.parametrize(
     "pool, out_proj, bias, channels_last", [(True, True, True, True), (False, False, False, False)]
 )
