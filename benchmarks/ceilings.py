@@ -11,6 +11,7 @@ import torch
 from benchmarks.harness import Case
 from benchmarks.machine import MACHINES
 from benchmarks.records import Record
+from sagan_fast.ops.tf32 import tf32
 
 TORCH_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**29}
@@ -32,12 +33,8 @@ def product_flops(dtype: str, device: str) -> float:
     """Return FLOP/s of a product of two random matrices of `PRODUCT` rows and columns, the median of nine."""
     size = PRODUCT[device]
     a, b = (torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
-    allowed = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-    try:
+    with tf32(dtype == "tf32"):
         return 2 * size**3 / _median_s(lambda: a @ b, device)
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = allowed
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from benchmarks.journal import Journal, supervise
 from benchmarks.records import RESULTS, Record, append, results_file
 from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, STANDARD_SHAPES, BlockShape
 from benchmarks.text import table
+from sagan_fast.ops.tf32 import tf32
 
 Part = Callable[[], Iterator[Case]]
 COMPILED = ("compiled", "flex")
@@ -161,14 +162,13 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> int:
             for record in ceilings.records(device):
                 append(record, device, options.out)
             journal.finish("ceilings")
-        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # cuDNN's default is TF32
-            backend.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
         bound = functools.partial(ceilings.bound, device=device) if limits else None
         try:
-            records = measure(
-                case, device, Effort(rounds, warmup=1 if options.dry_run else 3), bound,
-                lambda who, t=title: journal.begin(t, who), journal.lost.get(title),
-            )  # fmt: skip
+            with tf32(case.dtype == "tf32"):  # cuDNN's default is TF32
+                records = measure(
+                    case, device, Effort(rounds, warmup=1 if options.dry_run else 3), bound,
+                    lambda who, t=title: journal.begin(t, who), journal.lost.get(title),
+                )  # fmt: skip
         except DeviceLost as error:
             journal.lose(title, error.provider, error.why)
             print(f"{title}: {error.provider} took the device along: {error.why}", flush=True)

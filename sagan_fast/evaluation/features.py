@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan_fast.errors import InputError
+from sagan_fast.ops.tf32 import tf32
 
 RESIZES = ("tf1-bilinear", "antialias-bicubic")
 """TensorFlow 1's bilinear, which aliases, as in the scores of the papers; antialiased bicubic, as in clean-fid
@@ -76,7 +77,7 @@ class Extractor:
         """
         if images.is_floating_point() and not self.identity.takes_floats:
             raise InputError(f"{self.identity.name} takes uint8 images only: use the quantisation uint8")
-        with _ieee_products():
+        with tf32(False):  # cached moments of one device must fit the next
             out = self.module(images.to(self.device))
         features, logits = out if isinstance(out, (tuple, list)) and len(out) == 2 else (out, None)
         for kind, value in (("features", features), ("logits", logits)):
@@ -293,20 +294,6 @@ def _patient_for(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-@contextmanager
-def _ieee_products() -> Iterator[None]:
-    """Keep TF32 out of features: cached moments of one device must fit the next."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, was in zip(backends, before, strict=True):
-            backend.fp32_precision = was
 
 
 def _last_line(error: BaseException) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sagan_fast.errors import InputError
+from sagan_fast.ops.tf32 import tf32
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,15 +36,8 @@ class Precision:
     @contextmanager
     def products(self) -> Iterator[None]:
         """Within it float32 products and convolutions on CUDA are IEEE, or TF32 unless the precision is fp32."""
-        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-        before = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "ieee" if self.name == "fp32" else "tf32"
-        try:
+        with tf32(self.name != "fp32"):
             yield
-        finally:
-            for backend, was in zip(backends, before, strict=True):
-                backend.fp32_precision = was
 
     def autocast(self) -> torch.autocast:
         """Return the context for the forward passes."""

@@ -114,18 +114,13 @@ def test_fp32_cases_have_no_tf32_in_products_or_convolutions(monkeypatch, tmp_pa
     import benchmarks.run as run
 
     seen = []
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [backend.fp32_precision for backend in backends]
-    monkeypatch.setattr(run, "measure", lambda *_: seen.append([b.fp32_precision for b in backends]) or [])
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    monkeypatch.setattr(run, "measure", lambda *_: seen.append([b.allow_tf32 for b in backends]) or [])
     monkeypatch.setattr(run, "describe", str)
     cases = [harness.Case("b", "s", dtype, "forward", [], list) for dtype in ("fp32", "tf32")]
     monkeypatch.setattr(run, "CPU", {"x": lambda: cases})
-    try:
-        assert main(["--device", "cpu", "--part", "x", "--rounds", "1", "--dry-run", "--out", str(tmp_path)]) == 0
-    finally:
-        for backend, was in zip(backends, before, strict=True):
-            backend.fp32_precision = was
-    assert seen == [["ieee", "ieee"], ["tf32", "tf32"]]
+    assert main(["--device", "cpu", "--part", "x", "--rounds", "1", "--dry-run", "--out", str(tmp_path)]) == 0
+    assert seen == [[False, False], [True, True]]
 
 
 def test_a_device_that_is_not_there_is_a_sentence(monkeypatch, capsys):

@@ -21,7 +21,8 @@ def test_auto_is_fp32_without_a_gpu_and_what_the_cpu_cannot_do_is_refused():
 def test_products_are_as_asked_and_as_before_afterwards(name, expected):
     before = torch.backends.cuda.matmul.fp32_precision
     with Precision(name, CPU).products():
-        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
+        assert torch.backends.cuda.matmul.fp32_precision == expected
+        assert torch.backends.cudnn.allow_tf32 == (expected == "tf32")
     assert torch.backends.cuda.matmul.fp32_precision == before
 
 
