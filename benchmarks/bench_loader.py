@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Effort
-from benchmarks.records import GPU, RESULTS, Record, read, results_file
+from benchmarks.records import Record, gpus, read, results_file
 from benchmarks.text import table
 from sagan_fast.data import ImageDataset, batches, open_dataset
 from sagan_fast.data.packed_writer import Chunk, PackedWriter
@@ -150,7 +150,7 @@ def write_packed(folder: Path, size: Size, rng: np.random.Generator) -> None:
 def summary(found: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
     """Return images/s of the loader's records in `found`, and what the train_step records in `steps` ask for.
 
-    Both are records as `benchmarks.records.read` returns them: of this machine, and of a GPU.
+    Both are records as `benchmarks.records.read` returns them: of this machine, and of GPUs.
     """
     rows = []
     for record in found:
@@ -163,9 +163,9 @@ def summary(found: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) ->
     header = ["provider", "workers", "images/s", "a core", "device", "date"]
     parts = [table(header, rows) if rows else "loader: not measured"]
     asked = [
-        f"{record['config']['batch_size'] / record['p50_us'] * 1e6:.0f} images/s ({record['shape']})"
-        for record in steps
-        if record["benchmark"] == "train_step" and record["provider"] == "ours" and record["p50_us"] is not None
+        f"{r['config']['batch_size'] / r['p50_us'] * 1e6:.0f} images/s ({r['shape']}, {r['device']})"
+        for r in steps
+        if r["benchmark"] == "train_step" and r["provider"] == "ours" and r["p50_us"] is not None
     ]
     return "\n".join([*parts, "training steps on a GPU ask for: " + (", ".join(asked) or "not measured")])
 
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     status = run(["--only", "loader", *(sys.argv[1:] if argv is None else argv)])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(summary(read(results_file(device)), read(RESULTS / f"{GPU}.jsonl")))
+    print(summary(read(results_file(device)), [record for records in gpus().values() for record in records]))
     return status
 
 

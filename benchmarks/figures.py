@@ -25,7 +25,7 @@ FIGURES = ("peers", "roofline", "size", "batch")
 
 
 def chosen(records: Records, prefix: str) -> Records:
-    """Return the records that the figures of `prefix`, "cpu" or "gpu", are drawn from."""
+    """Return the records that the figures of `prefix`, "cpu" or a GPU's name, are drawn from."""
     dtype, method = ("fp32", "wall") if prefix == "cpu" else ("bf16", "graph")
     return [
         r

@@ -17,8 +17,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-GPU = "nvidia-h200"
-"""The file of records that the GPU tables are made of."""
 
 
 @dataclass
@@ -112,6 +110,12 @@ def read(path: Path) -> list[dict[str, Any]]:
             latest.pop(key, None)
             latest[key] = line
     return list(latest.values())
+
+
+def gpus(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of each GPU that has any, by the name of its file, the one with most records first."""
+    found = {path.stem: read(path) for path in sorted(folder.glob("*.jsonl")) if path.name != "cpu.jsonl"}
+    return dict(sorted(((name, records) for name, records in found.items() if records), key=lambda item: -len(item[1])))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -82,11 +82,11 @@ def test_summary(tmp_path):
         "config": {"workers": 8, "processors": 2},
     }  # fmt: skip
     step = {
-        "benchmark": "train_step", "provider": "ours", "p50_us": 1e5, "shape": "official",
+        "benchmark": "train_step", "provider": "ours", "p50_us": 1e5, "shape": "official", "device": "H200",
         "config": {"batch_size": 256},
     }  # fmt: skip
     text = bench_loader.summary(json.loads(json.dumps([loader])), [step, {**step, "provider": "eager"}])
-    assert text.splitlines()[-1] == "training steps on a GPU ask for: 2560 images/s (official)"
+    assert text.splitlines()[-1] == "training steps on a GPU ask for: 2560 images/s (official, H200)"
     assert text.splitlines()[-2].split() == ["packed", "8", "20000", "10000", "cpu", "today"]
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, environment
 from benchmarks.report import END, START, document, main, readme_block, replace_block
 
 
@@ -18,9 +18,32 @@ def fill(folder):
 
 def test_without_records_everything_reads_not_measured(tmp_path):
     text = document(tmp_path)
-    rows = [line for line in text.splitlines() if line.startswith("| feat64-G-64x64-C128")]
-    assert len(rows) == 4 and all(row.count("not measured") == 7 for row in rows)
-    assert "On a GPU: not measured." in readme_block(tmp_path)
+    assert "## GPU\n\nNot measured: there is no record of a GPU." in text and "Measured on" not in text
+    assert "On a GPU: not measured." in readme_block(tmp_path) and "On a CPU: not measured." in readme_block(tmp_path)
+
+
+def test_every_gpu_with_records_has_its_sections_and_the_readme_the_one_with_most(tmp_path, monkeypatch):
+    def measured(device, shapes):
+        monkeypatch.setattr("benchmarks.records.device_name", lambda _: device)
+        environment.cache_clear()
+        for shape in shapes:
+            for provider, time in (("eager", 30.0), ("triton", 10.0)):
+                append(Record("attention", shape, "bf16", "forward", provider, "graph", p50_us=time), "cuda", tmp_path)
+
+    measured("NVIDIA H100 80GB HBM3", ["feat64-G-64x64-C128", "feat64-D-64x64-C64"])
+    measured("NVIDIA A100-SXM4-40GB", ["feat64-G-64x64-C128"])
+    environment.cache_clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "nvidia-a100-sxm4-40gb.jsonl", "nvidia-h100-80gb-hbm3.jsonl",
+    ]  # fmt: skip
+    text = document(tmp_path)
+    assert text.index("## NVIDIA H100 80GB HBM3") < text.index("## NVIDIA A100-SXM4-40GB") < text.index("## CPU")
+    rows = [line for line in text.splitlines() if line.startswith("| feat64-G-64x64-C128 | forward |")]
+    assert [row.count("3.00") for row in rows] == [2, 0, 2, 0]  # graphs, and calls from Python, which nobody timed
+    assert rows[1].count("not measured") == 7
+    assert "figures/nvidia-h100-80gb-hbm3-peers.png" in text
+    block = readme_block(tmp_path)
+    assert "Attention block on one NVIDIA H100 80GB HBM3, bfloat16" in block and "A100" not in block
 
 
 def test_tables_are_ratios_of_the_records(tmp_path):
