@@ -63,7 +63,7 @@ def supervise(command: Sequence[str], path: Path, deadline: float, stall: float)
 
     A provider during which the process died or said nothing for `stall` seconds is not run again on that case; if it
     was during the timing, where all run in turn, the case is left out. Nothing runs after `deadline` (time.monotonic).
-    Returns whether all was done, or time ran out in good order.
+    Returns whether all was done, or what time allowed: a slow machine is no failure.
     """
     tries: dict[tuple[str, str] | None, int] = {}
     for _ in range(MOST_TRIES):
@@ -73,7 +73,7 @@ def supervise(command: Sequence[str], path: Path, deadline: float, stall: float)
             return True
         if time.monotonic() >= deadline:
             print("benchmarks: stopped, time is up", flush=True)
-            return False
+            return True
         journal = Journal(path)
         why = f"no sign of life for {stall:.0f} s" if status is None else f"the process ended with status {status}"
         if journal.last is not None:

@@ -75,10 +75,10 @@ def gpu_parts(device: str = "cuda") -> dict[str, Part]:
 CUDA = gpu_parts()
 CPU: dict[str, Part] = {
     "attention": lambda: bench_attention.cases("cpu"),
-    "layers": lambda: bench_layers.cases("cpu"),
+    "spectral_norm": lambda: bench_spectral_norm.cases("cpu"),
     "train_step": lambda: bench_train_step.cases("cpu", (("shapes-32", 32),)),
+    "layers": lambda: bench_layers.cases("cpu"),
     "sweep": lambda: bench_attention.cases("cpu", shapes=bench_attention.sweep("cpu")),
-    "spectral_norm": lambda: bench_spectral_norm.cases("cpu"),  # the longest
 }
 
 
