@@ -22,19 +22,19 @@ DTYPES = {"cuda": ("bf16", "fp16", "tf32", "fp32"), "cpu": ("fp32",)}
 
 @functools.cache
 def copy_bytes_per_s(device: str) -> float:
-    """Return bytes read and written a second by a copy of `COPY_BYTES`, the median of nine."""
+    """Return bytes read and written a second by a copy of `COPY_BYTES`, the fastest of nine."""
     source = torch.randn(COPY_BYTES[device] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES[device] / _median_s(lambda: target.copy_(source), device)
+    return 2 * COPY_BYTES[device] / _fastest_s(lambda: target.copy_(source), device)
 
 
 @functools.cache
 def product_flops(dtype: str, device: str) -> float:
-    """Return FLOP/s of a product of two random matrices of `PRODUCT` rows and columns, the median of nine."""
+    """Return FLOP/s of a product of two random matrices of `PRODUCT` rows and columns, the fastest of nine."""
     size = PRODUCT[device]
     a, b = (torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
     with tf32(dtype == "tf32"):
-        return 2 * size**3 / _median_s(lambda: a @ b, device)
+        return 2 * size**3 / _fastest_s(lambda: a @ b, device)
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def exps_per_s(device: str) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # beside other work the threads wait for each other longer than for the work
     try:
-        seconds = _median_s(lambda: [torch.exp2(numbers, out=out) for _ in range(100)], device)
+        seconds = _fastest_s(lambda: [torch.exp2(numbers, out=out) for _ in range(100)], device)
     finally:
         torch.set_num_threads(threads)
     return threads * 100 * numbers.numel() / seconds
@@ -71,7 +71,7 @@ def bound(case: Case, device: str) -> tuple[float, str]:
 
 
 def records(device: str) -> list[Record]:
-    """Return the ceilings as records: microseconds of the copy and of each product, the rates in the notes."""
+    """Return the ceilings as records: microseconds of the fastest copy and products, the rates in the notes."""
     method = "eager" if device == "cuda" else "wall"
     size = COPY_BYTES[device]
     made = [
@@ -89,7 +89,7 @@ def records(device: str) -> list[Record]:
     return made
 
 
-def _median_s(work: Callable[[], object], device: str) -> float:
+def _fastest_s(work: Callable[[], object], device: str) -> float:
     for _ in range(3):
         work()
     times = []
@@ -105,4 +105,4 @@ def _median_s(work: Callable[[], object], device: str) -> float:
             began = time.perf_counter()
             work()
             times.append(time.perf_counter() - began)
-    return sorted(times)[4]
+    return min(times)

@@ -91,7 +91,7 @@ def test_forward_and_all_gradients_match_float64(shape, out_proj, pool, backend,
     for name in NAMES[6:]:
         weight = exact[name.replace("b_", "w_")]
         if exact[name] is not None and weight.grad.norm() > 1e-8:
-            # a sum over N positions, as a weight's columns are; without the signs of its terms about sqrt(N) times as long
+            # a sum over N positions, as each weight is; without the signs of its terms about sqrt(N) times as long
             length = exact[name].grad.norm() + weight.grad.norm() * (truth[:, 0].numel() / shape[1]) ** 0.5
             assert (single[name].grad - exact[name].grad).norm() <= 1e-5 * length, name
 
