@@ -68,8 +68,9 @@ def environment(device: str) -> dict[str, str]:
         "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
-    if _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"):
-        found["commit"] += "+"  # with changes that are not committed
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs", ":!README.md")
+    if _output("git", "-C", str(ROOT), *changed):  # but for what records themselves change
+        found["commit"] += "+"
     return found
 
 
