@@ -68,8 +68,8 @@ def environment(device: str) -> dict[str, str]:
         "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
-    changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs", ":!README.md")
-    if _output("git", "-C", str(ROOT), *changed):  # but for what records themselves change
+    written = (":!benchmarks/results", ":!docs", ":!README.md")  # by records and report themselves
+    if _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", ".", *written):
         found["commit"] += "+"
     return found
 

@@ -112,4 +112,5 @@ def _with_weights(network: Network, weights: dict[str, Any], path: Path, device:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{path}: the weights do not fit its configuration ({error})") from error
-    return network.to(device).requires_grad_(False).eval()
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.requires_grad_(False).eval()

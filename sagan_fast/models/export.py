@@ -42,11 +42,12 @@ def folded(generator: Generator, backend: str = "auto") -> Generator:
     generator.eval()  # reading a weight in training mode would move u and v
     try:
         with torch.no_grad():
-            state = {name: _tensor(generator, name).detach().cpu().clone() for name in out.state_dict()}
+            state = {name: _tensor(generator, name).detach().cpu() for name in out.state_dict()}
     finally:
         for module, mode in modes.items():
             module.training = mode
-    out.load_state_dict(state, assign=True)
+    contiguous = torch.contiguous_format  # whatever those of `generator` are
+    out.load_state_dict({name: t.clone(memory_format=contiguous) for name, t in state.items()}, assign=True)
     out.class_names = generator.class_names
     return out.requires_grad_(False)
 
@@ -80,7 +81,7 @@ def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | N
     """
     from safetensors.torch import save_file
 
-    weights = {name: tensor.contiguous() for name, tensor in folded(generator).state_dict().items()}
+    weights = folded(generator).state_dict()
     config = {
         "architecture": ARCHITECTURE,
         "format": FORMAT,

@@ -85,8 +85,6 @@ class Generator(nn.Module):
         check_classes("Generator", y, self.config.num_classes)
         size = self.config.seed_size
         x = self.linear(z).unflatten(1, (-1, size, size))
-        if z.device.type == "cuda":
-            x = x.contiguous(memory_format=torch.channels_last)
         for block, size in zip(self.blocks, self.config.sizes, strict=True):
             x = block(x, y)
             if str(size) in self.attentions:

@@ -86,8 +86,6 @@ def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor,
     pixels = images.to(device, non_blocking=True).float() * (2.0 / 255.0) - 1.0
     if noise.config.flip:
         pixels = torch.where(noise.flips()[:, None, None, None], pixels.flip(3), pixels)
-    if device.type == "cuda":
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
     return pixels, labels.to(device, non_blocking=True) if noise.config.num_classes else None
 
 

@@ -65,6 +65,15 @@ def test_folding_keeps_the_function_and_leaves_the_original(model):
     assert abs(sigma - 1) < 0.1 and largest_difference(out.conv.weight, model.conv.weight) == 0
 
 
+def test_folded_weights_are_contiguous_whatever_the_originals_are(tmp_path):
+    model = trained().to(memory_format=torch.channels_last)
+    assert not model.blocks[0].conv1.parametrizations.weight.original.is_contiguous()
+    out, inputs = export.folded(model), export.example(model, 6)
+    assert all(tensor.is_contiguous() for tensor in out.state_dict().values())
+    assert largest_difference(out(*inputs), model(*inputs)) < 1e-6
+    export.save_folder(model, tmp_path)
+
+
 def test_a_folder_gives_the_generator_back(model, folder):
     out = Generator.from_pretrained(folder)
     assert not out.training and out.class_names == model.class_names and out.config == model.config

@@ -45,3 +45,27 @@ def test_the_averaged_generator_starts_as_the_generator_and_learns_nothing_itsel
     assert not state.ema.training and not any(p.requires_grad for p in state.ema.parameters())
     z, y = torch.randn(2, 128), torch.tensor([1, 2])
     torch.testing.assert_close(state.ema(z, y), state.generator.eval()(z, y))
+
+
+def test_maps_are_channels_last_as_the_weights_are_and_stay_contiguous_with_others():
+    def formats(model, *inputs):
+        found = []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(
+                    lambda _, __, out: (
+                        found.append(out.is_contiguous(memory_format=torch.channels_last))
+                        if min(out.shape[1:]) > 1
+                        else None
+                    )
+                )
+        model(*inputs)
+        return found
+
+    state = new_state(small(), torch.device("cpu"))
+    labels = torch.zeros(2, dtype=torch.long)
+    inputs = {"generator": (torch.randn(2, 128), labels), "discriminator": (torch.randn(2, 3, 32, 32), labels)}
+    for name, given in inputs.items():
+        model = getattr(state, name)
+        assert len(formats(model, *given)) > 5 and all(formats(model, *given))
+        assert not any(formats(model.to(memory_format=torch.contiguous_format), *given))
