@@ -70,11 +70,11 @@ def _sweep_rows(
     K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
     offs_r = tl.arange(0, BLOCK_R)
     offs_a = tl.arange(0, BLOCK_A)
-    v_a = tl.load(t_ptr + offs_a, mask=offs_a < K, other=0.0) * scale
+    v_a = tl.load(t_ptr + offs_a, mask=offs_a < K, other=0.0)
     acc_a = tl.zeros((BLOCK_R, BLOCK_A), tl.float32)
     if BLOCK_B > 0:
         offs_b = BLOCK_A + tl.arange(0, BLOCK_B)
-        v_b = tl.load(t_ptr + offs_b, mask=offs_b < K, other=0.0) * scale
+        v_b = tl.load(t_ptr + offs_b, mask=offs_b < K, other=0.0)
         acc_b = tl.zeros((BLOCK_R, BLOCK_B), tl.float32)
     for start in range(0, rows, BLOCK_R):
         row = start + offs_r
@@ -86,6 +86,7 @@ def _sweep_rows(
             mask_b = mask_r[:, None] & (offs_b < K)[None, :]
             b = tl.load(row_ptr + offs_b[None, :], mask=mask_b, other=0.0).to(tl.float32)
             z += tl.sum(b * v_b[None, :], axis=1)
+        z *= scale
         tl.store(z_ptr + row, z, mask=mask_r)
         if ADVANCE:
             acc_a += z[:, None] * a
