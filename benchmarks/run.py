@@ -208,7 +208,8 @@ def warm(parts: dict[str, Part], index: int, count: int) -> int:
                     number += 1
                     if number % count == index:
                         try:
-                            provider.prepare()(0)
+                            with tf32(case.dtype == "tf32"):  # a part of the key under which Inductor keeps graphs
+                                provider.prepare()(0)
                         except Exception as error:
                             print(f"{case.shape} {provider.name}: {type(error).__name__}", flush=True)
                         torch.cuda.empty_cache()

@@ -127,6 +127,7 @@ def load_folder(folder: Path, device: str = "cpu") -> Generator:
     except RuntimeError as error:
         raise InputError(f"{folder}: the weights do not fit the configuration ({error})") from error
     generator.class_names = tuple(config.get("class_names", ()))
+    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator.requires_grad_(False)
 
 

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+_T = TypeVar("_T")
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Within it matrix products and convolutions in float32 on CUDA are TF32, or, not `allowed`, IEEE; then as before.
 
-    It goes through `allow_tf32`, which sets `fp32_precision` too. The other way round the two differ, and then
-    `torch.get_float32_matmul_precision`, `torch.backends.cudnn.flags` and `allow_tf32` itself raise RuntimeError for
+    It goes through PyTorch's older settings, which set `fp32_precision` too. The other way round the two differ, and
+    then `torch.get_float32_matmul_precision`, `torch.backends.cudnn.flags` and `allow_tf32` raise RuntimeError for
     whoever reads them: FlexAttention, autotuning, a user's own code (pytorch#166387).
     """
     backends: Any = torch.backends
-    owners = (backends.cuda.matmul, backends.cudnn)
-    precisions = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    before = [_allows(owner, precision) for owner, precision in zip(owners, precisions, strict=False)]
-    precise = [precision.fp32_precision for precision in precisions]
-    for owner in owners:
-        owner.allow_tf32 = allowed
+    matmul, cpu, cudnn = backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn
+    places = (matmul, cpu, cudnn.conv, cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    # where somebody has left the two different, what it means
+    products = _read(torch.get_float32_matmul_precision, "high" if before[0] == "tf32" else "highest")
+    convolutions = _read(lambda: cudnn.allow_tf32, before[2] == "tf32")
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    cudnn.allow_tf32 = allowed
+    if allowed and before[1] in ("none", "ieee"):  # of the CPU's products nothing was said
+        cpu.fp32_precision = before[1]
+    if not allowed and "tf32" in (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision):  # from all backends' setting
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for owner, was in zip(owners, before, strict=True):
-            owner.allow_tf32 = was
-        for precision, said in zip(precisions, precise, strict=True):
-            if precision.fp32_precision != said:
-                precision.fp32_precision = said
+        torch.set_float32_matmul_precision(products)
+        cudnn.allow_tf32 = convolutions
+        for place, said in zip(places, before, strict=True):
+            if place.fp32_precision != said:
+                place.fp32_precision = said
 
 
-def _allows(owner: Any, precision: Any) -> bool:
+def _read(setting: Callable[[], _T], otherwise: _T) -> _T:
     try:
-        return bool(owner.allow_tf32)
-    except RuntimeError:  # set through fp32_precision by somebody else
-        return bool(precision.fp32_precision == "tf32")
+        return setting()
+    except RuntimeError:
+        return otherwise

@@ -55,7 +55,17 @@ class TrainState:
         """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(saved[name])
+        for optimizer in (self.g_optimizer, self.d_optimizer):
+            _as_parameters(optimizer)
         self.step, self.rollbacks = int(saved["step"]), int(saved.get("rollbacks", 0))
+
+
+def _as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give every moment the strides of its parameter: fused Adam goes through the memory of both without comparing."""
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def new_state(config: TrainConfig, device: torch.device) -> TrainState:

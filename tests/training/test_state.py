@@ -1,3 +1,5 @@
+import copy
+
 import torch
 
 from sagan_fast.training.config import TrainConfig
@@ -37,6 +39,34 @@ def test_a_state_is_what_its_dictionary_says(tmp_path):
     torch.save(state.state_dict(), tmp_path / "s.pt")
     other.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
     for a, b in zip(flat(state.state_dict()), flat(other.state_dict()), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_checkpoint_of_contiguous_tensors_goes_on_as_one_of_channels_last():
+    """Fused Adam pairs moments and weights by their place in memory, so the moments must take the weights' strides."""
+
+    def contiguous(tree):
+        if isinstance(tree, dict):
+            return {key: contiguous(value) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(contiguous(value) for value in tree)
+        return tree.clone(memory_format=torch.contiguous_format) if isinstance(tree, torch.Tensor) else tree
+
+    def step(state):
+        generator = torch.Generator().manual_seed(2)
+        for model, optimizer in ((state.generator, state.g_optimizer), (state.discriminator, state.d_optimizer)):
+            for p in model.parameters():
+                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
+            optimizer.step()
+
+    state, same, other = (new_state(small(), torch.device("cpu")) for _ in range(3))
+    step(state)
+    saved = copy.deepcopy(state.state_dict())
+    same.load_state_dict(saved)
+    other.load_state_dict(contiguous(saved))
+    for resumed in (same, other):
+        step(resumed)
+    for a, b in zip(flat(same.state_dict()), flat(other.state_dict()), strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
