@@ -75,6 +75,22 @@ def test_large_logits_neither_overflow_nor_vanish(generator):
     assert all(t.grad.isfinite().all() for t in leaves)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_scores_on_both_sides_of_where_the_largest_is_taken_off(share, sign, generator):
+    q, k, v, _ = inputs((2, 33, 64, 16, 32), generator)
+    q, k = sign * q.abs(), k.abs()  # all rows far from zero, on one side
+    q *= share * attention_blocks.SMALL / attention_blocks.LOG2_E / (q.norm(dim=-1).amax() * k.norm(dim=-1).amax())
+    out, lse = attention_blocks.attention_fwd(q, k, v)
+    scores = q.double() @ k.double().mT
+    assert_close_to_truth("out", out, scores.softmax(-1) @ v.double(), reference.attention(q, k, v))
+    exact = torch.logsumexp(scores, -1, keepdim=True) * attention_blocks.LOG2_E
+    torch.testing.assert_close(lse.double(), exact, rtol=1e-5, atol=1e-5)
+    q[1, 3, 0] = torch.nan
+    out, _ = attention_blocks.attention_fwd(q, k, v)
+    assert out[1, 3].isnan().all() and out[0].isfinite().all()
+
+
 def test_neither_a_map_nor_a_padded_copy_is_kept(generator):
     leaves = [t.requires_grad_() for t in inputs((2, 96, 64, 8, 32), generator)[:3]]
     kept = []
