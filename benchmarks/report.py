@@ -271,10 +271,12 @@ def _of(records: Iterable[dict[str, Any]], *key: str) -> dict[str, dict[str, Any
 
 
 def _where(records: Sequence[dict[str, Any]]) -> str:
-    stamps = sorted({(r["device"], r["torch"], r["triton"], r["date"], r["commit"]) for r in records})
-    if not stamps:
+    if not records:
         return "Not measured yet: there is no record."
-    said = (f"{d}, torch {t}, triton {tr}, {date}, commit {c}" for d, t, tr, date, c in stamps)
+    commits: dict[tuple[str, ...], list[str]] = {}
+    for stamp in sorted({(r["device"], r["torch"], r["triton"], r["date"], r["commit"]) for r in records}):
+        commits.setdefault(stamp[:-1], []).append(stamp[-1])
+    said = (f"{d}, torch {t}, triton {tr}, {date}, commit {', '.join(c)}" for (d, t, tr, date), c in commits.items())
     return "Measured on " + "; ".join(said) + "."
 
 

@@ -75,8 +75,8 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
 def load_generator(run_or_checkpoint: str | Path, *, average: bool = True, device: str = "cpu") -> Generator:
     """Return the generator of a run folder, checkpoint or exported folder, in eval mode on `device`; needs no data set.
 
-    `average` takes the averaged weights, else the last ones. `Generator.config` says its classes and sizes. Raises
-    InputError if there is no checkpoint, or it cannot be read.
+    `average` takes the averaged weights, else the last ones; they are channels_last. `Generator.config` says its
+    classes and sizes. Raises InputError if there is no checkpoint, or it cannot be read.
     """
     path = Path(run_or_checkpoint)
     if is_exported(path):

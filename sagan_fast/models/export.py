@@ -102,7 +102,7 @@ def is_exported(folder: Path) -> bool:
 
 
 def load_folder(folder: Path, device: str = "cpu") -> Generator:
-    """Return the generator in `folder`, in eval mode and frozen on `device`; draws no random numbers.
+    """Return the generator in `folder`, in eval mode, frozen and channels_last on `device`; draws no random numbers.
 
     Raises InputError if files are missing or damaged, or belong to another architecture or a newer format.
     """

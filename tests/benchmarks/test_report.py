@@ -54,6 +54,17 @@ def test_tables_are_ratios_of_the_records(tmp_path):
     assert "| flex | cpu-x | forward | cannot run: no compiler |" in document(tmp_path)
 
 
+def test_commits_of_one_device_and_day_are_named_together(tmp_path, monkeypatch):
+    for commit in ("bbb", "aaa"):
+        monkeypatch.setattr(
+            "benchmarks.records._output", lambda *command, c=commit: c if "rev-parse" in command else ""
+        )
+        environment.cache_clear()
+        append(Record("layers", commit, "fp32", "forward", "ours", "wall", p50_us=1.0), "cpu", tmp_path)
+    environment.cache_clear()
+    assert document(tmp_path).count("Measured on") == 1 and ", commit aaa, bbb.\n" in document(tmp_path)
+
+
 def test_the_readme_block_comes_back_byte_for_byte_and_a_stale_one_is_found(tmp_path):
     fill(tmp_path / "results")
     (tmp_path / "docs").mkdir()
