@@ -170,15 +170,15 @@ def processor_seconds() -> float:
 def cold(dtype: str = "bf16") -> tuple[float, float]:
     """Return seconds of the clock and of the processor for compiling the forward kernels of 64x64 C 128 for sm_90."""
     from benchmarks.compile import compile_plan
-    from sagan_fast.kernels.attention.configs import plans
+    from benchmarks.shipped import HOPPER, block_plans
 
-    wanted = plans(64, 128, 64, 64, 16, 64, dtype=dtype, arch=90, backward=False)
+    wanted = block_plans(64, 128, 64, 64, 16, 64, dtype=dtype, backward=False)
     with tempfile.TemporaryDirectory() as folder:
         before, os.environ["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR"), folder
         try:
             began = time.perf_counter(), processor_seconds()
             for plan in wanted:
-                compile_plan(plan, 90)
+                compile_plan(plan, HOPPER)
             return time.perf_counter() - began[0], processor_seconds() - began[1]
         finally:
             del os.environ["TRITON_CACHE_DIR"]

@@ -1,15 +1,17 @@
 """Every launch that the shipped configs make for the standard shapes: what the report compiles and models.
 
-`plans` of each op's configs run the launchers, on tensors without memory, while `kernels/launch.py` records.
+The launchers themselves run, on tensors without memory, while `kernels/launch.py` records.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.shapes import BLOCK_SHAPES, ELEMENT_BYTES, SAGAN_MATRICES, BlockShape
+from sagan_fast.kernels.launch import INTERPRETED_ARCH as HOPPER
 from sagan_fast.kernels.plan import Plan
 
 BLOCK_DTYPES = ("bf16", "fp16", "tf32", "fp32")
@@ -31,12 +33,54 @@ class Launch:
     part: str
 
 
+def block_plans(
+    B: int,
+    C: int,
+    H: int,
+    W: int,
+    D_QK: int,
+    D_V: int,
+    *,
+    pool: bool = True,
+    out_proj: bool = True,
+    bias: bool = False,
+    dtype: str = "bf16",
+    arch: int = HOPPER,
+    channels_last: bool = True,
+    backward: bool = True,
+) -> list[Plan]:
+    """Return the launches of the whole block on x (B, C, H, W), forward and with `backward` those of its backward too.
+
+    `dtype` is "fp32", "tf32", "fp16" or "bf16".
+    """
+    from sagan_fast.kernels.attention.backward import block_bwd
+    from sagan_fast.kernels.attention.forward import block_fwd
+    from sagan_fast.kernels.launch import DTYPES, recording
+    from sagan_fast.kernels.projection.forward import projection_fwd
+
+    def empty(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=DTYPES[dtype], device="meta")
+
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = empty(B, C, H, W).contiguous(memory_format=memory_format)
+    w_theta, w_phi, w_g, w_qkv = empty(D_QK, C), empty(D_QK, C), empty(D_V, C), empty(2 * D_QK + D_V, C)
+    w_o = empty(C, D_V) if out_proj else None
+    b_theta, b_phi, b_g = (empty(D) if bias else None for D in (D_QK, D_QK, D_V))
+    b_o = empty(C) if bias and out_proj else None
+    gamma = torch.empty((), device="meta")
+    with recording(arch, dtype) as found:
+        q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save_argmax=backward)
+        y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o, save=backward)
+        if o is not None and lse is not None:
+            block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
+    return found.plans
+
+
 def block_launches(shape: BlockShape, dtype: str, arch: int, channels_last: bool = True) -> list[Launch]:
     """The launches of a block: inference, forward and backward in training, each in order."""
-    from sagan_fast.kernels.attention.configs import plans
 
     def record(backward: bool) -> list[Plan]:
-        return plans(
+        return block_plans(
             shape.B, shape.C, shape.H, shape.W, shape.d_qk, shape.d_v,
             pool=shape.pool, out_proj=shape.out_proj, bias=shape.bias,
             dtype=dtype, arch=arch, channels_last=channels_last, backward=backward,
@@ -77,19 +121,42 @@ def library_products(shape: BlockShape, dtype: str) -> list[tuple[int, int]]:
     return products
 
 
+def spectral_norm_plans(
+    matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: str = "fp32", arch: int = HOPPER
+) -> list[Plan]:
+    """Return every launch of W/sigma and of its gradient for `matrices` (R, K), each once.
+
+    `dtype` of the weights, `out_dtype` of W/sigma and of the gradient that comes back: "fp32", "fp16" or "bf16". Both
+    orders of the iteration, the second iteration and the evaluation, which only reads u and v, are among them.
+    """
+    from sagan_fast.kernels.launch import DTYPES, recording
+    from sagan_fast.kernels.spectral_norm.backward import spectral_norm_bwd
+    from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
+
+    def empty(*size: int, like: str = "fp32") -> torch.Tensor:
+        return torch.empty(size, dtype=DTYPES[like], device="meta")
+
+    weights = [empty(R, K, like=dtype) for R, K in matrices]
+    us, vs = [empty(R) for R, _ in matrices], [empty(K) for _, K in matrices]
+    with recording(arch, dtype) as found:
+        for options in (dict(n_power_iterations=2), dict(update=False), dict(v_first=True, n_power_iterations=2)):
+            kept = spectral_norm_fwd(weights, us, vs, out_dtype=DTYPES[out_dtype], **options)
+        grads = [empty(R, K, like=out_dtype) for R, K in matrices]
+        spectral_norm_bwd(grads, weights, kept.sigmas, kept.u, kept.v)
+    return [plan for i, plan in enumerate(found.plans) if plan not in found.plans[:i]]
+
+
 def spectral_norm_launches(arch: int) -> list[Launch]:
-    """The launches that normalise all 44 matrices of SAGAN, and those of the gradient.
+    """Return the launches that normalise all 44 matrices of SAGAN, and those of the gradient.
 
     "forward" is one training update; other orders, evaluation and further iterations are "variant".
     """
-    from sagan_fast.kernels.spectral_norm.configs import plans
-
     matrices = [(matrix.R, matrix.K) for matrix in SAGAN_MATRICES]
     found = []
     for out_dtype in ("fp32", "bf16"):
-        for plan in plans(matrices, dtype="fp32", out_dtype=out_dtype, arch=arch):
+        for plan in spectral_norm_plans(matrices, "fp32", out_dtype, arch):
             values = plan.constexprs
-            update = values.get("FIRST", True) and values.get("ADVANCE", True) and "v first" not in plan.name
+            update = values.get("FIRST", True) and values.get("UPDATE", True) and "v first" not in plan.name
             part = BACKWARD if "gradient" in plan.name else FORWARD if update else VARIANT
             found.append(Launch(plan, f"{MATRICES} to {out_dtype}", part))
     return found

@@ -22,6 +22,8 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 INTERPRETED_ARCH = 90
@@ -113,14 +115,14 @@ def launch(
     name: str,
     kernel: Any,
     tensors: Mapping[str, Tensor | None],
-    key: tuple[Any, ...],
+    key: tuple[Any, ...] | None,
     describe: Callable[[], Launch],
 ) -> None:
     """Run `kernel` on `tensors` (its first arguments in order, at least one), or record it inside `recording`.
 
-    `describe()` gives the rest. `key` holds all that it depends on but presence, dtype and device of the tensors: on a
-    GPU the compiled kernel and the other arguments are kept under both, since Triton's launch of a kernel takes four
-    times as long from its arguments as from there.
+    `describe()` gives the other arguments. On a GPU the compiled kernel and these arguments are kept, because Triton
+    takes four times as long to find them again. `key` must hold everything they depend on, except presence, dtype and
+    device of the tensors, which are added to it. A launch with `key` None is not kept: its numbers change every time.
     """
     if _recording is not None:
         _recording.plans.append(_plan(name, kernel, tensors, describe(), _recording.precision))
@@ -141,7 +143,8 @@ def launch(
             return launch(name, kernel, tensors, key, describe)
     place = (name, key, device, *kinds)
     aligned = addresses % 16 == 0  # Triton compiles for addresses that are, and for such that are not
-    ready = _ready.get(place) if aligned else None
+    keeps = aligned and key is not None
+    ready = _ready.get(place) if keeps else None
     if ready is not None:
         run, rest = ready
         run(*tensors.values(), *rest)
@@ -153,7 +156,7 @@ def launch(
     compiled = kernel[what.grid](
         **arguments, num_warps=what.config.num_warps, num_stages=what.config.num_stages, **_options(what.config)
     )
-    if aligned and compiled is not None:  # None: interpreted
+    if keeps and compiled is not None:  # None: interpreted
         names = list(kernel.arg_names)
         assert names[: len(tensors)] == list(tensors)
         if len(_ready) >= MAX_READY:

@@ -1,16 +1,9 @@
-"""What a launch is, said without tensors: enough to compile it without a GPU and to model its time.
-
-Each op's `configs.py` offers `plans(shape..., dtype, arch) -> list[Plan]`, built from the same table as its
-launchers' arguments; `benchmarks/kernel_report.py` compiles them and models their time.
-"""
+"""What a launch is, said without tensors: enough to compile it without a GPU and to know what it needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
-
-POINTER_TYPES = {"fp32": "*fp32", "tf32": "*fp32", "fp16": "*fp16", "bf16": "*bf16"}
-"""Triton's pointer type by precision; tf32 is float32 in memory."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 
+import torch
 import triton
 import triton.language as tl
+
+from .launch import POINTERS
 
 MAX_IMAGES = 65535
 """Length of a grid's second axis."""
@@ -35,6 +38,11 @@ def split(size: int) -> tuple[int, int]:
     whole = padded(size)
     rest = padded(max(size - whole // 2, 1))
     return (whole // 2, rest) if whole // 2 + rest < whole else (whole, 0)
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Return Triton's name for `dtype`."""
+    return tl.dtype(POINTERS[dtype][1:])
 
 
 def grid_of(tiles: int, images: int) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from ..plan import Plan
 from ..projection.configs import WIDTHS, table_arch, table_precision, table_width
 from ..tuned import tuned
 
@@ -247,48 +246,3 @@ def lookup_delta(arch: int, precision: str, D_V: int) -> DeltaConfig:
     width, precision = table_width("attention_bwd", 1, D_V), table_precision(precision)
     measured = tuned("delta", arch, precision, width)
     return DeltaConfig(*(measured or _DELTA[table_arch(arch), precision][WIDTHS.index(width)]))
-
-
-def plans(
-    B: int,
-    C: int,
-    H: int,
-    W: int,
-    D_QK: int,
-    D_V: int,
-    *,
-    pool: bool = True,
-    out_proj: bool = True,
-    bias: bool = False,
-    dtype: str = "bf16",
-    arch: int = 90,
-    channels_last: bool = True,
-    backward: bool = True,
-) -> list[Plan]:
-    """Return the launches of the whole block on x (B, C, H, W), forward and with `backward` those of its backward too.
-
-    `dtype` is "fp32", "tf32", "fp16" or "bf16". The launchers themselves are run, on tensors without memory.
-    """
-    import torch
-
-    from ..launch import DTYPES, recording
-    from ..projection.forward import projection_fwd
-    from .backward import block_bwd
-    from .forward import block_fwd
-
-    def empty(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=DTYPES[dtype], device="meta")
-
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    x = empty(B, C, H, W).contiguous(memory_format=memory_format)
-    w_theta, w_phi, w_g, w_qkv = empty(D_QK, C), empty(D_QK, C), empty(D_V, C), empty(2 * D_QK + D_V, C)
-    w_o = empty(C, D_V) if out_proj else None
-    b_theta, b_phi, b_g = (empty(D) if bias else None for D in (D_QK, D_QK, D_V))
-    b_o = empty(C) if bias and out_proj else None
-    gamma = torch.empty((), device="meta")
-    with recording(arch, dtype) as found:
-        q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save_argmax=backward)
-        y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o, save=backward)
-        if o is not None and lse is not None:
-            block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
-    return found.plans

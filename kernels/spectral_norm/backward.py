@@ -17,8 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..checks import FLOAT_DTYPES, check_dtype, check_shape
-from .sweep import TRITON_DTYPES
-from .tables import FIELDS, FLAT_ALIGNED, OFFSET_UNIT, OUT, K, R, T, W, Z, is_capturing, tables_for, tile_items
+from ..launch import Launch, Needs, launch, size_of
+from ..tiles import triton_dtype
+from .configs import SpectralNormConfig, vector
+from .tables import FIELDS, FLAT_ALIGNED, OFFSET_UNIT, OUT, K, R, T, Tables, W, Z, is_capturing, tables_for, tile_items
 
 _FIELDS = tl.constexpr(FIELDS)
 _W, _R, _K, _OUT, _Z, _T, _FLAT_ALIGNED = (tl.constexpr(i) for i in (W, R, K, OUT, Z, T, FLAT_ALIGNED))
@@ -28,6 +30,7 @@ _NOWHERE = tl.constexpr(1 << 60)
 """The address of a gradient that there is not; as wide and as aligned as a real one."""
 
 _ADDRESSES_A_LAUNCH = 16
+_ONE_WARP = SpectralNormConfig(_ADDRESSES_A_LAUNCH, 0, num_warps=1)
 
 
 @triton.jit
@@ -168,9 +171,8 @@ def spectral_norm_bwd(
     """
     op = "spectral_norm_bwd"
     tables, device = tables_for(weights, weights, weights, False), sigmas.device  # u and v come in the flat copies
-    layout, config = tables.layout, tables.layout.config
     present = [grad for grad in grads if grad is not None]
-    d_weight = torch.empty(layout.sizes[0], device=device, dtype=weights[0].dtype)
+    d_weight = torch.empty(tables.layout.sizes[0], device=device, dtype=weights[0].dtype)
     if not present:
         return d_weight
     for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
@@ -178,22 +180,68 @@ def spectral_norm_bwd(
             check_dtype(op, f"grads[{i}]", grad, FLOAT_DTYPES if grad is present[0] else (present[0].dtype,))
             check_shape(op, f"grads[{i}]", grad, weight.shape, "R, ...")
     dense = [None if grad is None else _as_stored(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
-    dtype = TRITON_DTYPES[present[0].dtype]
-    partial = torch.empty(len(layout.flat), device=device)
-    items = tile_items(layout, device)
-    with torch.cuda.device_of(weights[0]):
-        addresses = _addresses([_NOWHERE.value if grad is None else grad.data_ptr() for grad in dense], device)
-        _dot_kernel[(len(layout.flat),)](
-            tables.matrices, tables.flat, addresses, partial,
-            W_DTYPE=TRITON_DTYPES[weights[0].dtype], G_DTYPE=dtype, BLOCK=4 * config.chunk,
-            ELEMENTS=config.scale_elements, num_warps=config.num_warps, enable_fp_fusion=True,
-        )  # fmt: skip
-        _d_weight_kernel[(len(items.tiles),)](
-            tables.matrices, items.tiles, items.firsts, addresses, partial, sigmas, u, v, d_weight,
-             UNIT=16 // min(present[0].element_size(), weights[0].element_size()), G_DTYPE=dtype,
-            BLOCK=config.chunk, num_warps=config.num_warps, enable_fp_fusion=True,
-        )  # fmt: skip
+    partial = torch.empty(len(tables.layout.flat), device=device)
+    addresses = _addresses([_address(grad) for grad in dense], device)
+    _launch_dot(tables, addresses, partial, weights[0].dtype, present[0].dtype)
+    _launch_d_weight(tables, addresses, partial, sigmas, u, v, d_weight, present[0].dtype)
     return d_weight
+
+
+def _launch_dot(tables: Tables, addresses: Tensor, partial: Tensor, w_dtype: torch.dtype, g_dtype: torch.dtype) -> None:
+    layout = tables.layout
+    config, grid = layout.configs.scale, (len(layout.flat),)
+
+    def describe() -> Launch:
+        elements, _, _ = layout.counts
+        constexprs = dict(
+            W_DTYPE=triton_dtype(w_dtype), G_DTYPE=triton_dtype(g_dtype),
+            BLOCK=4 * config.BLOCK, ELEMENTS=config.ELEMENTS,
+        )  # fmt: skip
+        needs = Needs(
+            flops=2 * elements,
+            bytes_read=elements * (w_dtype.itemsize + g_dtype.itemsize),
+            bytes_written=size_of(partial),
+        )
+        return Launch(grid, config, {}, constexprs, lambda: needs)
+
+    launch(
+        "spectral_norm gradient, <G, W>",
+        _dot_kernel,
+        dict(matrices_ptr=tables.matrices, items_ptr=tables.flat, grads_ptr=addresses, partial_ptr=partial),
+        (grid, config, w_dtype, g_dtype),
+        describe,
+    )
+
+
+def _launch_d_weight(
+    tables: Tables, addresses: Tensor, partial: Tensor, sigmas: Tensor, u: Tensor, v: Tensor, d_weight: Tensor,
+    g_dtype: torch.dtype,
+) -> None:  # fmt: skip
+    layout = tables.layout
+    items = tile_items(layout, d_weight.device)
+    config, grid = layout.configs.scale, (len(items.tiles),)
+
+    def describe() -> Launch:
+        elements, rows, columns = layout.counts
+        unit = vector(min(g_dtype.itemsize, d_weight.element_size()))
+        needs = Needs(
+            flops=3 * elements,
+            bytes_read=elements * g_dtype.itemsize + 4 * (rows + columns),
+            bytes_written=elements * d_weight.element_size(),
+        )
+        constexprs = dict(UNIT=unit, G_DTYPE=triton_dtype(g_dtype), BLOCK=config.BLOCK)
+        return Launch(grid, config, {}, constexprs, lambda: needs)
+
+    launch(
+        "spectral_norm gradient, dW",
+        _d_weight_kernel,
+        dict(
+            matrices_ptr=tables.matrices, items_ptr=items.tiles, firsts_ptr=items.firsts, grads_ptr=addresses,
+            partial_ptr=partial, sigma_ptr=sigmas, u_ptr=u, v_ptr=v, d_weight_ptr=d_weight,
+        ),
+        (grid, config, g_dtype),
+        describe,
+    )  # fmt: skip
 
 
 def _as_stored(grad: Tensor, weight: Tensor) -> Tensor:
@@ -207,20 +255,37 @@ _written: dict[tuple[object, ...], Tensor] = {}
 _MOST_WRITTEN = 256
 
 
+def _address(grad: Tensor | None) -> int:
+    """Return where `grad` is; `_NOWHERE` for None and for a tensor without memory."""
+    return _NOWHERE.value if grad is None or grad.is_meta else grad.data_ptr()
+
+
 def _addresses(addresses: list[int], device: torch.device) -> Tensor:
+    """Return `addresses` as a table on `device`; the same table where they were asked for before."""
     key = (device, *addresses)
     capturing = is_capturing(device)
-    found = None if capturing else _written.get(key)
+    found = None if capturing or device.type == "meta" else _written.get(key)
     if found is not None:
         return found
     table = torch.empty(len(addresses), device=device, dtype=torch.int64)
     for first in range(0, len(addresses), _ADDRESSES_A_LAUNCH):
         some = addresses[first : first + _ADDRESSES_A_LAUNCH]
-        _write_addresses_kernel[(1,)](
-            table[first:], len(some), *some, *[_NOWHERE.value] * (_ADDRESSES_A_LAUNCH - len(some)), num_warps=1
-        )
+        some += [_NOWHERE.value] * (_ADDRESSES_A_LAUNCH - len(some))
+        numbers = {"count": len(addresses) - first, **{f"a{i}": address for i, address in enumerate(some)}}
+        _launch_addresses(table[first:], numbers)
     if not capturing:  # what a graph writes is there only when it is replayed
         if len(_written) >= _MOST_WRITTEN:
             del _written[next(iter(_written))]
         _written[key] = table
     return table
+
+
+def _launch_addresses(table: Tensor, numbers: dict[str, int]) -> None:
+    needs = Needs(bytes_written=8 * min(numbers["count"], _ADDRESSES_A_LAUNCH))
+    launch(
+        "spectral_norm gradient, addresses",
+        _write_addresses_kernel,
+        dict(table_ptr=table),
+        None,
+        lambda: Launch((1,), _ONE_WARP, numbers, {}, lambda: needs),
+    )

@@ -22,9 +22,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..checks import FLOAT_DTYPES, check_dtype, check_same_device, check_shape
+from ..launch import Launch, Needs, launch, size_of
+from ..tiles import triton_dtype
 from .configs import MAX_SIZE
-from .sweep import _MAX_CHUNKS, TRITON_DTYPES, _length, launch_sweep
-from .tables import FIELDS, OFFSET_UNIT, is_dense, tables_for
+from .sweep import _MAX_CHUNKS, Buffers, _length, launch_sweep, name_of
+from .tables import FIELDS, OFFSET_UNIT, Tables, is_dense, tables_for
 
 _FIELDS = tl.constexpr(FIELDS)
 _W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (
@@ -38,9 +40,9 @@ def _reduce_kernel(
     matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 2) int32
     z_ptr, t_ptr, partial_ptr, norms_ptr,  # as in the sweep
     eps,
-    V_FIRST: tl.constexpr, ADVANCE: tl.constexpr, BLOCK: tl.constexpr,
+    V_FIRST: tl.constexpr, UPDATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Advancing: the first vector over its length; the second, summed and over that length, and its |.|^2 by chunk.
+    """With UPDATE: the first vector over its length; the second, summed and over that length, and its |.|^2 by chunk.
 
     Else: u and v as they are, and u·z by chunk of rows.
     """
@@ -57,7 +59,7 @@ def _reduce_kernel(
     C = tl.load(entry_ptr + _C).to(tl.int32)
     S = tl.load(entry_ptr + _S).to(tl.int32)
     offs = tl.arange(0, BLOCK)
-    if ADVANCE:
+    if UPDATE:
         first_ptr, second_ptr = z_ptr, t_ptr
         first_size, second_size = R, K
         if V_FIRST:
@@ -103,7 +105,7 @@ def _scale_kernel(
     out_ptr, sigma_ptr,  # all W/sigma, (L,)
     z_ptr, t_ptr, norms_ptr,  # as in the sweep; z and t end as copies of u and v, v in the order of W's columns
     eps,
-    W_DTYPE: tl.constexpr, V_FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+    W_DTYPE: tl.constexpr, V_FIRST: tl.constexpr, UPDATE: tl.constexpr,
     BLOCK: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     """sigma, W/sigma, and what is left to do for u and v."""
@@ -113,7 +115,7 @@ def _scale_kernel(
     R = tl.load(entry_ptr + _R).to(tl.int32)
     K = tl.load(entry_ptr + _K).to(tl.int32)
     size = R * K
-    if ADVANCE:
+    if UPDATE:
         length, sigma = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
     else:
         offs_n = tl.arange(0, _MAX_CHUNKS)
@@ -132,7 +134,7 @@ def _scale_kernel(
     stride = tl.cdiv(size, ELEMENTS) * BLOCK
     for start in range(chunk * BLOCK, R, stride):
         index = start + offs
-        if ADVANCE and V_FIRST:
+        if UPDATE and V_FIRST:
             u = tl.load(z_ptr + index, mask=index < R, other=0.0) / length
             tl.store(u_ptr + index, u, mask=index < R)
         else:
@@ -141,7 +143,7 @@ def _scale_kernel(
     for start in range(chunk * BLOCK, K, stride):
         index = start + offs
         element = (index % C) * S + index // C
-        if ADVANCE and not V_FIRST:
+        if UPDATE and not V_FIRST:
             v = tl.load(t_ptr + index, mask=index < K, other=0.0) / length
             tl.store(v_ptr + element, v, mask=index < K)
         else:
@@ -208,33 +210,86 @@ def spectral_norm_fwd(
     """
     _check(weights, us, vs, n_power_iterations)
     tables = tables_for(weights, us, vs, v_first and update)
-    layout, config, device, dtype = tables.layout, tables.layout.config, weights[0].device, weights[0].dtype
-    out_size, z_size, t_size, partial_size = layout.sizes
+    device, dtype = weights[0].device, weights[0].dtype
+    out_size, z_size, t_size, partial_size = tables.layout.sizes
+
+    def new(size: int) -> Tensor:
+        return torch.empty(size, device=device)
+
     if out is None:
         out = torch.empty(out_size, device=device, dtype=out_dtype or dtype)
-    z, t = torch.empty(z_size, device=device), torch.empty(t_size, device=device)
-    partial = torch.empty(partial_size, device=device)
-    norms = torch.empty(len(weights) * _MAX_CHUNKS.value, device=device)
-    known = False
-    if sigmas is not None and not update:  # as the only partial sum of uᵀWv
-        known = True
-        norms = torch.nn.functional.pad(sigmas[:, None], (0, _MAX_CHUNKS.value - 1)).flatten()
-    sigmas = torch.empty(len(weights), device=device)
-    shared = dict(matrices_ptr=tables.matrices, z_ptr=z, t_ptr=t, norms_ptr=norms, eps=eps)
-    with torch.cuda.device_of(weights[0]):
-        for iteration in range(n_power_iterations if update else 0 if known else 1):
-            launch_sweep(shared, tables, partial, TRITON_DTYPES[dtype], iteration == 0, update)
-            _reduce_kernel[(len(layout.reduce),)](
-                items_ptr=tables.reduce, partial_ptr=partial, **shared,
-                V_FIRST=layout.v_first, ADVANCE=update, BLOCK=config.chunk, num_warps=config.num_warps,
-                enable_fp_fusion=True,
-            )  # fmt: skip
-        _scale_kernel[(len(layout.flat),)](
-            items_ptr=tables.flat, out_ptr=out, sigma_ptr=sigmas, **shared,
-            W_DTYPE=TRITON_DTYPES[dtype], V_FIRST=layout.v_first, ADVANCE=update,
-            BLOCK=config.chunk, ELEMENTS=config.scale_elements, num_warps=config.num_warps, enable_fp_fusion=True,
-        )  # fmt: skip
-    return Normalised(out, sigmas, z, t)
+    if sigmas is None or update:
+        norms, sweeps = new(len(weights) * _MAX_CHUNKS.value), n_power_iterations if update else 1
+    else:  # a saved sigma is the only partial sum of uᵀWv
+        norms, sweeps = torch.nn.functional.pad(sigmas[:, None], (0, _MAX_CHUNKS.value - 1)).flatten(), 0
+    buffers, found = Buffers(new(z_size), new(t_size), new(partial_size), norms), new(len(weights))
+    for iteration in range(sweeps):
+        launch_sweep(tables, buffers, dtype, eps, iteration == 0, update)
+        _launch_reduce(tables, buffers, eps, update)
+    _launch_scale(tables, buffers, out, found, dtype, eps, update)
+    return Normalised(out, found, buffers.z, buffers.t)
+
+
+def _launch_reduce(tables: Tables, buffers: Buffers, eps: float, update: bool) -> None:
+    layout = tables.layout
+    config, grid = layout.configs.reduce, (len(layout.reduce),)
+
+    def needs() -> Needs:
+        _, rows, columns = layout.counts
+        partial = buffers.partial.numel() if update else 0
+        return Needs(
+            flops=partial,
+            bytes_read=4 * (partial + rows + columns if update else rows),
+            bytes_written=4 * (rows + columns) if update else 0,
+        )
+
+    launch(
+        name_of("reduce", layout.v_first),
+        _reduce_kernel,
+        dict(
+            matrices_ptr=tables.matrices, items_ptr=tables.reduce,
+            z_ptr=buffers.z, t_ptr=buffers.t, partial_ptr=buffers.partial, norms_ptr=buffers.norms,
+        ),
+        (grid, config, layout.v_first, eps, update),
+        lambda: Launch(
+            grid, config, dict(eps=eps), dict(V_FIRST=layout.v_first, UPDATE=update, BLOCK=config.BLOCK), needs
+        ),
+    )  # fmt: skip
+
+
+def _launch_scale(
+    tables: Tables, buffers: Buffers, out: Tensor, sigmas: Tensor, dtype: torch.dtype, eps: float, update: bool
+) -> None:
+    layout = tables.layout
+    config, grid = layout.configs.scale, (len(layout.flat),)
+
+    def needs() -> Needs:
+        elements, rows, columns = layout.counts
+        return Needs(
+            flops=elements,
+            bytes_read=elements * dtype.itemsize + 4 * (rows + columns),
+            bytes_written=elements * out.element_size() + 8 * (rows + columns) + size_of(sigmas),
+        )
+
+    launch(
+        name_of("scale", layout.v_first),
+        _scale_kernel,
+        dict(
+            matrices_ptr=tables.matrices, items_ptr=tables.flat, out_ptr=out, sigma_ptr=sigmas,
+            z_ptr=buffers.z, t_ptr=buffers.t, norms_ptr=buffers.norms,
+        ),
+        (grid, config, layout.v_first, dtype, eps, update),
+        lambda: Launch(
+            grid,
+            config,
+            dict(eps=eps),
+            dict(
+                W_DTYPE=triton_dtype(dtype), V_FIRST=layout.v_first, UPDATE=update,
+                BLOCK=config.BLOCK, ELEMENTS=config.ELEMENTS,
+            ),
+            needs,
+        ),
+    )  # fmt: skip
 
 
 def _check(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int) -> None:

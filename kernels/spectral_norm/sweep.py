@@ -9,15 +9,17 @@ Oracle: `reference.power_iteration`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launch import Launch, Needs, launch, size_of
+from ..tiles import triton_dtype
 from .configs import vector
-from .tables import FIELDS, OFFSET_UNIT, Layout, Tables
+from .tables import FIELDS, OFFSET_UNIT, Tables
 
 _FIELDS = tl.constexpr(FIELDS)
 _W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (
@@ -25,8 +27,6 @@ _W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _
 )
 _OFFSET_UNIT = tl.constexpr(OFFSET_UNIT)
 _MAX_CHUNKS = tl.constexpr(16)
-
-TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _partial_ptr(partial_ptr, matrices_ptr, items_ptr, size):
 @triton.jit
 def _sweep_rows(
     w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-    BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr, ADVANCE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr,
 ):  # fmt: skip
     """z and the partial sums of t, from one reading of whole rows, BLOCK_A + BLOCK_B columns wide."""
     K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
@@ -88,11 +88,11 @@ def _sweep_rows(
             z += tl.sum(b * v_b[None, :], axis=1)
         z *= scale
         tl.store(z_ptr + row, z, mask=mask_r)
-        if ADVANCE:
+        if UPDATE:
             acc_a += z[:, None] * a
             if BLOCK_B > 0:
                 acc_b += z[:, None] * b
-    if ADVANCE:
+    if UPDATE:
         partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
         tl.store(partial_ptr + offs_a[None, :], tl.sum(acc_a, axis=0, keep_dims=True), mask=(offs_a < K)[None, :])
         if BLOCK_B > 0:
@@ -102,7 +102,7 @@ def _sweep_rows(
 @triton.jit
 def _sweep_rows_twice(
     w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, ADVANCE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, UPDATE: tl.constexpr,
 ):  # fmt: skip
     """The same from two readings: for long rows that start anywhere, which do not fit the registers unvectorised."""
     offs_r = tl.arange(0, BLOCK_R)
@@ -117,7 +117,7 @@ def _sweep_rows_twice(
             mask = (row < rows)[:, None] & (offs < K)[None, :]
             z += tl.sum(tl.load(row_ptr + offs[None, :], mask=mask, other=0.0).to(tl.float32) * v[None, :], axis=1)
         tl.store(z_ptr + row, z, mask=row < rows)
-    if ADVANCE:
+    if UPDATE:
         tl.debug_barrier()  # z is read back by other threads than those that stored it
         partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
         for column in range(0, K, BLOCK_K):
@@ -138,7 +138,7 @@ def _sweep_kernel(
     z_ptr, t_ptr, partial_ptr, norms_ptr,  # rows, columns, partial sums of t, (L, 16) of |t|^2; all fp32
     eps,
     W_DTYPE: tl.constexpr, UNIT: tl.constexpr, WIDEST_ALIGNED: tl.constexpr, WIDEST_UNALIGNED: tl.constexpr,
-    FIRST: tl.constexpr, ADVANCE: tl.constexpr,
+    FIRST: tl.constexpr, UPDATE: tl.constexpr, STAGE: tl.constexpr,
 ):  # fmt: skip
     item_ptr = items_ptr + tl.program_id(0) * 4
     matrix = tl.load(item_ptr)
@@ -154,7 +154,7 @@ def _sweep_kernel(
         v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
         C = tl.load(entry_ptr + _C).to(tl.int32)
         S = tl.load(entry_ptr + _S).to(tl.int32)
-        _stage_v(v_ptr, t_ptr, K, C, S, 512)
+        _stage_v(v_ptr, t_ptr, K, C, S, STAGE)
     else:  # v of the iteration before, not divided by its length yet
         length, _ = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
         scale = 1.0 / length
@@ -165,37 +165,37 @@ def _sweep_kernel(
             if K <= 128:
                 _sweep_rows(
                     w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                    32, 128, 0, UNIT, ADVANCE,
+                    32, 128, 0, UNIT, UPDATE,
                 )  # fmt: skip
             elif K <= 1024:
                 if WIDEST_ALIGNED >= 1024:
                     _sweep_rows(
                         w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                        4, 1024, 0, UNIT, ADVANCE,
+                        4, 1024, 0, UNIT, UPDATE,
                     )  # fmt: skip
             elif K <= 2304:
                 if WIDEST_ALIGNED >= 2304:
                     _sweep_rows(
                         w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                        2, 2048, 256, UNIT, ADVANCE,
+                        2, 2048, 256, UNIT, UPDATE,
                     )  # fmt: skip
             elif K <= 4608:
                 if WIDEST_ALIGNED >= 4608:
                     _sweep_rows(
                         w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                        1, 4096, 512, UNIT, ADVANCE,
+                        1, 4096, 512, UNIT, UPDATE,
                     )  # fmt: skip
             elif K <= 9216:
                 if WIDEST_ALIGNED >= 9216:
                     _sweep_rows(
                         w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                        1, 8192, 1024, UNIT, ADVANCE,
+                        1, 8192, 1024, UNIT, UPDATE,
                     )  # fmt: skip
             else:
                 if WIDEST_ALIGNED >= 16384:
                     _sweep_rows(
                         w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                        1, 16384, 0, UNIT, ADVANCE,
+                        1, 16384, 0, UNIT, UPDATE,
                     )  # fmt: skip
     else:
         if WIDEST_UNALIGNED > 0:
@@ -203,13 +203,13 @@ def _sweep_kernel(
             if K <= 128:
                 _sweep_rows(
                     w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                    32, 128, 0, 1, ADVANCE,
+                    32, 128, 0, 1, UPDATE,
                 )  # fmt: skip
             else:
                 if WIDEST_UNALIGNED >= 1024:
                     _sweep_rows_twice(
                         w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
-                        8, 512, ADVANCE,
+                        8, 512, UPDATE,
                     )  # fmt: skip
 
 
@@ -269,28 +269,55 @@ def _sweep_columns_kernel(
         _column_sums(w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k, 1, BLOCK_R, BLOCK_K)
 
 
-def launch_sweep(shared, tables: Tables, partial: Tensor, dtype, first: bool, advance: bool) -> None:
-    """Launch the sweep over rows or, for a layout with `v_first`, over columns."""
-    layout, config = tables.layout, tables.layout.config
-    arguments = dict(items_ptr=tables.sweep, partial_ptr=partial, **shared, **sweep_constexprs(layout, dtype, first))
-    if layout.v_first:
-        _sweep_columns_kernel[(len(layout.sweep),)](**arguments, num_warps=config.num_warps, enable_fp_fusion=True)
-        return
-    options = {} if config.sweep_maxnreg is None else {"maxnreg": config.sweep_maxnreg}
-    _sweep_kernel[(len(layout.sweep),)](
-        **arguments, ADVANCE=advance, num_warps=config.sweep_warps, enable_fp_fusion=True, **options
-    )
+class Buffers(NamedTuple):
+    """What the launches of one pass write for each other, float32: vectors of rows and of columns, partial sums of
+    the second product, and of the squared lengths."""
+
+    z: Tensor
+    t: Tensor
+    partial: Tensor
+    norms: Tensor
 
 
-def sweep_constexprs(layout: Layout, dtype, first: bool) -> dict[str, Any]:
-    """Return the compile-time arguments of the sweep of `layout`, but for ADVANCE."""
-    unit = vector(dtype.primitive_bitwidth // 8)
-    if layout.v_first:
-        return dict(W_DTYPE=dtype, UNIT=unit, BLOCK_R=128, BLOCK_K=layout.config.columns, FIRST=first)
-    return dict(
-        W_DTYPE=dtype,
-        UNIT=unit,
-        WIDEST_ALIGNED=layout.widest_aligned,
-        WIDEST_UNALIGNED=layout.widest_unaligned,
-        FIRST=first,
-    )
+def name_of(launched: str, v_first: bool) -> str:
+    """Return the name of a launch in reports."""
+    return f"spectral_norm {launched}, {'v first' if v_first else 'u first'}"
+
+
+def launch_sweep(tables: Tables, buffers: Buffers, dtype: torch.dtype, eps: float, first: bool, update: bool) -> None:
+    """Launch the sweep over rows or, for a layout with `v_first`, over columns, of weights of `dtype`.
+
+    The `first` iteration reads u or v, others what the one before left in the buffers. Without `update` only z is
+    wanted, from v as it is.
+    """
+    layout = tables.layout
+    config = layout.configs.sweep_columns if layout.v_first else layout.configs.sweep
+    grid, widths = (len(layout.sweep),), (layout.widest_aligned, layout.widest_unaligned)
+
+    def describe() -> Launch:
+        constexprs = dict(W_DTYPE=triton_dtype(dtype), UNIT=vector(dtype.itemsize), FIRST=first)
+        if layout.v_first:
+            constexprs |= dict(BLOCK_R=128, BLOCK_K=config.BLOCK)
+        else:
+            constexprs |= dict(WIDEST_ALIGNED=widths[0], WIDEST_UNALIGNED=widths[1], UPDATE=update, STAGE=config.BLOCK)
+        return Launch(grid, config, dict(eps=eps), constexprs, needs)
+
+    def needs() -> Needs:
+        elements, rows, columns = layout.counts
+        read, written = (rows, columns) if layout.v_first else (columns, rows)
+        return Needs(
+            flops=(4 if update else 2) * elements,
+            bytes_read=elements * dtype.itemsize + 4 * read,
+            bytes_written=4 * written + (size_of(buffers.partial) if update else 0),
+        )
+
+    launch(
+        name_of("sweep", layout.v_first),
+        _sweep_columns_kernel if layout.v_first else _sweep_kernel,
+        dict(
+            matrices_ptr=tables.matrices, items_ptr=tables.sweep,
+            z_ptr=buffers.z, t_ptr=buffers.t, partial_ptr=buffers.partial, norms_ptr=buffers.norms,
+        ),
+        (grid, config, widths, dtype, eps, first, update),
+        describe,
+    )  # fmt: skip

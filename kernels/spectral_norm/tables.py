@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .configs import SpectralNormConfig, config_for, vector, widest
+from .configs import SpectralNormConfigs, configs_for, vector, widest
 
 # Columns of the table of matrices, int64. C and S say where a column's v is: columns are stored as S groups of C,
 # and the element c of group s is v[c * S + s]; channels_last weights have C channels, all others one group.
@@ -64,10 +64,10 @@ class Layout:
 
     `out` are offsets in the flat W/sigma, `z` in vectors of rows, `t` in vectors of columns, `partial` in the partial
     sums. `sweep` are (matrix, first row, rows, part), or (matrix, first column, 0, part) when mirrored; `reduce` are
-    (matrix, chunk), `flat` are (matrix, chunk of scale_elements).
+    (matrix, chunk), `flat` are (matrix, chunk of scale.ELEMENTS).
     """
 
-    config: SpectralNormConfig
+    configs: SpectralNormConfigs
     shapes: tuple[Shape, ...]
     v_first: bool
     out: tuple[int, ...]
@@ -84,6 +84,15 @@ class Layout:
     widest_aligned: int
     widest_unaligned: int
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Elements, rows and columns of all matrices together."""
+        return (
+            sum(shape.R * shape.K for shape in self.shapes),
+            sum(shape.R for shape in self.shapes),
+            sum(shape.K for shape in self.shapes),
+        )
+
 
 def _offsets(sizes: Sequence[int], alignment: int) -> tuple[tuple[int, ...], int]:
     offsets, end = [], 0
@@ -96,33 +105,30 @@ def _offsets(sizes: Sequence[int], alignment: int) -> tuple[tuple[int, ...], int
 @functools.lru_cache(maxsize=64)
 def layout_of(shapes: tuple[Shape, ...], v_first: bool) -> Layout:
     """Return the layout of a list of matrices; `v_first` for the mirrored sweep, by columns."""
-    config = config_for(max((shape.K for shape in shapes), default=1))
+    configs = configs_for(max((shape.K for shape in shapes), default=1))
+    elements = configs.scale.ELEMENTS
     sweep, parts, chunks, partial_sizes = [], [], [], []
     for index, shape in enumerate(shapes):
         if v_first:
-            count = -(-shape.K // config.columns)
-            sweep += [(index, part * config.columns, 0, part) for part in range(count)]
+            count = -(-shape.K // configs.sweep_columns.BLOCK)
+            sweep += [(index, part * configs.sweep_columns.BLOCK, 0, part) for part in range(count)]
         else:
-            count = -(-shape.R * shape.K // config.sweep_elements)
+            count = -(-shape.R * shape.K // configs.sweep.ELEMENTS)
             rows = -(-shape.R // count)
             count = -(-shape.R // rows)
             sweep += [(index, p * rows, min(rows, shape.R - p * rows), p) for p in range(count)]
         second = shape.R if v_first else shape.K
         parts.append(count)
-        chunks.append(-(-second // config.chunk))
+        chunks.append(-(-second // configs.reduce.BLOCK))
         partial_sizes.append(count * second)
-    flat = [
-        (index, chunk)
-        for index, shape in enumerate(shapes)
-        for chunk in range(-(-shape.R * shape.K // config.scale_elements))
-    ]
-    counts = [-(-shape.R * shape.K // config.scale_elements) for shape in shapes]
+    counts = [-(-shape.R * shape.K // elements) for shape in shapes]
+    flat = [(index, chunk) for index, count in enumerate(counts) for chunk in range(count)]
     out, out_size = offsets([shape.R * shape.K for shape in shapes])
     z, z_size = offsets([shape.R for shape in shapes])
     t, t_size = offsets([shape.K for shape in shapes])
     partial, partial_size = offsets(partial_sizes)
     return Layout(
-        config=config,
+        configs=configs,
         shapes=shapes,
         v_first=v_first,
         out=out,
@@ -223,7 +229,7 @@ def tiles_of(layout: Layout) -> list[tuple[int, int, int, int]]:
     tiles = []
     for index, shape in enumerate(layout.shapes):
         width = 128 if shape.K <= 128 else 1024
-        rows = layout.config.scale_elements // width
+        rows = layout.configs.scale.ELEMENTS // width
         tiles += [
             (index, row, column // 128, min(rows, shape.R - row))
             for row in range(0, shape.R, rows)

@@ -1,10 +1,12 @@
 """A recorded launch says what a real one passes; precision and architecture come from where they should."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.shipped import block_plans, spectral_norm_plans
 from sagan_fast.kernels import launch as launches
 from sagan_fast.kernels.launch import Launch, Needs, launch, precision_of, recording, size_of
 
@@ -139,3 +141,34 @@ def test_float32_products_are_tf32_only_where_allowed(restored_precision):
 
 def test_size_of_counts_bytes():
     assert size_of(torch.zeros(3, 2), None, torch.zeros(5, dtype=torch.uint8)) == 29
+
+
+def test_equal_keys_mean_equal_launches(generator, monkeypatch):
+    """A launch is kept under its key and the dtypes of its tensors: they must say all that its arguments depend on."""
+    said = {}
+
+    def spy(name, kernel, tensors, key, describe):
+        if key is not None:
+            what = describe()
+            kinds = tuple(None if tensor is None else tensor.dtype for tensor in tensors.values())
+            arguments = (what.grid, what.config, what.numbers, what.constexprs)
+            assert said.setdefault((name, key, kinds), arguments) == arguments, name
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("sagan_fast.kernels.") and getattr(module, "launch", None) is launch:
+            monkeypatch.setattr(module, "launch", spy)
+
+    def draw(*options):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    for _ in range(300):
+        D_QK, D_V, C = draw(2, 8, 16), draw(16, 64), draw(16, 64)
+        out_proj = C != D_V or draw(True, False)
+        block_plans(
+            draw(1, 2), C, draw(8, 9), draw(8, 9), D_QK, D_V, pool=draw(True, False), out_proj=out_proj,
+            bias=draw(True, False), dtype=draw("fp32", "bf16"), channels_last=draw(True, False),
+            backward=draw(True, False),
+        )  # fmt: skip
+        matrices = [(draw(3, 64), draw(27, 64, 2304, 9217)) for _ in range(draw(1, 2, 3))]
+        spectral_norm_plans(matrices, draw("fp32", "bf16"), draw("fp32", "bf16"))
+    assert len({name for name, _, _ in said}) == 13

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
+from benchmarks.shipped import block_plans
 from sagan_fast.kernels.attention import backward, delta, forward
-from sagan_fast.kernels.attention.configs import lookup_delta, lookup_dkv, lookup_dq, lookup_forward, plans
+from sagan_fast.kernels.attention.configs import lookup_delta, lookup_dkv, lookup_dq, lookup_forward
 from sagan_fast.kernels.projection import forward as projection
 
 LAUNCHES = ["projection_fwd", "attention_block_fwd", "attention_bwd_delta", "attention_bwd_dkv", "attention_bwd_dq"]
@@ -69,7 +70,7 @@ def test_plans_are_what_the_launchers_launch(pool, out_proj, bias, monkeypatch):
     w_qkv = torch.cat([w_theta, w_phi, w_g])
     backward.block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
 
-    found = plans(B, C, H, W, D_QK, D_V, pool=pool, out_proj=out_proj, bias=bias, dtype="fp32")
+    found = block_plans(B, C, H, W, D_QK, D_V, pool=pool, out_proj=out_proj, bias=bias, dtype="fp32")
     assert [plan.name for plan in found] == LAUNCHES and len(seen) == len(found)
     for plan, (grid, kwargs) in zip(found, seen, strict=True):
         assert plan.options["enable_fp_fusion"]
@@ -84,7 +85,7 @@ def test_plans_are_what_the_launchers_launch(pool, out_proj, bias, monkeypatch):
 
 
 def test_needs_are_counted_without_padding():
-    found = {plan.name: plan for plan in plans(4, 64, 64, 64, 8, 32)}
+    found = {plan.name: plan for plan in block_plans(4, 64, 64, 64, 8, 32)}
     scores = 4 * 4096 * 1024
     forward_plan = found["attention_block_fwd"]
     assert all(plan.exps == (scores if i in (1, 3, 4) else 0) for i, plan in enumerate(found.values()))
@@ -95,38 +96,25 @@ def test_needs_are_counted_without_padding():
 
 
 COMPILE = """
-import re, subprocess, sys, tempfile
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from sagan_fast.kernels.attention.configs import plans
+import sys
+from benchmarks.compile import compile_plan, resources
+from benchmarks.shipped import block_plans
 from sagan_fast.kernels.projection.configs import WIDTHS
 
 CAP = {80: 101376, 90: 232448, 100: 232448}
 arch, dtype, *names = int(sys.argv[1]), sys.argv[2], *sys.argv[3:]
 shapes = [(2, 128, 64, 64, 16, 64)] if names else [(2, max(32, 2 * v), 63, 64, q, v) for q, v in WIDTHS]
 for i, shape in enumerate(shapes):
-    for plan in plans(*shape, dtype=dtype, arch=arch, channels_last=i % 2 == 0):
+    for plan in block_plans(*shape, dtype=dtype, arch=arch, channels_last=i % 2 == 0):
         if names and plan.name not in names:
             continue
-        fn = plan.kernel
-        signature = {a: "constexpr" if a in plan.constexprs else plan.signature[a] for a in fn.arg_names}
-        attrs = {(fn.arg_names.index(a),): [["tt.divisibility", 16]] for a in plan.divisible_by_16}
-        source = ASTSource(fn=fn, signature=signature, constexprs=plan.constexprs, attrs=attrs)
-        options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, **plan.options)
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-            usage = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
-        stack = int(re.search(r"STACK:(\\d+)", usage)[1])
+        uses = resources(compile_plan(plan, arch))
         what = f"{shape} {plan.name} {plan.config}"
-        if stack or compiled.metadata.shared > CAP[arch]:
-            print(f"{what}: {stack} bytes of stack, {compiled.metadata.shared} of shared memory", flush=True)
-        if dtype != "fp32" and not re.search(r"mma|tcgen05", compiled.asm["ptx"]):
+        if uses["stack"] or uses["smem"] > CAP[arch]:
+            print(f"{what}: {uses['stack']} bytes of stack, {uses['smem']} of shared memory", flush=True)
+        if dtype != "fp32" and not uses["hgmma"] + uses["hmma"] + uses["utchmma"]:
             print(f"{what}: no tensor cores")
-        if names and "wgmma" not in compiled.asm["ptx"]:
+        if names and not uses["hgmma"]:
             print(f"{what}: no wgmma")
 """
 

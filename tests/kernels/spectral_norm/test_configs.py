@@ -1,20 +1,20 @@
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 
 import pytest
 
-from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE, WIDTHS, plans, width_of
+from benchmarks.shipped import spectral_norm_plans
+from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE, WIDTHS, width_of
 from sagan_fast.testing import SAGAN_MATRICES
 
 WIDE = [(64, 13824), (3, 13825), (5, 5)]
 
 
 def test_plans_count_each_byte_once():
-    found = plans(SAGAN_MATRICES, "fp32", "bf16")
+    found = spectral_norm_plans(SAGAN_MATRICES, "fp32", "bf16")
     by_name = {plan.name: plan for plan in reversed(found)}
     weights = 4 * sum(R * K for R, K in SAGAN_MATRICES)
     assert weights == 286_624_000
@@ -35,16 +35,32 @@ def test_widths():
     assert list(WIDTHS) == sorted(WIDTHS) and WIDTHS[-1] == MAX_SIZE
 
 
+COMPILE = """
+import json, re, sys
+from benchmarks.compile import compile_plan
+from benchmarks.shipped import spectral_norm_plans
+
+lists, dtype, out_dtype, arch, limit = json.loads(sys.argv[1])
+found = []
+for matrices in lists:
+    some = spectral_norm_plans([tuple(matrix) for matrix in matrices], dtype, out_dtype, arch)[:limit]
+    done = [(plan.name, compile_plan(plan, arch)) for plan in some]
+    access = re.compile(r"\\b(?:LDG|STG|LDL|STL)[A-Z0-9.]*")
+    found.append([(name, code.stack, " ".join(access.findall(code.sass))) for name, code in done])
+print(json.dumps(found))
+"""
+
+
 def compiled(lists, dtype, out_dtype, arch, limit=None):
-    """Return name, stack and machine code of the first `limit` plans of each of `lists` of matrices.
+    """Return name, stack and memory instructions of the first `limit` launches of each of `lists` of matrices.
 
     In a process of its own, without the interpreter.
     """
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TRITON_CACHE_DIR": cache}
         environment.pop("TRITON_INTERPRET", None)
-        arguments = json.dumps([lists, dtype, out_dtype, arch, limit])
-        done = subprocess.run([sys.executable, __file__, arguments], env=environment, capture_output=True, text=True)
+        command = [sys.executable, "-c", COMPILE, json.dumps([lists, dtype, out_dtype, arch, limit])]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -79,40 +95,3 @@ def test_nothing_spills(matrices, dtype, out_dtype, arch):
     # Rows of more than 9216 floats, which SAGAN does not have, are two registers too many on Blackwell.
     known = 8 if (matrices is WIDE and dtype == "fp32" and arch == 100) else 0
     check(compiled([matrices], dtype, out_dtype, arch)[0], known)
-
-
-def _main(lists, dtype, out_dtype, arch, limit):
-    found = []
-    for matrices in lists:
-        some = plans([tuple(matrix) for matrix in matrices], dtype, out_dtype, arch)[:limit]
-        found.append([_compile(plan, arch) for plan in some])
-    print(json.dumps(found))
-
-
-def _compile(plan, arch):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = plan.kernel.arg_names
-    source = ASTSource(
-        fn=plan.kernel,
-        signature={name: plan.signature.get(name, "constexpr") for name in names},
-        constexprs=plan.constexprs,
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in plan.divisible_by_16},
-    )
-    options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, **plan.options}
-    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        dump = subprocess.check_output(
-            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name], text=True
-        )
-    (stack,) = re.findall(r"STACK:(\d+)", dump)
-    code = re.findall(r"\b(?:LDG|STG|LDL|STL)[A-Z0-9.]*", binary.asm["sass"])
-    return plan.name, int(stack), " ".join(code)
-
-
-if __name__ == "__main__":
-    _main(*json.loads(sys.argv[1]))

@@ -1,8 +1,7 @@
 import pytest
 import torch
-import triton.language as tl
 
-from sagan_fast.kernels.spectral_norm.sweep import launch_sweep
+from sagan_fast.kernels.spectral_norm.sweep import Buffers, launch_sweep
 from sagan_fast.kernels.spectral_norm.tables import OFFSET_UNIT, tables_for
 from sagan_fast.testing import assert_close_to_truth, spectral_norm_inputs
 
@@ -16,8 +15,7 @@ def test_both_products_of_one_reading(generator, v_first):
     layout = tables.layout
     _, z_size, t_size, partial_size = layout.sizes
     z, t, partial, norms = (torch.empty(n) for n in (z_size, t_size, partial_size, 16 * len(SHAPES)))
-    shared = dict(matrices_ptr=tables.matrices, z_ptr=z, t_ptr=t, norms_ptr=norms, eps=1e-12)
-    launch_sweep(shared, tables, partial, tl.float32, True, True)
+    launch_sweep(tables, Buffers(z, t, partial, norms), torch.float32, 1e-12, first=True, update=True)
     for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
         w = weight.double()
         R, K = w.shape

@@ -20,15 +20,15 @@ def test_every_element_is_in_one_item_of_each_launch(v_first):
         own = sorted(item[1:] for item in layout.sweep if item[0] == index)
         assert [part for _, _, part in own] == list(range(layout.parts[index]))
         if v_first:
-            assert [column for column, _, _ in own] == list(range(0, shape.K, layout.config.columns))
+            assert [column for column, _, _ in own] == list(range(0, shape.K, layout.configs.sweep_columns.BLOCK))
         else:
             ends = [first + rows for first, rows, _ in own]
             assert [first for first, _, _ in own] == [0, *ends[:-1]] and ends[-1] == shape.R
         second = shape.R if v_first else shape.K
-        assert layout.chunks[index] <= 16 and layout.chunks[index] * layout.config.chunk >= second
+        assert layout.chunks[index] <= 16 and layout.chunks[index] * layout.configs.reduce.BLOCK >= second
         assert sum(item[0] == index for item in layout.reduce) == layout.chunks[index]
         flat = [chunk for i, chunk in layout.flat if i == index]
-        assert flat == list(range(len(flat))) and len(flat) * layout.config.scale_elements >= shape.R * shape.K
+        assert flat == list(range(len(flat))) and len(flat) * layout.configs.scale.ELEMENTS >= shape.R * shape.K
         assert layout.flat[layout.flat_first[index]] == (index, 0)
 
 
