@@ -40,6 +40,6 @@ setup(
         KERNELS,
         *(f"{KERNELS}.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"sagan_fast": ["py.typed", "presets/*.yaml"], KERNELS: ["py.typed", "tuned.json"]},
+    package_data={"sagan_fast": ["py.typed", "presets/*.yaml"], KERNELS: ["py.typed", "configs.csv"]},
     entry_points={"console_scripts": ["sagan-fast = sagan_fast.cli:main"]},
 )

@@ -70,7 +70,7 @@ def install() -> Driver:
 
     stub = Driver()
     driver.set_active(stub)
-    backends.triton_refusal = lambda device, dtype: None
+    backends.triton_refusal = lambda *_: None
     return stub
 
 
@@ -91,8 +91,9 @@ def parts(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]
     """Return what is timed, by name: whole calls, then what they are made of, from the outside in."""
     from sagan_fast.functional import self_attention_2d
     from sagan_fast.kernels import launch
-    from sagan_fast.kernels.attention.forward import block_fwd
     from sagan_fast.kernels.projection.forward import projection_fwd
+    from sagan_fast.kernels.self_attention.forward import block_fwd
+    from sagan_fast.kernels.self_attention.inputs import BlockInputs
     from sagan_fast.layers.self_attention import SelfAttention2d
     from sagan_fast.ops.self_attention import _matrix, check_block, choose_block
 
@@ -115,18 +116,19 @@ def parts(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]
         y: Tensor = block(leaf)
         torch.autograd.grad(y, [leaf, *block.parameters()], y)
 
-    q, k, v, _ = projection_fwd(x, *flat, pool=True, save_argmax=False)
+    q, k, v, _ = projection_fwd(x, *flat, pool=True, save=False)
     flat_o = w_o.flatten(1)
 
     def project() -> None:
-        projection_fwd(x, *flat, pool=True, save_argmax=False)
+        projection_fwd(x, *flat, pool=True, save=False)
 
     def attend() -> None:
         block_fwd(x, q, k, v, flat_o, gamma, save=False)
 
     def checks_and_choice() -> None:
-        check_block(x, *weights, w_o, gamma, None, None, None, None, True)
-        choose_block(x, weights[0], weights[2], True, "triton")
+        inputs = BlockInputs(x, *weights, w_o, gamma)
+        check_block(inputs, True)
+        choose_block(inputs, True, "triton")
 
     def launchers() -> None:
         project()

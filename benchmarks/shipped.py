@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.shapes import BLOCK_SHAPES, ELEMENT_BYTES, SAGAN_MATRICES, BlockShape
-from sagan_fast.kernels.launch import INTERPRETED_ARCH as HOPPER
-from sagan_fast.kernels.plan import Plan
+from sagan_fast.kernels.configs import INTERPRETED_ARCH as HOPPER
+from sagan_fast.kernels.launch import Plan
 
 BLOCK_DTYPES = ("bf16", "fp16", "tf32", "fp32")
 MATRICES = "sagan-44-matrices"
@@ -53,26 +53,26 @@ def block_plans(
 
     `dtype` is "fp32", "tf32", "fp16" or "bf16".
     """
-    from sagan_fast.kernels.attention.backward import block_bwd
-    from sagan_fast.kernels.attention.forward import block_fwd
     from sagan_fast.kernels.launch import DTYPES, recording
-    from sagan_fast.kernels.projection.forward import projection_fwd
+    from sagan_fast.kernels.self_attention.backward import self_attention_bwd
+    from sagan_fast.kernels.self_attention.forward import self_attention_fwd
+    from sagan_fast.kernels.self_attention.inputs import BlockInputs
 
     def empty(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=DTYPES[dtype], device="meta")
 
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = empty(B, C, H, W).contiguous(memory_format=memory_format)
-    w_theta, w_phi, w_g, w_qkv = empty(D_QK, C), empty(D_QK, C), empty(D_V, C), empty(2 * D_QK + D_V, C)
+    biases = [empty(D) if bias else None for D in (D_QK, D_QK, D_V, C)]
     w_o = empty(C, D_V) if out_proj else None
-    b_theta, b_phi, b_g = (empty(D) if bias else None for D in (D_QK, D_QK, D_V))
-    b_o = empty(C) if bias and out_proj else None
+    if not out_proj:
+        biases[3] = None
     gamma = torch.empty((), device="meta")
+    inputs = BlockInputs(x, empty(D_QK, C), empty(D_QK, C), empty(D_V, C), w_o, gamma, *biases)
     with recording(arch, dtype) as found:
-        q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save_argmax=backward)
-        y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o, save=backward)
-        if o is not None and lse is not None:
-            block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
+        y, saved = self_attention_fwd(inputs, pool=pool, save=backward)
+        if saved is not None:
+            self_attention_bwd(y, inputs, saved)
     return found.plans
 
 

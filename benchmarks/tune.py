@@ -1,23 +1,22 @@
-"""Measure launch configs of the attention and projection kernels on the GPU at hand and write kernels/tuned.json.
+"""Measure launch configs of the attention block on the GPU at hand and write them into kernels/configs.csv.
 
-    python -m benchmarks.tune [--dtype bf16] [--shape feat64-G-64x64-C128] [--kernel forward] [--minutes 8] [--dry-run]
+    python -m benchmarks.tune [--dtype bf16] [--shape feat64-G-64x64-C128] [--kernel attention_fwd] [--dry-run]
 
 Shapes that share a row (widths, small or large maps) are measured together. Candidates are the shipped config with one
 field changed or two; each one's results are first held against the shipped config's, then it is timed on every shape.
-The one with the least geometric mean of times over the shipped ones is written if it saves 2 % or more, beside what
-was measured, when and on what. Rows are written as they are found: a run that is cut off still counts, and the next
+The one with the least geometric mean of times over the shipped ones is written if it saves 2 % or more, with where and
+when it was measured. Rows are written as they are found: a run that is cut off still counts, and the next
 one goes on from them. `--dry-run` lists the candidates and needs no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import fields, replace
 from datetime import date
 from itertools import combinations
 from pathlib import Path
@@ -27,49 +26,51 @@ import torch
 from torch import Tensor
 
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
-from sagan_fast.kernels import tuned
-from sagan_fast.kernels.attention import configs
-from sagan_fast.kernels.attention.backward import block_bwd
-from sagan_fast.kernels.attention.forward import block_fwd
+from sagan_fast.kernels import configs
+from sagan_fast.kernels.configs import INTERPRETED_ARCH, LaunchConfig
 from sagan_fast.kernels.launch import DTYPES
-from sagan_fast.kernels.projection import configs as projection_configs
 from sagan_fast.kernels.projection.forward import projection_fwd
+from sagan_fast.kernels.self_attention.backward import self_attention_bwd
+from sagan_fast.kernels.self_attention.forward import block_fwd, self_attention_fwd
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.testing import RMS_TOLERANCE, rel_rms
 
-KERNELS = ("projection", "forward", "delta", "dkv", "dq")
-
+KERNELS = ("projection_fwd", "attention_fwd", "attention_bwd_preprocess", "attention_bwd_dkv", "attention_bwd_dq")
+BACKWARD_OPTIONS = {
+    "attention_bwd_preprocess": "preprocess_config",
+    "attention_bwd_dkv": "dkv_config",
+    "attention_bwd_dq": "dq_config",
+}
 
 LEAST_GAIN = 0.02
 """A config must save this share of the time to replace another: less is noise."""
 
 
 class Row(NamedTuple):
-    """A row of tuned.json to be found, and the shapes that will be launched with it."""
+    """A row of configs.csv to be found: (kernel, architecture, precision, width, size), and the shapes that run it."""
 
-    key: str
-    kernel: str
-    shipped: Any
+    key: tuple[str, ...]
+    shipped: LaunchConfig
     shapes: tuple[BlockShape, ...]
+
+    @property
+    def kernel(self) -> str:
+        return self.key[0]
 
 
 def rows(arch: int, precision: str, kernels: Sequence[str], shapes: Sequence[BlockShape]) -> list[Row]:
     """Return the rows that `shapes` use on `arch`, with the config that each is launched with now."""
-    found: dict[str, Row] = {}
-    table = projection_configs.table_precision(precision)
+    found: dict[tuple[str, ...], Row] = {}
     for kernel in kernels:
         for shape in shapes:
-            widths, bucket = (shape.d_qk, shape.d_v), "any"
-            if kernel == "projection":
-                shipped: Any = projection_configs.lookup_forward(arch, precision, *widths)
-            elif kernel == "delta":
-                shipped, widths = configs.lookup_delta(arch, precision, shape.d_v), (1, shape.d_v)
-            else:
-                positions = shape.M if kernel == "dkv" else shape.N
-                shipped = getattr(configs, f"lookup_{kernel}")(arch, precision, *widths, positions)
-                bucket = configs.size_bucket(positions)
-            key = tuned.key(kernel, arch, table, projection_configs.table_width("tune", *widths), bucket)
-            others = found[key].shapes if key in found else ()
-            found[key] = Row(key, kernel, shipped, (*others, shape))
+            d_qk = 1 if kernel == "attention_bwd_preprocess" else shape.d_qk
+            positions = {"attention_fwd": shape.N, "attention_bwd_dkv": shape.M, "attention_bwd_dq": shape.N}.get(
+                kernel
+            )
+            width, size = configs.row_width(kernel, d_qk, shape.d_v), configs.row_size(positions)
+            key = (kernel, str(arch), configs.row_precision(precision), width, size)
+            shipped = configs.lookup(kernel, arch, precision, d_qk, shape.d_v, positions)
+            found[key] = Row(key, shipped, (*(found[key].shapes if key in found else ()), shape))
     return list(found.values())
 
 
@@ -90,7 +91,7 @@ def candidates(row: Row) -> Iterator[Any]:
             steps[field.name] = [cap for cap in (None, 128, 168) if cap != value]
         elif field.name == "sum_by_product":
             wide = any(shape.d_v > 64 for shape in row.shapes)
-            steps[field.name] = [] if row.kernel != "forward" or (wide and not value) else [not value]
+            steps[field.name] = [] if row.kernel != "attention_fwd" or (wide and not value) else [not value]
     seen = {shipped}
     for changes in (1, 2):
         for names in combinations(steps, changes):
@@ -104,7 +105,9 @@ def candidates(row: Row) -> Iterator[Any]:
                     yield candidate
 
 
-def runner(kernel: str, shape: BlockShape, dtype: torch.dtype) -> Callable[[Any], tuple[Tensor | None, ...]]:
+def runner(
+    kernel: str, shape: BlockShape, dtype: torch.dtype
+) -> Callable[[LaunchConfig | None], tuple[Tensor | None, ...]]:
     """Return a function of a config (None for the shipped one) that runs `kernel` on random tensors of `shape`."""
     generator = torch.Generator("cuda").manual_seed(0)
 
@@ -116,21 +119,18 @@ def runner(kernel: str, shape: BlockShape, dtype: torch.dtype) -> Callable[[Any]
     w_theta, w_phi, w_g = (randn(d, C, scale=C**-0.5) for d in (shape.d_qk, shape.d_qk, shape.d_v))
     w_o = randn(C, shape.d_v, scale=shape.d_v**-0.5) if shape.out_proj else None
     gamma = torch.full((), 0.7, device="cuda")
-    q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, pool=shape.pool)
-    _, o, lse = block_fwd(x, q, k, v, w_o, gamma)
-    assert o is not None and lse is not None
-    w_qkv = torch.cat([w_theta, w_phi, w_g])
+    inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma)
+    _, saved = self_attention_fwd(inputs, pool=shape.pool)
+    assert saved is not None
 
-    def run(config: Any) -> tuple[Tensor | None, ...]:
-        if kernel == "projection":
+    def run(config: LaunchConfig | None) -> tuple[Tensor | None, ...]:
+        if kernel == "projection_fwd":
             return projection_fwd(x, w_theta, w_phi, w_g, pool=shape.pool, config=config)
-        if kernel == "forward":
-            return block_fwd(x, q, k, v, w_o, gamma, config=config)
+        if kernel == "attention_fwd":
+            return block_fwd(x, saved.q, saved.k, saved.v, w_o, gamma, config=config)
         # the other kernels of the backward keep their configs, so that differences are this one's
-        options = {f"{kernel}_config": config}
-        return block_bwd(
-            d_y, x, w_qkv, w_o, None, gamma, q, k, v, o, lse, argmax, need_weights=False, need_biases=False, **options
-        )
+        options = {BACKWARD_OPTIONS[kernel]: config}
+        return self_attention_bwd(d_y, inputs, saved, need_weights=False, need_biases=False, **options)
 
     return run
 
@@ -171,7 +171,7 @@ def tune(
                 before = timed(lambda run=run: run(None))
                 logarithm += math.log(timed(lambda run=run, config=config: run(config)) / before)
         except Exception as error:  # too large for registers or shared memory, or a shape the compiler refuses
-            print(f"  {astuple(config)}: {type(error).__name__} {str(error)[:80]}", file=sys.stderr)
+            print(f"  {config}: {type(error).__name__} {str(error)[:80]}", file=sys.stderr)
             continue
         ratio = math.exp(logarithm / len(runs))
         if ratio < least:
@@ -179,19 +179,13 @@ def tune(
     return best, least if best != row.shipped else 1.0, measured
 
 
-def write(path: Path, row: Row, config: Any, ratio: float, where: dict[str, str]) -> None:
-    """Put `config` into the file of measured configs, whole or not at all."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    content[row.key] = {
-        "config": list(astuple(config)),
-        "instead_of": list(astuple(row.shipped)),
-        "time_over_that": round(ratio, 4),
-        "shapes": [shape.name for shape in row.shapes],
-        **where,
-    }
-    lines = [f"{json.dumps(key)}: {json.dumps(content[key])}" for key in sorted(content)]
+def write(path: Path, row: Row, config: LaunchConfig, origin: str) -> None:
+    """Let `row` have `config` in the file of configs, and say where it comes from; whole or not at all."""
+    old = configs.read_rows(path)
+    kept = [part for one in old for part in (one.without(row.key) if row.key in one.keys else [one])]
+    kept.append(configs.Row(row.kernel, tuple((cell,) for cell in row.key[1:]), config, origin))
     new = path.with_suffix(".new")
-    new.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    new.write_text(configs.format_rows(kept))
     new.replace(path)
 
 
@@ -202,33 +196,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shape", action="append", choices=[s.name for s in BLOCK_SHAPES], help="may be repeated")
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="may be repeated")
     parser.add_argument("--minutes", type=float, default=8.0, help="begin no candidate after this")
-    parser.add_argument("--out", type=Path, default=tuned.FILE, help="the file of measured configs")
+    parser.add_argument("--out", type=Path, default=configs.FILE, help="the file of configs")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates; needs no GPU")
     options = parser.parse_args(arguments)
     if not options.dry_run and not torch.cuda.is_available():
         print("benchmarks.tune: needs a CUDA device (or --dry-run)", file=sys.stderr)
         return 2
-    major, minor = (9, 0) if options.dry_run else torch.cuda.get_device_capability()
+    arch = INTERPRETED_ARCH
+    if not options.dry_run:
+        major, minor = torch.cuda.get_device_capability()
+        arch = 10 * major + minor
     shapes = [shape for shape in BLOCK_SHAPES if options.shape is None or shape.name in options.shape]
-    found = rows(10 * major + minor, options.dtype, options.kernel or KERNELS, shapes)
+    found = rows(arch, options.dtype, options.kernel or KERNELS, shapes)
     if options.dry_run:
         for row in found:
             for config in candidates(row):
-                print(row.key, config)
+                print(*row.key, config)
         return 0
     import triton
 
     torch.set_float32_matmul_precision("high" if options.dtype == "tf32" else "highest")
-    where = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
-    where["date"] = date.today().isoformat()
-    print(", ".join(where.values()))
+    where = f"measured on {torch.cuda.get_device_name()}, {date.today().isoformat()}, triton {triton.__version__}"
+    print(where)
     end = time.monotonic() + 60 * options.minutes
     for index, row in enumerate(found):
         share = (end - time.monotonic()) / (len(found) - index)
         config, ratio, measured = tune(row, options.dtype, time.monotonic() + share)
         if config != row.shipped:
-            write(options.out, row, config, ratio, where)
-        print(f"{row.key}: {astuple(config)}, {ratio:.3f} of {astuple(row.shipped)}; {measured} measured", flush=True)
+            write(options.out, row, config, f"{where}: {ratio:.3f} of {row.shipped}")
+        print(f"{' '.join(row.key)}: {config}, {ratio:.3f} of {row.shipped}; {measured} measured", flush=True)
     return 0
 
 

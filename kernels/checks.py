@@ -20,20 +20,18 @@ def check_ndim(op: str, argument: str, tensor: Tensor, letters: str) -> None:
     """Raise ValueError unless `tensor` has one axis for each of `letters` ("B, C, H, W")."""
     ndim = letters.count(",") + 1
     if tensor.ndim != ndim:
-        raise ValueError(f"{op}: {argument} must have shape ({letters}) = {ndim} axes, got {tuple(tensor.shape)}")
+        raise ValueError(f"{op}: {argument} must have {ndim} axes ({letters}), got shape {tuple(tensor.shape)}")
 
 
 def check_dtype(op: str, argument: str, tensor: Tensor, expected: Sequence[torch.dtype]) -> None:
     """Raise TypeError unless the dtype of `tensor` is one of `expected`."""
     if tensor.dtype not in expected:
         names = " or ".join(str(dtype) for dtype in expected)
-        raise TypeError(f"{op}: {argument} must have dtype = {names}, got {tensor.dtype}")
+        raise TypeError(f"{op}: {argument} must have dtype {names}, got {tensor.dtype}")
 
 
 def check_same_device(op: str, first_name: str, first: Tensor, **others: Tensor | None) -> None:
     """Raise ValueError unless all of `others` that are not None are on the device of `first`."""
     for name, tensor in others.items():
         if tensor is not None and tensor.device != first.device:
-            raise ValueError(
-                f"{op}: {name} must be on the device of {first_name} = {first.device}, got {tensor.device}"
-            )
+            raise ValueError(f"{op}: {name} must be on the device of {first_name}, {first.device}, got {tensor.device}")

@@ -1,11 +1,12 @@
-"""One description of a launch, run on tensors or, on meta tensors, recorded as a `Plan`.
+"""The one door of every launch: run on tensors or, on tensors without memory, recorded as a `Plan`.
 
-Every launcher goes through `launch`, so that what is compiled and modelled without a GPU is what runs on one.
+What is compiled and counted without a GPU is therefore what runs on one. Also here: the names of dtypes.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,31 +15,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import Plan
+from .configs import INTERPRETED_ARCH, LaunchConfig
 
-POINTERS = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+"""How products are computed, and the dtype of the tensors they are computed on."""
+
+POINTERS = {dtype: f"*{name}" for name, dtype in DTYPES.items() if name != "tf32"} | {
     torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-INTERPRETED_ARCH = 90
-"""Whose configs the interpreter runs."""
+"""Triton's type of a pointer to elements of a dtype."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a launch cannot do without: see `Plan` for the fields."""
+    """What a launch cannot do without, for its whole grid.
+
+    `flops` count a multiply and an add as two; `bytes_read` and `bytes_written` count each byte of memory once.
+    """
 
     flops: int = 0
     exps: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
     loops: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch, said without tensors: enough to compile it without a GPU and to know what it needs.
+
+    `signature` gives Triton's type of every argument that is not in `constexprs`; `divisible_by_16` names those that
+    the launch specialises (aligned pointers, strides). `loops` says, in the order of the source, how often one program
+    runs each loop over run-time counts. For the counts of work see `Needs`.
+    """
+
+    name: str
+    kernel: Any
+    dtype: str
+    config: str
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    grid: tuple[int, ...]
+    divisible_by_16: tuple[str, ...] = ()
+    loops: tuple[int, ...] = ()
+    flops: int = 0
+    exps: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def programs(self) -> int:
+        """Number of programs in the grid."""
+        return math.prod(self.grid)
 
 
 @dataclass
@@ -52,11 +91,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch but for its tensors: grid, config (num_warps, num_stages, perhaps maxnreg), run-time numbers and
-    compile-time values by argument, and, called only when recording, its needs."""
+    """A launch without its tensors: grid, config, run-time numbers and compile-time values by argument.
+
+    `needs` is called only when recording.
+    """
 
     grid: tuple[int, ...]
-    config: Any
+    config: LaunchConfig
     numbers: dict[str, Any]
     constexprs: dict[str, Any]
     needs: Callable[[], Needs]
@@ -103,7 +144,12 @@ def precision_of(dtype: torch.dtype) -> str:
         return _recording.precision
     if dtype == torch.float32:
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
-    return {torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    return POINTERS[dtype][1:]
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which products of `dtype` are added up: float64 for itself, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def size_of(*tensors: Tensor | None) -> int:
@@ -164,14 +210,13 @@ def launch(
         _ready[place] = compiled[(*what.grid, 1, 1)[:3]], [arguments[argument] for argument in names[len(tensors) :]]
 
 
-def _options(config: Any) -> dict[str, Any]:
+def _options(config: LaunchConfig) -> dict[str, Any]:
     options = {"enable_fp_fusion": True}  # Triton 3.10 turns it off by default
-    maxnreg = getattr(config, "maxnreg", None)
-    return options if maxnreg is None else {**options, "maxnreg": maxnreg}
+    return options if config.maxnreg is None else {**options, "maxnreg": config.maxnreg}
 
 
 def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: Launch, precision: str) -> Plan:
-    grid, config, needs, constexprs = what.grid, what.config, what.needs(), what.constexprs
+    config, needs, constexprs = what.config, what.needs(), what.constexprs
     signature, fixed, aligned = {}, dict(constexprs), []
     for key, value in {**tensors, **what.numbers}.items():
         if isinstance(value, Tensor):
@@ -195,7 +240,7 @@ def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: La
         constexprs=fixed,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        grid=grid,
+        grid=what.grid,
         divisible_by_16=tuple(aligned),
         loops=needs.loops,
         flops=needs.flops,

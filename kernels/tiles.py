@@ -11,11 +11,30 @@ import functools
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .launch import POINTERS
 
 MAX_IMAGES = 65535
 """Length of a grid's second axis."""
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return `x` (B, C, H, W) itself where it is contiguous or channels_last, else a contiguous copy."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a dense `x` (B, C, H, W) has its channels innermost; where both formats are the same memory, False."""
+    return not x.is_contiguous()
+
+
+def strides_of(x: Tensor) -> tuple[int, int, int]:
+    """Return the strides of the axes B, C and N = H*W of a dense `x` (whose own strides lie where a size is 1)."""
+    B, C, H, W = x.shape
+    return (C * H * W, 1, C) if is_channels_last(x) else (C * H * W, H * W, 1)
 
 
 def cdiv(size: int, block: int) -> int:

@@ -51,6 +51,26 @@ def assert_close_to_truth(
         assert error <= twice, f"{name}: relative RMS error {error:.3g} is over twice eager's plus a floor, {twice:.3g}"
 
 
+def assert_gradient(
+    name: str,
+    found: Tensor,
+    truth: Tensor,
+    eager: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    terms: Tensor | None = None,
+) -> None:
+    """Assert that the error of `found` is at most twice eager's plus the table's share of `truth`.
+
+    Where a gradient is a sum that may be small beside its `terms`, the share is of these.
+    """
+    if eager is None:
+        assert_close_to_truth(name, found, truth)
+        return
+    limit = RMS_TOLERANCE[DTYPE_NAMES[dtype or found.dtype]]
+    error = (found.double() - truth).norm()
+    assert error <= 2 * (eager.double() - truth).norm() + limit * (truth if terms is None else terms).norm(), name
+
+
 def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
     """Return `scale` times normal random numbers of `shape` and `dtype`, drawn in float64 on the CPU."""
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)

@@ -23,17 +23,14 @@ def store_unpooled(
     grad, argmax_ptr, out_ptr,  # (BLOCK_M, BLOCK); pointers to the image's argmax (M, stride_a), output (N, stride_n)
     stride_a_m, stride_out_n,
     offs_m, mask_m, W,
-    FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, POOL: tl.constexpr,
+    FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store `grad`, of the windows `offs_m`, columns FIRST.. of D, at the position each winner had before the pool."""
-    if POOL:
-        value = grad.to(out_ptr.dtype.element_ty)
-        argmax = load_rows(argmax_ptr, stride_a_m, 1, offs_m, mask_m, FIRST, D, BLOCK)
-        for j in range(4):  # not unrolled: the addresses of four windows do not fit in the registers
-            offs_n = pixel_of(offs_m, j, W, W // 2, POOL)
-            store_rows(out_ptr, stride_out_n, tl.where(argmax == j, value, 0.0), offs_n, mask_m, FIRST, D, BLOCK)
-    else:
-        store_rows(out_ptr, stride_out_n, grad, offs_m, mask_m, FIRST, D, BLOCK)
+    value = grad.to(out_ptr.dtype.element_ty)
+    argmax = load_rows(argmax_ptr, stride_a_m, 1, offs_m, mask_m, FIRST, D, BLOCK)
+    for j in range(4):  # not unrolled: the addresses of four windows do not fit in the registers
+        offs_n = pixel_of(offs_m, j, W, W // 2, True)
+        store_rows(out_ptr, stride_out_n, tl.where(argmax == j, value, 0.0), offs_n, mask_m, FIRST, D, BLOCK)
 
 
 def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor, channels_last: bool) -> Tensor:

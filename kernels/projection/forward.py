@@ -19,9 +19,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configs import LaunchConfig, lookup
 from ..launch import Launch, Needs, arch_of, launch, precision_of, size_of
-from ..tiles import arithmetic, cdiv, grid_of, load_bias, load_chunk, load_weight, locate, padded, split, store_rows
-from .configs import ProjectionConfig, lookup_forward
+from ..tiles import (
+    arithmetic,
+    cdiv,
+    grid_of,
+    is_channels_last,
+    load_bias,
+    load_chunk,
+    load_weight,
+    locate,
+    padded,
+    split,
+    store_rows,
+    strides_of,
+)
 
 
 @triton.jit
@@ -156,24 +169,6 @@ def store_pooled(
         store_rows(argmax_ptr, stride_argmax, argmax, rows, mask, FIRST, D, BLOCK)
 
 
-def dense(x: Tensor) -> Tensor:
-    """Return `x` (B, C, H, W) itself where it is contiguous or channels_last, else a contiguous copy."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a dense `x` (B, C, H, W) has its channels innermost; where both formats are the same memory, False."""
-    return not x.is_contiguous()
-
-
-def strides_of(x: Tensor) -> tuple[int, int, int]:
-    """Return the strides of the axes B, C and N = H*W of a dense `x` (whose own strides lie where a size is 1)."""
-    B, C, H, W = x.shape
-    return (C * H * W, 1, C) if is_channels_last(x) else (C * H * W, H * W, 1)
-
-
 def projection_fwd(
     x: Tensor,
     w_theta: Tensor,
@@ -184,15 +179,15 @@ def projection_fwd(
     b_g: Tensor | None = None,
     *,
     pool: bool,
-    save_argmax: bool = True,
-    config: ProjectionConfig | None = None,
+    save: bool = True,
+    config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return q (B, N, D_QK), k (B, M, D_QK), v (B, M, D_V) in the weights' dtype, the pool's argmax (B, M, D_QK + D_V).
 
     `x` (B, C, H, W) of any float dtype, contiguous or channels_last; `w_theta`, `w_phi` (D_QK, C), `w_g` (D_V, C),
     contiguous, and `b_theta`, `b_phi` (D_QK,), `b_g` (D_V,) share a dtype, in which products are computed. N is H*W, M
     the same, or (H//2)*(W//2) with `pool`. The argmax, uint8 (0..3, row by row of the window), is None without `pool`
-    or without `save_argmax`.
+    or without `save`.
     """
     B, C, H, W = x.shape
     D_QK, D_V, N = w_phi.shape[0], w_g.shape[0], H * W
@@ -200,12 +195,12 @@ def projection_fwd(
     new = w_phi.new_empty
     q, k, v = new((B, N, D_QK)), new((B, M, D_QK)), new((B, M, D_V))
     argmax = None
-    if pool and save_argmax:
+    if pool and save:
         argmax = new((B, M, D_QK + D_V), dtype=torch.uint8)
     precision = precision_of(w_phi.dtype)
 
     def describe() -> Launch:
-        chosen = config or lookup_forward(arch_of(x), precision, D_QK, D_V)
+        chosen = config or lookup("projection_fwd", arch_of(x), precision, D_QK, D_V)
         # wide chunks are for weights used four times; of a contiguous x each element's address would take a register
         block_c = min(chosen.BLOCK_C, padded(C) if pool and is_channels_last(x) else 32)
         window, windows = (4, cdiv(H, 2) * cdiv(W, 2)) if pool else (1, N)

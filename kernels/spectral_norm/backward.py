@@ -17,20 +17,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ..checks import FLOAT_DTYPES, check_dtype, check_shape
+from ..configs import LaunchConfig
 from ..launch import Launch, Needs, launch, size_of
 from ..tiles import triton_dtype
-from .configs import SpectralNormConfig, vector
-from .tables import FIELDS, FLAT_ALIGNED, OFFSET_UNIT, OUT, K, R, T, Tables, W, Z, is_capturing, tables_for, tile_items
+from .sweep import _FIELDS, _FLAT_ALIGNED, _K, _OFFSET_UNIT, _OUT, _R, _T, _W, _Z
+from .tables import Tables, is_capturing, tables_for, tile_items, vector
 
-_FIELDS = tl.constexpr(FIELDS)
-_W, _R, _K, _OUT, _Z, _T, _FLAT_ALIGNED = (tl.constexpr(i) for i in (W, R, K, OUT, Z, T, FLAT_ALIGNED))
-
-_OFFSET_UNIT = tl.constexpr(OFFSET_UNIT)
 _NOWHERE = tl.constexpr(1 << 60)
 """The address of a gradient that there is not; as wide and as aligned as a real one."""
 
 _ADDRESSES_A_LAUNCH = 16
-_ONE_WARP = SpectralNormConfig(_ADDRESSES_A_LAUNCH, 0, num_warps=1)
+_ONE_WARP = LaunchConfig(BLOCK=_ADDRESSES_A_LAUNCH, num_warps=1, num_stages=3)
 
 
 @triton.jit

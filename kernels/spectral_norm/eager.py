@@ -70,9 +70,9 @@ def spectral_norm_fwd(
     if update:
         for _ in range(n_power_iterations):
             if v_first:
-                found = _advance([matrix.t() for matrix in matrices], new_us, new_vs, eps)
+                found = _update([matrix.t() for matrix in matrices], new_us, new_vs, eps)
             else:
-                found = _advance(matrices, new_vs, new_us, eps)
+                found = _update(matrices, new_vs, new_us, eps)
         torch._foreach_copy_(list(us), new_us)
         torch._foreach_copy_(list(vs), v_of(flat_v, weights))
     elif sigmas is not None:
@@ -88,7 +88,7 @@ def spectral_norm_fwd(
     return out, torch.stack(found), flat_u, flat_v
 
 
-def _advance(matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float) -> list[Tensor]:
+def _update(matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float) -> list[Tensor]:
     """Set first = M second / |.|, then second = Mᵀ first / |.| for every matrix M; return sigma = firstᵀ M second."""
     for matrix, second, first in zip(matrices, seconds, firsts, strict=True):
         rows = max(1, BLOCK_ELEMENTS // matrix.shape[1])

@@ -24,15 +24,30 @@ from torch import Tensor
 from ..checks import FLOAT_DTYPES, check_dtype, check_same_device, check_shape
 from ..launch import Launch, Needs, launch, size_of
 from ..tiles import triton_dtype
-from .configs import MAX_SIZE
-from .sweep import _MAX_CHUNKS, Buffers, _length, launch_sweep, name_of
-from .tables import FIELDS, OFFSET_UNIT, Tables, is_dense, tables_for
-
-_FIELDS = tl.constexpr(FIELDS)
-_W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (
-    tl.constexpr(i) for i in range(15)
+from .sweep import (
+    _C,
+    _CHUNKS,
+    _FIELDS,
+    _FLAT_ALIGNED,
+    _K,
+    _MAX_CHUNKS,
+    _OFFSET_UNIT,
+    _OUT,
+    _PARTIAL,
+    _PARTS,
+    _R,
+    _S,
+    _T,
+    _U,
+    _V,
+    _W,
+    _Z,
+    Buffers,
+    _length,
+    launch_sweep,
+    name_of,
 )
-_OFFSET_UNIT = tl.constexpr(OFFSET_UNIT)
+from .tables import MAX_SIZE, Tables, is_dense, tables_for
 
 
 @triton.jit
@@ -198,7 +213,7 @@ def spectral_norm_fwd(
     out: Tensor | None = None,
     sigmas: Tensor | None = None,
 ) -> Normalised:
-    """Return W/sigma of every one of `weights` and, with `update`, advance `us` and `vs` in place.
+    """Return W/sigma of every one of `weights` and, with `update`, update `us` and `vs` in place.
 
     `weights` of one dtype, (R, ...) each, contiguous or channels_last; `us` (R,) and `vs` (K,) float32. `out`, a flat
     tensor as an earlier call returned it, is written instead of a new one. `v_first` is the order of torch's older
@@ -296,9 +311,9 @@ def _check(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]
     op = "spectral_norm_fwd"
     if not weights or not len(weights) == len(us) == len(vs):
         sizes = f"{len(weights)}, {len(us)} and {len(vs)}"
-        raise ValueError(f"{op}: weights, us and vs must have one length = 1 or more, got {sizes}")
+        raise ValueError(f"{op}: weights, us and vs must have one length, at least 1, got {sizes}")
     if n_power_iterations < 1:
-        raise ValueError(f"{op}: n_power_iterations must be positive = 1 or more, got {n_power_iterations}")
+        raise ValueError(f"{op}: n_power_iterations must be at least 1, got {n_power_iterations}")
     check_dtype(op, "weights[0]", weights[0], FLOAT_DTYPES)
     for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
         refusal = refusal_of(weight)
@@ -310,16 +325,16 @@ def _check(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]
         check_shape(op, f"us[{i}]", u, (weight.shape[0],), "R,")
         check_shape(op, f"vs[{i}]", v, (weight.numel() // weight.shape[0],), "K,")
         if not (u.is_contiguous() and v.is_contiguous()):
-            raise ValueError(f"{op}: us[{i}] and vs[{i}] must be contiguous = stride 1, got {u.stride()}, {v.stride()}")
+            raise ValueError(f"{op}: us[{i}] and vs[{i}] must be contiguous, got strides {u.stride()}, {v.stride()}")
         check_same_device(op, "weights[0]", weights[0], **{f"weights[{i}]": weight, f"us[{i}]": u, f"vs[{i}]": v})
 
 
 def refusal_of(weight: Tensor) -> str | None:
     """Return what `weight` must be for the kernels, or None if it is that."""
     if weight.ndim < 2:
-        return "have rows and columns = 2 axes or more"
+        return "have at least 2 axes"
     if not is_dense(weight):
-        return "be dense = contiguous or channels_last"
+        return "be contiguous or channels_last"
     if not (1 <= weight.shape[0] <= MAX_SIZE and 1 <= weight[0].numel() <= MAX_SIZE):
-        return f"have rows and columns = 1 to {MAX_SIZE}"
+        return f"have 1 to {MAX_SIZE} rows and columns"
     return None

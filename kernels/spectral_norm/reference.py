@@ -14,7 +14,7 @@ from torch import Tensor
 def power_iteration(
     weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int = 1, eps: float = 1e-12
 ) -> tuple[Tensor, Tensor]:
-    """Return u (R,) and v (K,), advanced `n_power_iterations` times for `weight` (R, K); nothing is changed in place.
+    """Return u (R,) and v (K,), updated `n_power_iterations` times for `weight` (R, K); nothing is changed in place.
 
     Lengths below `eps` are taken as `eps`.
     """

@@ -9,11 +9,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .configs import SpectralNormConfigs, configs_for, vector, widest
+from ..configs import LaunchConfig, lookup_columns
+
+WIDTHS = (128, 1024, 2304, 4608, 9216, 16384)
+"""Widths of the sweep's row tiles. The 3x3 convolutions of 64 to 1024 channels fill theirs: 2304 = 2048 + 256, ...
+
+Each width is one branch of `sweep._sweep_kernel`; those wider than the widest matrix of the list are not compiled.
+"""
+
+MAX_SIZE = 16384
+"""Most rows and most columns of a matrix."""
 
 # Columns of the table of matrices, int64. C and S say where a column's v is: columns are stored as S groups of C,
 # and the element c of group s is v[c * S + s]; channels_last weights have C channels, all others one group.
@@ -21,6 +31,30 @@ FIELDS = 16
 W, U, V, R, K, C, S, OUT, Z, T, PARTIAL, PARTS, CHUNKS, ALIGNED, FLAT_ALIGNED = range(15)
 
 OFFSET_UNIT = 64  # elements: offsets are kept in these, so that the kernels know them to be multiples of 128 bytes
+
+
+class Configs(NamedTuple):
+    """The launch configs for one list of matrices; `scale` serves the gradient's kernels too."""
+
+    sweep: LaunchConfig
+    sweep_columns: LaunchConfig
+    reduce: LaunchConfig
+    scale: LaunchConfig
+
+
+def configs_for(columns: int) -> Configs:
+    """Return the configs for a list whose widest matrix has so many columns."""
+    return Configs(*(lookup_columns(f"spectral_norm_{name}", columns) for name in Configs._fields))
+
+
+def width_of(K: int) -> int:
+    """Return the width of the row tiles that hold K columns, 0 for none."""
+    return next(width for width in (0, *WIDTHS) if width >= K)
+
+
+def vector(dtype_bytes: int) -> int:
+    """Return how many elements 128 bits hold."""
+    return 16 // dtype_bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +101,7 @@ class Layout:
     (matrix, chunk), `flat` are (matrix, chunk of scale.ELEMENTS).
     """
 
-    configs: SpectralNormConfigs
+    configs: Configs
     shapes: tuple[Shape, ...]
     v_first: bool
     out: tuple[int, ...]
@@ -143,8 +177,8 @@ def layout_of(shapes: tuple[Shape, ...], v_first: bool) -> Layout:
         reduce=tuple((index, chunk) for index, count in enumerate(chunks) for chunk in range(count)),
         flat=tuple(flat),
         flat_first=_offsets(counts, 1)[0],
-        widest_aligned=widest([shape.K for shape in shapes if shape.aligned]),
-        widest_unaligned=widest([shape.K for shape in shapes if not shape.aligned]),
+        widest_aligned=width_of(max((shape.K for shape in shapes if shape.aligned), default=0)),
+        widest_unaligned=width_of(max((shape.K for shape in shapes if not shape.aligned), default=0)),
     )
 
 

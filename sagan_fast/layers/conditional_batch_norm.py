@@ -31,11 +31,13 @@ class ConditionalBatchNorm2d(nn.Module):
         if self.num_classes == 0:
             return normalised
         if y is None:
-            raise ValueError(f"ConditionalBatchNorm2d: y must be given for {self.num_classes} classes = (B,), got None")
+            raise ValueError(
+                f"ConditionalBatchNorm2d: y must be given, one of {self.num_classes} classes an image, got None"
+            )
         mixed = y.is_floating_point()
         if mixed and y.shape[1:] != (self.num_classes,):
             raise ValueError(
-                f"ConditionalBatchNorm2d: y must hold a weight for each class = (B, {self.num_classes}), "
+                f"ConditionalBatchNorm2d: y must hold a weight for each class, (B, {self.num_classes}), "
                 f"got {tuple(y.shape)}"
             )
         gain = (y @ self.gain.weight if mixed else self.gain(y)).to(x.dtype)[:, :, None, None]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sagan_fast.kernels.attention.reference import attention_map
 from sagan_fast.kernels.projection.reference import project
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.layers.initialization import xavier
-from sagan_fast.ops.backends import BACKENDS, Choice, choose
+from sagan_fast.ops.backends import BACKENDS, Choice, check_backend, choose
 from sagan_fast.ops.self_attention import block_on, check_block, choose_block
 
 
@@ -49,13 +50,12 @@ class SelfAttention2d(nn.Module):
             v_channels = max(1, channels // 2) if out_proj else channels
         for name, width in (("channels", channels), ("qk_channels", qk_channels), ("v_channels", v_channels)):
             if width < 1:
-                raise ValueError(f"SelfAttention2d: {name} must be positive >= 1, got {width}")
+                raise ValueError(f"SelfAttention2d: {name} must be at least 1, got {width}")
         if not out_proj and v_channels != channels:
             raise ValueError(
-                f"SelfAttention2d: v_channels must equal channels where out_proj=False = {channels}, got {v_channels}"
+                f"SelfAttention2d: v_channels must equal channels, {channels}, where out_proj=False, got {v_channels}"
             )
-        if backend not in BACKENDS:
-            raise ValueError(f"SelfAttention2d: backend must be one of = {BACKENDS}, got {backend!r}")
+        check_backend("SelfAttention2d", backend, BACKENDS)
         self.channels = channels
         self.pool = pool
         self.backend = backend
@@ -72,12 +72,12 @@ class SelfAttention2d(nn.Module):
         theta, phi, g, o = self.theta, self.phi, self.g, self.o  # once: nn.Module finds them slowly
         w_theta, w_phi, w_g = _weight(theta, x), _weight(phi, x), _weight(g, x)
         w_o, b_o = (None, None) if o is None else (_weight(o, x), o.bias)
-        arguments = (x, w_theta, w_phi, w_g, w_o, self.gamma, theta.bias, phi.bias, g.bias, b_o, self.pool)
-        check_block(*arguments)
-        choice = choose_block(x, w_theta, w_g, self.pool, self.backend)
+        inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, self.gamma, theta.bias, phi.bias, g.bias, b_o)
+        check_block(inputs, self.pool)
+        choice = choose_block(inputs, self.pool, self.backend)
         if not torch.compiler.is_compiling():
             self.last_choice = choice
-        return block_on(choice.backend, *arguments)
+        return block_on(choice.backend, inputs, self.pool)
 
     @torch.no_grad()
     def attention_map(self, x: Tensor, queries: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -96,8 +96,8 @@ class SelfAttention2d(nn.Module):
             N = q.shape[1]
             if positions.numel() and not (int(positions.min()) >= 0 and int(positions.max()) < N):
                 raise ValueError(
-                    f"attention_map: queries must be positions of the map = 0..{N - 1}, "
-                    f"got {int(positions.min())}..{int(positions.max())}"
+                    f"attention_map: queries must be positions of the map, 0 to {N - 1}, "
+                    f"got {int(positions.min())} to {int(positions.max())}"
                 )
             q = q[:, positions]
         return attention_map(q, k)
@@ -128,9 +128,8 @@ def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
         return "\n".join(lines) or f"{type(target).__name__} has no SelfAttention2d"
     backend = kwargs.get("backend", "auto")
     if target.ndim == 4:
-        w_theta = args[0] if args else kwargs["w_theta"]
-        w_g = args[2] if len(args) > 2 else kwargs["w_g"]
-        return f"self_attention_2d: {choose_block(target, w_theta, w_g, kwargs.get('pool', True), backend)}"
+        inputs = BlockInputs(target, *args, **{name: kwargs[name] for name in BlockInputs._fields if name in kwargs})
+        return f"self_attention_2d: {choose_block(inputs, kwargs.get('pool', True), backend)}"
     k, v = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate("kv"))
     B, N, D_QK = target.shape
     return f"attention: {choose('attention', backend, target, B, N, k.shape[1], D_QK, v.shape[2])}"

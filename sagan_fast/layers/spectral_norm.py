@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
+from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import reference
-from sagan_fast.layers.spectral_norm_group import AdvanceHook, Link, Member, SpectralNormGroup, rows_first
-from sagan_fast.ops.spectral_norm import compute_dtype, spectral_norm_group
+from sagan_fast.layers.spectral_norm_group import Link, Member, SpectralNormGroup, UpdateHook, rows_first
+from sagan_fast.ops.spectral_norm import spectral_norm_group
 
 __all__ = ["SpectralNorm", "SpectralNormGroup", "fuse_spectral_norm", "spectral_norm"]
 
@@ -28,7 +29,7 @@ _WARM_UP_ITERATIONS = 15  # as torch's parametrization
 class SpectralNorm(nn.Module):
     """Parametrization W -> W/sigma with the buffers `_u` (R,) and `_v` (K,), float32 (float64 for a float64 weight).
 
-    In a group it returns the group's W/sigma; alone, and in a deep copy of a fused model, it advances u and v at every
+    In a group it returns the group's W/sigma; alone, and in a deep copy of a fused model, it updates u and v at every
     access in training mode. A weight of one axis is divided by its length.
     """
 
@@ -38,14 +39,12 @@ class SpectralNorm(nn.Module):
     def __init__(self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0, eps: float = 1e-12) -> None:
         super().__init__()
         if n_power_iterations < 1:
-            raise ValueError(
-                f"spectral_norm: n_power_iterations must be positive = 1 or more, got {n_power_iterations}"
-            )
+            raise ValueError(f"spectral_norm: n_power_iterations must be at least 1, got {n_power_iterations}")
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim, eps
         self.link = Link()
         if weight.ndim > 1:
             with torch.no_grad():
-                matrix = rows_first(weight.detach(), dim).flatten(1).to(compute_dtype(weight))
+                matrix = rows_first(weight.detach(), dim).flatten(1).to(accumulator_dtype(weight.dtype))
                 R, K = matrix.shape
                 u, v = matrix.new_empty(R).normal_(), matrix.new_empty(K).normal_()
                 if not weight.is_meta:  # a weight without values, soon to be loaded, has nothing to iterate on
@@ -77,7 +76,7 @@ class SpectralNorm(nn.Module):
             [self._v],
             n_power_iterations=self.n_power_iterations,
             eps=self.eps,
-            update=self.link.moves(self.training),
+            update=self.link.updates(self.training),
         )
         return out.movedim(0, self.dim) if self.dim else out
 
@@ -90,7 +89,7 @@ def spectral_norm(module: ModuleT, name: str = "weight", n_power_iterations: int
 
     Like `torch.nn.utils.parametrizations.spectral_norm`: the same keys in the state dict
     (`parametrizations.weight.original`, `parametrizations.weight.0._u`, `._v`), 15 iterations to start with, rows along
-    the output channels; u and v advance at every access in training and never in evaluation. Unlike it, always in
+    the output channels; u and v are updated at every access in training and never in evaluation. Unlike it, always in
     float32, also under autocast and for half-precision weights.
 
     Raises ValueError if `module` has no such parameter.
@@ -120,7 +119,7 @@ class _LegacyHook(LegacySpectralNorm):
         if shared is not None:
             return shared
         with torch.autocast(weight.device.type, enabled=False):
-            return super().compute_weight(module, self.link.moves(do_power_iteration))
+            return super().compute_weight(module, self.link.updates(do_power_iteration))
 
     def remove(self, module: nn.Module) -> None:
         super().remove(module)
@@ -282,7 +281,7 @@ def fuse_spectral_norm(
     `backend` as in `functional.spectral_norm_group`. Raises ValueError for another `update`.
     """
     if update not in ("step", "forward"):
-        raise ValueError(f"fuse_spectral_norm: update must be one of = 'step', 'forward', got {update!r}")
+        raise ValueError(f"fuse_spectral_norm: update must be 'step' or 'forward', got {update!r}")
     members = []
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
@@ -296,6 +295,6 @@ def fuse_spectral_norm(
             former.release()
     group = SpectralNormGroup(members, update, backend)
     if update == "forward":
-        hook = AdvanceHook(Link(group))
+        hook = UpdateHook(Link(group))
         group.release = model.register_forward_pre_hook(hook).remove  # type: ignore[method-assign]
     return group

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sagan_fast.kernels.spectral_norm.tables import is_dense
-from sagan_fast.ops.spectral_norm import choose, forward_all, gradient, split
+from sagan_fast.ops.backends import choose_spectral_norm
+from sagan_fast.ops.spectral_norm import forward_all, gradient, split
 
 
 class Link:
@@ -32,8 +33,8 @@ class Link:
             return None
         return self.group.normalised(self.index)
 
-    def moves(self, training: bool) -> bool:
-        """Return whether an access that the group does not serve is one that moves u and v."""
+    def updates(self, training: bool) -> bool:
+        """Return whether an access that the group does not serve updates u and v."""
         return training and (self.group is None or self.group.update == "forward")
 
 
@@ -106,7 +107,7 @@ class _Batch:
         self.linked: tuple[Tensor, ...] = ()
         self.linked_flags: list[bool] = []
 
-    def compute(self, advance: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
+    def compute(self, update: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
         for member in self.members:
             if member.prepare is not None:
                 member.prepare()
@@ -115,13 +116,13 @@ class _Batch:
         first = self.members[0]
         if fresh:
             self.flat = None
-        chosen = choose("fuse_spectral_norm", backend, weights)
+        chosen = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         self.flat, self.sigmas, self.u, self.v = forward_all(
-            weights, us, vs, first.n_power_iterations, first.eps, advance, first.v_first, weights[0].dtype, chosen,
+            weights, us, vs, first.n_power_iterations, first.eps, update, first.v_first, weights[0].dtype, chosen,
             self.flat, sigmas,
         )  # fmt: skip
         if chosen == "triton":  # which writes without PyTorch's knowledge
-            written = [self.flat, *us, *vs] if advance else [self.flat]
+            written = [self.flat, *us, *vs] if update else [self.flat]
             torch.autograd.graph.increment_version(written)
         self.backend = chosen
         # Detached, not plain views: they share the version with the flat tensor, so that a backward through weights of
@@ -129,7 +130,7 @@ class _Batch:
         self.plain = [view.detach() for view in split(self.flat, weights)]
         self.linked = ()
         self.versions = [member.weight._version if not member.weight.is_inference() else 0 for member in self.members]
-        if advance:
+        if update:
             self._tell()
         self.states = [member.state() for member in self.members]
 
@@ -186,7 +187,7 @@ class _SharedFunction(torch.autograd.Function):
         for name, weight, version in zip(snapshot.names, ctx.weights, snapshot.versions, strict=True):
             if weight._version != version:
                 raise RuntimeError(
-                    f"spectral_norm: the weight of {name} must be unchanged between forward and backward = version "
+                    f"spectral_norm: the weight of {name} must be unchanged between forward and backward, at version "
                     f"{version}, got version {weight._version}: it was modified by an inplace operation"
                 )
         wanted = [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[1:], strict=True)]
@@ -198,7 +199,7 @@ class _SharedFunction(torch.autograd.Function):
         )
 
 
-class AdvanceHook:
+class UpdateHook:
     """Forward pre-hook of the whole model under `update="forward"`; does nothing in a copy of the model."""
 
     def __init__(self, link: Link) -> None:
@@ -206,7 +207,7 @@ class AdvanceHook:
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         if self.link.group is not None and module.training and not torch.compiler.is_compiling():
-            self.link.group.advance(fresh=True)
+            self.link.group.update_vectors(fresh=True)
 
 
 class SpectralNormGroup:
@@ -233,16 +234,16 @@ class SpectralNormGroup:
         return len(self.names)
 
     def step(self) -> None:
-        """Advance u and v of every weight and normalise it; call this once after each optimizer step.
+        """Update u and v of every weight and normalise it; call this once after each optimizer step.
 
         W/sigma is written in place: a graph made before must have had its backward by then, as before any change of a
         weight, or its backward raises RuntimeError.
         """
-        self.advance(fresh=self.update == "forward")
+        self.update_vectors(fresh=self.update == "forward")
 
-    def advance(self, fresh: bool) -> None:
-        """Advance u and v and normalise, into new memory if `fresh`, so that graphs made before stay valid."""
-        self._compute(advance=True, fresh=fresh)
+    def update_vectors(self, fresh: bool) -> None:
+        """Update u and v and normalise, into new memory if `fresh`, so that graphs made before stay valid."""
+        self._compute(update=True, fresh=fresh)
 
     def sigmas(self) -> dict[str, float]:
         """Return sigma of every weight by name; one small transfer from the device."""
@@ -272,7 +273,7 @@ class SpectralNormGroup:
         """
         if set(state_dict) != set(self.names):
             raise ValueError(
-                f"load_state_dict: state_dict must have the group's names = {self.names}, got {list(state_dict)}"
+                f"load_state_dict: state_dict must have the group's names, {self.names}, got {list(state_dict)}"
             )
         with torch.inference_mode(False), torch.no_grad():
             self._arrange()
@@ -288,7 +289,7 @@ class SpectralNormGroup:
         """Return W/sigma of weight `index`: computed again, with u and v as they are, only if something changed."""
         place = self._places.get(index)
         if place is None or self._members[index].state() != place[0].states[place[1]]:
-            self._compute(advance=False, fresh=self.update == "forward")
+            self._compute(update=False, fresh=self.update == "forward")
             place = self._places[index]
         return place[0].get(place[1])
 
@@ -296,14 +297,14 @@ class SpectralNormGroup:
         states = [state for batch in self._batches for state in batch.states]
         now = [member.state() for batch in self._batches for member in batch.members]
         if not self._batches or states != now:
-            self._compute(advance=False, fresh=self.update == "forward")
+            self._compute(update=False, fresh=self.update == "forward")
 
-    def _compute(self, advance: bool, fresh: bool) -> None:
+    def _compute(self, update: bool, fresh: bool) -> None:
         # Memory made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             self._arrange()
             for batch in self._batches:
-                batch.compute(advance, fresh, self.backend)
+                batch.compute(update, fresh, self.backend)
 
     def _arrange(self) -> None:
         """Put members that one pass can take together, again whenever one left the model, moved or was converted."""

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagan_fast.kernels.attention import reference
+from sagan_fast.kernels.attention import cpu, reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
-from sagan_fast.ops import attention_blocks
+from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.ops.backends import choose, is_autocast_on, product_dtype
 
 
@@ -37,7 +37,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: s
     if not is_autocast_on(q.device):
         for name, tensor in (("k", k), ("v", v)):
             if tensor.dtype != q.dtype:
-                raise TypeError(f"attention: {name} must have the dtype of q = {q.dtype}, got {tensor.dtype}")
+                raise TypeError(f"attention: {name} must have the dtype of q, {q.dtype}, got {tensor.dtype}")
     chosen = choose("attention", backend, q, B, N, M, D_QK, D_V).backend
     return attention_on(chosen, q, k, v, scale)
 
@@ -48,8 +48,8 @@ def attention_on(chosen: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
         return reference.attention(q, k, v, scale)
     if chosen == "triton":
         return _fused_by_triton(q, k, v, scale)
-    if chosen == "blocks" and attention_blocks.supports(q, k, v):
-        return in_blocks(q, k, v, scale)
+    if chosen == "cpu" and cpu.supports(q, k, v):
+        return on_the_cpu(q, k, v, scale)
     return sdpa(q, k, v, scale)
 
 
@@ -65,14 +65,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     return _SdpaFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
-    """Return softmax(scale q kᵀ) v, (B, N, D_V), by `attention_blocks`: what it `supports`, on the CPU.
+def on_the_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
+    """Return softmax(scale q kᵀ) v, (B, N, D_V), on the CPU, a chunk of the map at a time.
 
-    A second derivative goes through the reference.
+    Takes what `cpu.supports`. A second derivative goes through the reference.
     """
     if not _differentiable(q, k, v):
-        return attention_blocks.attention_fwd(q, k, v, scale)[0]
-    return _BlocksFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+        return cpu.attention_fwd(q, k, v, scale)[0]
+    return _CpuFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _differentiable(*tensors: Tensor) -> bool:
@@ -117,15 +117,15 @@ class _SdpaFunction(torch.autograd.Function):
         return (*gradients(out, inputs, grads[0], wanted), None)
 
 
-class _BlocksFunction(torch.autograd.Function):
-    """`attention_blocks` both ways, unless a graph of the backward is asked for: then the reference.
+class _CpuFunction(torch.autograd.Function):
+    """kernels/attention/cpu.py both ways, unless a graph of the backward is asked for: then the reference.
 
     Keeps q, k, v, the output and a number a query, O(N).
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out, lse = attention_blocks.attention_fwd(q, k, v, scale)
+        out, lse = cpu.attention_fwd(q, k, v, scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale = scale
         return out
@@ -136,7 +136,7 @@ class _BlocksFunction(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             return (*gradients(reference.attention(q, k, v, ctx.scale), (q, k, v), grads[0], wanted), None)
-        found = attention_blocks.attention_bwd(grads[0], q, k, v, out, lse, ctx.scale)
+        found = cpu.attention_bwd(grads[0], q, k, v, out, lse, ctx.scale)
         return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
 
 
@@ -209,23 +209,18 @@ define(
 )
 
 
-def lse_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which sums over products of `dtype` are kept."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.impl(LIBRARY, "attention", "CompositeExplicitAutograd")
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tuple[Tensor, Tensor]:
     from sagan_fast.kernels.attention.forward import attention_fwd
 
-    out, lse = attention_fwd(q, k, v, scale, save_lse=save)
-    return out, q.new_empty(0, dtype=lse_dtype(q.dtype)) if lse is None else lse
+    out, lse = attention_fwd(q, k, v, scale, save=save)
+    return out, q.new_empty(0, dtype=accumulator_dtype(q.dtype)) if lse is None else lse
 
 
 @torch.library.register_fake("sagan_fast::attention", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _attention_fake(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tuple[Tensor, Tensor]:
     B, N, _ = q.shape
-    return q.new_empty(B, N, v.shape[2]), q.new_empty((B, N) if save else (0,), dtype=lse_dtype(q.dtype))
+    return q.new_empty(B, N, v.shape[2]), q.new_empty((B, N) if save else (0,), dtype=accumulator_dtype(q.dtype))
 
 
 @torch.library.impl(LIBRARY, "attention_backward", "CompositeExplicitAutograd")

@@ -1,38 +1,42 @@
-"""Which backend runs an attention, and why."""
+"""Which backend runs an op, and why."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sagan_fast.ops import attention_blocks
+from sagan_fast.kernels.attention import cpu
+from sagan_fast.kernels.checks import FLOAT_DTYPES
+from sagan_fast.kernels.configs import MAX_D_QK, MAX_D_V, MIN_ARCH
+from sagan_fast.kernels.spectral_norm.tables import MAX_SIZE
 
 HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
 
 BACKENDS = ("auto", "eager", "sdpa", "triton")
+"""Backends of attention."""
+
+SPECTRAL_NORM_BACKENDS = ("auto", "eager", "triton")
 
 # On the CPU attention without the map in memory pays from this many scores (B * N * M: the map no longer fits the
 # caches) and keys on; below, the map is faster. Measured: docs/log.md, "Attention on the CPU".
 CPU_FUSED_MIN_SCORES = 2**23
 CPU_FUSED_MIN_KEYS = 256
 
-# The widest heads whose tiles stay in registers; kernels/attention/configs.py has a config for every one of them.
-MAX_D_QK = 64
-MAX_D_V = 256
-
 _logger = logging.getLogger("sagan_fast")
 
 
 class Choice(NamedTuple):
-    """The backend that runs ("eager", "sdpa", "triton" or "blocks") and the reason in a few words.
+    """The backend that runs, and why.
 
-    "blocks" (ops/attention_blocks.py) is what "auto" takes on the CPU where it is faster than "sdpa".
+    `backend` is "eager", "sdpa", "triton" or "cpu": a chunk of the map at a time (kernels/attention/cpu.py), which
+    "auto" takes on the CPU where it is faster than "sdpa".
     """
 
     backend: str
@@ -61,17 +65,25 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the Triton kernels cannot run on `device` with products in `dtype`, or None where they can."""
+def check_backend(op: str, backend: str, backends: Sequence[str]) -> None:
+    """Raise ValueError unless `backend` is one of `backends`."""
+    if backend not in backends:
+        raise ValueError(f"{op}: backend must be one of {', '.join(backends)}, got {backend!r}")
+
+
+def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) -> str | None:
+    """Return why the Triton kernels cannot run on `device` with products in `dtype`, or None where they can.
+
+    `min_arch` is the lowest compute capability that they run on, 80 for 8.0. In the interpreter float64 runs too.
+    """
     if not HAS_TRITON:
         return "triton is not installed"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        if properties.major < 8:
-            return f"{properties.name} has compute capability {properties.major}.{properties.minor}, below 8.0"
-        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            return f"{dtype} is not float32, float16 or bfloat16"
-        return None
+        if 10 * properties.major + properties.minor < min_arch:
+            lowest = f"{min_arch // 10}.{min_arch % 10}"
+            return f"{properties.name} has compute capability {properties.major}.{properties.minor}, below {lowest}"
+        return None if dtype in FLOAT_DTYPES else f"{dtype} is not float32, float16 or bfloat16"
     if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device.type}, not on a CUDA device"
     if dtype not in (torch.float64, torch.float32, torch.float16) and not interpreter_computes(dtype):
@@ -93,22 +105,19 @@ def too_wide(D_QK: int, D_V: int) -> str | None:
 
 
 def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
-    """Return the backend that runs `op` on the device and dtype of `like`, with B images of N queries and M keys.
+    """Return the backend that runs attention on the device and dtype of `like`, with B images of N queries and M keys.
 
-    Raises ValueError for a name that is not in `BACKENDS`, and if "triton" was asked for and cannot run ValueError
-    where the widths are at fault, RuntimeError otherwise: an explicit choice is never replaced by another.
+    Raises ValueError for a name that is not in `BACKENDS`. An explicit choice is never replaced by another: if "triton"
+    cannot run, raises ValueError where the widths are at fault, else RuntimeError.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"{op}: backend must be one of = {BACKENDS}, got {backend!r}")
+    check_backend(op, backend, BACKENDS)
     if backend == "triton":
         refusal = too_wide(D_QK, D_V)
         if refusal is not None:
-            raise ValueError(
-                f"{op}: backend must be 'sdpa' or 'eager' for these widths = 'sdpa', got 'triton': {refusal}"
-            )
-        refusal = triton_refusal(like.device, product_dtype(like))
+            raise ValueError(f"{op}: backend must be 'sdpa' or 'eager' for these widths, got 'triton': {refusal}")
+        refusal = triton_refusal(like.device, product_dtype(like), MIN_ARCH)
         if refusal is not None:
-            raise RuntimeError(f"{op}: backend must be able to run here = 'sdpa' or 'eager', got 'triton': {refusal}")
+            raise RuntimeError(f"{op}: backend must be able to run here, got 'triton': {refusal}")
         return Choice("triton", "asked for")
     if backend != "auto":
         return Choice(backend, "asked for")
@@ -120,14 +129,36 @@ def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: in
 
 def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
     if like.is_cuda:
-        refusal = too_wide(D_QK, D_V) or triton_refusal(like.device, product_dtype(like))
+        refusal = too_wide(D_QK, D_V) or triton_refusal(like.device, product_dtype(like), MIN_ARCH)
         if refusal is None:
             return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")
         return Choice("sdpa", f"not triton: {refusal}")
     sizes = (B, N, M)
     if like.is_cpu and (B * N * M < CPU_FUSED_MIN_SCORES or M < CPU_FUSED_MIN_KEYS):
         return Choice("eager", "{} maps of {} x {} are small: on the CPU they are faster in memory", sizes)
-    if attention_blocks.runs_on(like.device, product_dtype(like)):
-        why = "{} maps of {} x {} stay out of memory: a block at a time, on the CPU faster than sdpa"
-        return Choice("blocks", why, sizes)
+    if cpu.runs_on(like.device, product_dtype(like)):
+        why = "{} maps of {} x {} stay out of memory: a chunk at a time, on the CPU faster than sdpa"
+        return Choice("cpu", why, sizes)
     return Choice("sdpa", "{} maps of {} x {} stay out of memory with fused attention", sizes)
+
+
+def choose_spectral_norm(op: str, backend: str, weights: Sequence[Tensor]) -> str:
+    """Return "eager" or "triton" for `weights` of one device and dtype.
+
+    Raises ValueError for a name that is not in `SPECTRAL_NORM_BACKENDS`, RuntimeError if "triton" was asked for and
+    cannot run.
+    """
+    check_backend(op, backend, SPECTRAL_NORM_BACKENDS)
+    device, dtype = weights[0].device, weights[0].dtype
+    if backend == "eager" or (backend == "auto" and device.type != "cuda"):
+        return "eager"
+    refusal = triton_refusal(device, dtype)
+    if dtype not in FLOAT_DTYPES:
+        refusal = f"the weights are {dtype}"
+    elif any(max(weight.shape[0], weight.numel() // max(weight.shape[0], 1)) > MAX_SIZE for weight in weights):
+        refusal = refusal or f"a weight has more than {MAX_SIZE} rows or columns"
+    if refusal is None:
+        return "triton"
+    if backend == "auto":
+        return "eager"
+    raise RuntimeError(f"{op}: backend must be able to run here, got 'triton': {refusal}")

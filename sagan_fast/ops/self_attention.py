@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagan_fast.kernels.attention import reference
+from sagan_fast.kernels.attention.reference import attention as attention_reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
-from sagan_fast.kernels.projection.reference import project, unproject
-from sagan_fast.ops.attention import LIBRARY, attention_on, define, gradients, lse_dtype
+from sagan_fast.kernels.launch import accumulator_dtype
+from sagan_fast.kernels.self_attention import reference
+from sagan_fast.kernels.self_attention.inputs import BlockGradients, BlockInputs, Saved
+from sagan_fast.ops.attention import LIBRARY, attention_on, define, gradients
 from sagan_fast.ops.backends import Choice, choose, product_dtype
 
 _OP = "self_attention_2d"
@@ -51,38 +53,29 @@ def self_attention_2d(
     "triton" has no tiles for (D_QK above 64, D_V above 256) where it is asked for, RuntimeError if it is asked for
     where it cannot run.
     """
-    arguments = (x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
-    check_block(*arguments)
-    return block_on(choose_block(x, w_theta, w_g, pool, backend).backend, *arguments)
+    inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o)
+    check_block(inputs, pool)
+    return block_on(choose_block(inputs, pool, backend).backend, inputs, pool)
 
 
-def block_on(
-    chosen: str, x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
-) -> Tensor:  # fmt: skip
+def block_on(chosen: str, inputs: BlockInputs, pool: bool) -> Tensor:
     """Run the block on a backend already chosen, without checks."""
     if chosen == "triton":
-        return _fused_by_triton(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool)
-    if chosen in ("sdpa", "blocks"):
-        q, k, v = _project_together(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool)
-    else:
-        q = project(x, w_theta, b_theta)
-        k = project(x, w_phi, b_phi, pool)
-        v = project(x, w_g, b_g, pool)
-    return unproject(attention_on(chosen, q, k, v, 1.0), x, w_o, b_o, gamma)
+        return _fused_by_triton(inputs, pool)
+    if chosen == "eager":
+        return reference.self_attention(inputs, pool)
+    q, k, v = _project_together(inputs, pool)
+    return reference.unproject(attention_on(chosen, q, k, v, 1.0), inputs.x, inputs.w_o, inputs.b_o, inputs.gamma)
 
 
-def _project_together(
-    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _project_together(inputs: BlockInputs, pool: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return q, k and v as `project` does, from one convolution that reads x once."""
-    weights, biases = (w_theta, w_phi, w_g), (b_theta, b_phi, b_g)
+    weights, biases = inputs[1:4], inputs[6:9]
     bias = None
     if any(b is not None for b in biases):
         bias = torch.cat([w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)])
-    maps = F.conv2d(x, torch.cat(weights), bias)
-    D_QK = w_theta.shape[0]
+    maps = F.conv2d(inputs.x, torch.cat(weights), bias)
+    D_QK, _ = inputs.widths
     q, keys = maps[:, :D_QK], maps[:, D_QK:]
     if pool:
         keys = F.max_pool2d(keys, 2)
@@ -90,25 +83,21 @@ def _project_together(
     return q, k, v
 
 
-def choose_block(x: Tensor, w_theta: Tensor, w_g: Tensor, pool: bool, backend: str) -> Choice:
-    """Return the backend that runs the block on `x` (B, C, H, W), and why."""
-    B, _, H, W = x.shape
-    M = (H // 2) * (W // 2) if pool else H * W
-    return choose(_OP, backend, x, B, H * W, M, w_theta.shape[0], w_g.shape[0])
+def choose_block(inputs: BlockInputs, pool: bool, backend: str) -> Choice:
+    """Return the backend that runs the block, and why."""
+    return choose(_OP, backend, inputs.x, *inputs.sizes(pool), *inputs.widths)
 
 
-def check_block(
-    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
-) -> None:  # fmt: skip
+def check_block(inputs: BlockInputs, pool: bool) -> None:
     """Raise ValueError unless the arguments of `self_attention_2d` fit each other.
 
     What usually fits is compared right here: on small maps a call of a helper for each would be a tenth of the time.
     """
+    x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o = inputs
     if x.ndim != 4:
         check_ndim(_OP, "x", x, "B, C, H, W")
     _, C, H, W = x.shape
-    D_QK, D_V = w_theta.shape[0], w_g.shape[0]
+    D_QK, D_V = inputs.widths
     if not (w_theta.shape == w_phi.shape == (D_QK, C, 1, 1) and w_g.shape == (D_V, C, 1, 1)):
         check_shape(_OP, "w_theta", w_theta, (D_QK, C, 1, 1), "D_QK, C, 1, 1")
         check_shape(_OP, "w_phi", w_phi, (D_QK, C, 1, 1), "D_QK, C, 1, 1")
@@ -117,44 +106,33 @@ def check_block(
         if w_o.shape != (C, D_V, 1, 1):
             check_shape(_OP, "w_o", w_o, (C, D_V, 1, 1), "C, D_V, 1, 1")
     elif D_V != C:
-        raise ValueError(f"{_OP}: w_g must have as many rows as x has channels where w_o is None = {C}, got {D_V}")
+        raise ValueError(f"{_OP}: w_g must have as many rows as x has channels, {C}, where w_o is None, got {D_V}")
     elif b_o is not None:
-        raise ValueError(f"{_OP}: b_o must be absent where w_o is None = None, got shape {tuple(b_o.shape)}")
-    if b_theta is not None:
-        check_shape(_OP, "b_theta", b_theta, (D_QK,), "D_QK,")
-    if b_phi is not None:
-        check_shape(_OP, "b_phi", b_phi, (D_QK,), "D_QK,")
-    if b_g is not None:
-        check_shape(_OP, "b_g", b_g, (D_V,), "D_V,")
-    if b_o is not None:
-        check_shape(_OP, "b_o", b_o, (C,), "C,")
+        raise ValueError(f"{_OP}: b_o must be absent where w_o is None, got shape {tuple(b_o.shape)}")
+    for name, bias, rows in (("b_theta", b_theta, D_QK), ("b_phi", b_phi, D_QK), ("b_g", b_g, D_V), ("b_o", b_o, C)):
+        if bias is not None and bias.shape != (rows,):
+            check_shape(_OP, name, bias, (rows,), "C," if name == "b_o" else "D_V," if name == "b_g" else "D_QK,")
     if gamma.ndim > 1 or gamma.numel() != 1:
-        raise ValueError(f"{_OP}: gamma must be a scalar of shape = () or (1,), got {tuple(gamma.shape)}")
+        raise ValueError(f"{_OP}: gamma must be a scalar of shape () or (1,), got {tuple(gamma.shape)}")
     if pool and (H < 2 or W < 2):
-        raise ValueError(f"{_OP}: x must be at least 2 x 2 to be pooled = H, W >= 2, got {(H, W)}")
+        raise ValueError(f"{_OP}: x must be at least 2 x 2 to be pooled, got {(H, W)}")
     device = x.device
-    for tensor in (w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o):
+    for tensor in inputs:
         if tensor is not None and tensor.device != device:
-            check_same_device(
-                _OP, "x", x, w_theta=w_theta, w_phi=w_phi, w_g=w_g, w_o=w_o, gamma=gamma,
-                b_theta=b_theta, b_phi=b_phi, b_g=b_g, b_o=b_o,
-            )  # fmt: skip
+            check_same_device(_OP, "x", x, **inputs._asdict())
 
 
-def _fused_by_triton(
-    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
-) -> Tensor:  # fmt: skip
-    dtype = product_dtype(x)
+def _fused_by_triton(inputs: BlockInputs, pool: bool) -> Tensor:
+    dtype = product_dtype(inputs.x)
+    x, w_theta, w_phi, w_g, w_o, gamma, *biases = inputs
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
     w_theta, w_phi, w_g = (_matrix(w, dtype) for w in (w_theta, w_phi, w_g))
     w_o = None if w_o is None else _matrix(w_o, dtype)
-    b_theta, b_phi, b_g, b_o = (None if b is None else b.to(dtype) for b in (b_theta, b_phi, b_g, b_o))
-    args = (x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in args):
-        return _TritonFunction.apply(*args, pool)  # type: ignore[no-any-return,no-untyped-call]
-    return torch.ops.sagan_fast.self_attention_2d_inference.default(*args, pool)  # type: ignore[no-any-return]
+    flat = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma, *(None if b is None else b.to(dtype) for b in biases))
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in flat):
+        return _TritonFunction.apply(*flat, pool)  # type: ignore[no-any-return,no-untyped-call]
+    return torch.ops.sagan_fast.self_attention_2d_inference.default(*flat, pool)  # type: ignore[no-any-return]
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -170,100 +148,89 @@ class _TritonFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        y, *kept = torch.ops.sagan_fast.self_attention_2d.default(*args)
-        ctx.save_for_backward(*args[:-1], *kept)
+        y, *saved = torch.ops.sagan_fast.self_attention_2d.default(*args)
+        ctx.save_for_backward(*args[:-1], *saved)
         ctx.pool = args[-1]
         return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, kept = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
-        x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o = inputs
+        inputs, saved = BlockInputs(*ctx.saved_tensors[:10]), ctx.saved_tensors[10:]
         wanted = ctx.needs_input_grad[:10]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(inputs.x.device.type, enabled=False):
                 return (*gradients(_reference(inputs, ctx.pool), inputs, grads[0], wanted), None)
-        d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma = torch.ops.sagan_fast.self_attention_2d_backward.default(
-            grads[0], x, w_theta, w_phi, w_g, w_o, b_o, gamma, *kept,
-            ctx.pool, wanted[0], any(wanted[1:5]), any(wanted[6:]),
-        )  # fmt: skip
-        D_QK, D_V = w_theta.shape[0], w_g.shape[0]
-        d_w = d_w_qkv.split((D_QK, D_QK, D_V)) if any(wanted[1:5]) else (None,) * 3
-        d_b = d_b_qkv.split((D_QK, D_QK, D_V)) if any(wanted[6:]) else (None,) * 3
-        found = (d_x, *d_w, d_w_o, d_gamma, *d_b, d_b_o)
-        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
+        need_weights, need_biases = any(wanted[1:5]), any(wanted[6:])
+        found = BlockGradients(
+            *torch.ops.sagan_fast.self_attention_2d_backward.default(
+                grads[0], *inputs, *saved, ctx.pool, wanted[0], need_weights, need_biases
+            )
+        )
+        (D_QK, D_V), nothing = inputs.widths, (None,) * 3
+        rows = [D_QK, D_QK, D_V]
+        d_w = torch.split(found.w_qkv, rows) if need_weights and found.w_qkv is not None else nothing
+        d_b = torch.split(found.b_qkv, rows) if need_biases and found.b_qkv is not None else nothing
+        d_inputs = (found.x, *d_w, found.w_o, found.gamma, *d_b, found.b_o)
+        return (*(grad if want else None for grad, want in zip(d_inputs, wanted, strict=True)), None)
 
 
-def _reference(inputs: tuple[Tensor, ...], pool: bool) -> Tensor:
-    """The block in plain PyTorch, on the inputs of the op."""
-    x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o = inputs
+def _reference(inputs: BlockInputs, pool: bool) -> Tensor:
+    """The block in plain PyTorch, on the inputs of the op: products in the weights' dtype, the result in that of x."""
+    x, w_theta, w_phi, w_g, w_o, gamma, *biases = inputs
     w_theta, w_phi, w_g = (w[:, :, None, None] for w in (w_theta, w_phi, w_g))
     w_o = None if w_o is None else w_o[:, :, None, None]
-    cast = x.to(w_theta.dtype)
-    q, k, v = project(cast, w_theta, b_theta), project(cast, w_phi, b_phi, pool), project(cast, w_g, b_g, pool)
-    return unproject(reference.attention(q, k, v), x, w_o, b_o, gamma).to(x.dtype)
+    cast = BlockInputs(x.to(w_theta.dtype), w_theta, w_phi, w_g, w_o, gamma, *biases)
+    q, k, v = reference.projections(cast, pool)
+    return reference.unproject(attention_reference(q, k, v), x, w_o, inputs.b_o, gamma).to(x.dtype)
 
 
 _INPUTS = (
     "Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o, Tensor gamma, Tensor? b_theta, Tensor? b_phi,"
-    " Tensor? b_g, Tensor? b_o, bool pool"
+    " Tensor? b_g, Tensor? b_o"
 )
+_SAVED = "Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax"
+define(f"self_attention_2d({_INPUTS}, bool pool) -> (Tensor y, {_SAVED})")
+define(f"self_attention_2d_inference({_INPUTS}, bool pool) -> Tensor")  # six empty results would cost a tenth more
 define(
-    f"self_attention_2d({_INPUTS}) -> (Tensor y, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax)",
-)
-define(f"self_attention_2d_inference({_INPUTS}) -> Tensor")  # six empty results would be a tenth of the host's time
-define(
-    "self_attention_2d_backward(Tensor d_y, Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o,"
-    " Tensor? b_o, Tensor gamma, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax, bool pool,"
+    f"self_attention_2d_backward(Tensor d_y, {_INPUTS}, {_SAVED}, bool pool,"
     " bool need_input, bool need_weights, bool need_biases)"
     " -> (Tensor d_x, Tensor d_w_qkv, Tensor d_b_qkv, Tensor d_w_o, Tensor d_b_o, Tensor d_gamma)",
 )
 
 
 @torch.library.impl(LIBRARY, "self_attention_2d", "CompositeExplicitAutograd")
-def _self_attention_2d(
-    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    from sagan_fast.kernels.attention.forward import block_fwd
-    from sagan_fast.kernels.projection.forward import projection_fwd
+def _self_attention_2d(*args: Any) -> tuple[Tensor, ...]:
+    from sagan_fast.kernels.self_attention.forward import self_attention_fwd
 
-    q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool)
-    y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o)
-    assert o is not None and lse is not None  # as they are saved
-    return y, q, k, v, o, lse, k.new_empty(0, dtype=torch.uint8) if argmax is None else argmax
+    *inputs, pool = args
+    y, saved = self_attention_fwd(BlockInputs(*inputs), pool=pool)
+    assert saved is not None  # as it was asked for
+    argmax = saved.k.new_empty(0, dtype=torch.uint8) if saved.argmax is None else saved.argmax
+    return (y, *saved[:-1], argmax)
 
 
 @torch.library.register_fake("sagan_fast::self_attention_2d", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _self_attention_2d_fake(
-    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    B, _, H, W = x.shape
-    D_QK, D_V, N = w_theta.shape[0], w_g.shape[0], H * W
-    M = (H // 2) * (W // 2) if pool else N
-    new = w_theta.new_empty
+def _self_attention_2d_fake(*args: Any) -> tuple[Tensor, ...]:
+    inputs, pool = BlockInputs(*args[:-1]), args[-1]
+    (B, N, M), (D_QK, D_V) = inputs.sizes(pool), inputs.widths
+    new = inputs.w_theta.new_empty
     return (
-        torch.empty_like(x),
+        torch.empty_like(inputs.x),
         new((B, N, D_QK)),
         new((B, M, D_QK)),
         new((B, M, D_V)),
         new((B, N, D_V)),
-        new((B, N), dtype=lse_dtype(w_theta.dtype)),
+        new((B, N), dtype=accumulator_dtype(inputs.w_theta.dtype)),
         new((B, M, D_QK + D_V) if pool else 0, dtype=torch.uint8),
     )
 
 
 @torch.library.impl(LIBRARY, "self_attention_2d_inference", "CompositeExplicitAutograd")
-def _self_attention_2d_inference(
-    x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor,
-    b_theta: Tensor | None, b_phi: Tensor | None, b_g: Tensor | None, b_o: Tensor | None, pool: bool,
-) -> Tensor:  # fmt: skip
-    from sagan_fast.kernels.attention.forward import block_fwd
-    from sagan_fast.kernels.projection.forward import projection_fwd
+def _self_attention_2d_inference(*args: Any) -> Tensor:
+    from sagan_fast.kernels.self_attention.forward import self_attention_fwd
 
-    q, k, v, _ = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save_argmax=False)
-    return block_fwd(x, q, k, v, w_o, gamma, b_o, save=False)[0]
+    *inputs, pool = args
+    return self_attention_fwd(BlockInputs(*inputs), pool=pool, save=False)[0]
 
 
 @torch.library.register_fake("sagan_fast::self_attention_2d_inference", lib=LIBRARY)  # type: ignore[untyped-decorator]
@@ -272,38 +239,32 @@ def _self_attention_2d_inference_fake(x: Tensor, *_: Any) -> Tensor:
 
 
 @torch.library.impl(LIBRARY, "self_attention_2d_backward", "CompositeExplicitAutograd")
-def _self_attention_2d_backward(
-    d_y: Tensor, x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, b_o: Tensor | None,
-    gamma: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, argmax: Tensor,
-    pool: bool, need_input: bool, need_weights: bool, need_biases: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    from sagan_fast.kernels.attention.backward import block_bwd
+def _self_attention_2d_backward(*args: Any) -> tuple[Tensor, ...]:
+    from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 
-    with torch.autocast(x.device.type, enabled=False):
-        d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma = block_bwd(
-            d_y, x, torch.cat([w_theta, w_phi, w_g]), w_o, b_o, gamma, q, k, v, o, lse, argmax if pool else None,
-            need_input=need_input, need_weights=need_weights, need_biases=need_biases,
-        )  # fmt: skip
-    absent = w_theta.new_empty
-    return tuple(
-        absent(0) if grad is None else grad
-        for grad in (d_x, d_w_qkv, d_b_qkv, d_w_o, d_b_o, d_gamma.to(gamma.dtype).reshape(gamma.shape))
-    )
+    d_y, inputs, saved = args[0], BlockInputs(*args[1:11]), Saved(*args[11:17])
+    pool, need_input, need_weights, need_biases = args[17:]
+    if not pool:
+        saved = saved._replace(argmax=None)
+    with torch.autocast(d_y.device.type, enabled=False):
+        found = self_attention_bwd(
+            d_y, inputs, saved, need_input=need_input, need_weights=need_weights, need_biases=need_biases
+        )
+    gamma = inputs.gamma
+    found = found._replace(gamma=found.gamma.to(gamma.dtype).reshape(gamma.shape))
+    return tuple(inputs.w_theta.new_empty(0) if grad is None else grad for grad in found)
 
 
 @torch.library.register_fake("sagan_fast::self_attention_2d_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _self_attention_2d_backward_fake(
-    d_y: Tensor, x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, b_o: Tensor | None,
-    gamma: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, argmax: Tensor,
-    pool: bool, need_input: bool, need_weights: bool, need_biases: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    D, C = 2 * w_theta.shape[0] + w_g.shape[0], w_theta.shape[1]
-    new = w_theta.new_empty
+def _self_attention_2d_backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    inputs, (need_input, need_weights, need_biases) = BlockInputs(*args[1:11]), args[18:]
+    D, C = 2 * inputs.w_theta.shape[0] + inputs.w_g.shape[0], inputs.w_theta.shape[1]
+    new, w_o = inputs.w_theta.new_empty, inputs.w_o
     return (
-        torch.empty_like(x) if need_input else new(0),
+        torch.empty_like(inputs.x) if need_input else new(0),
         new((D, C) if need_weights else 0),
         new(D if need_biases else 0),
         new(0 if w_o is None or not need_weights else w_o.shape),
         new(0 if w_o is None or not need_biases else C),
-        gamma.new_empty(gamma.shape),
+        inputs.gamma.new_empty(inputs.gamma.shape),
     )

@@ -6,7 +6,6 @@ is computed in float32 (float64 for float64 weights), also under autocast.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sagan_fast.kernels.checks import FLOAT_DTYPES
+from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import eager, reference
-from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
-from sagan_fast.ops.backends import interpreter_computes
+from sagan_fast.ops.backends import SPECTRAL_NORM_BACKENDS, check_backend, choose_spectral_norm
 
 _OP = "spectral_norm_group"
-BACKENDS = ("auto", "eager", "triton")
 
 
 def spectral_norm_group(
@@ -37,7 +34,7 @@ def spectral_norm_group(
 ) -> list[Tensor]:
     """Return W/sigma for each of `weights`, with the shape of the weight and `out_dtype` (by default its own dtype).
 
-    A weight (R, ...) is taken as the matrix (R, K); `us` (R,) and `vs` (K,) are advanced in place by
+    A weight (R, ...) is taken as the matrix (R, K); `us` (R,) and `vs` (K,) are updated in place by
     `n_power_iterations` when `update`, in the order of `torch.nn.utils.parametrizations.spectral_norm`, and are
     constants in the gradient. No length is taken below `eps`; a weight of zeros gives NaN, as in torch.
 
@@ -48,7 +45,7 @@ def spectral_norm_group(
     _check(weights, us, vs, n_power_iterations, backend)
     outs: dict[int, Tensor] = {}
     for indices in batches(weights):
-        chosen = choose(_OP, backend, [weights[i] for i in indices])
+        chosen = choose_spectral_norm(_OP, backend, [weights[i] for i in indices])
         some = _SpectralNormFunction.apply(
             n_power_iterations, eps, update, out_dtype or weights[indices[0]].dtype, chosen, len(indices),
             *[weights[i] if is_dense(weights[i]) else weights[i].contiguous() for i in indices],
@@ -65,41 +62,6 @@ def batches(weights: Sequence[Tensor]) -> list[list[int]]:
     for index, weight in enumerate(weights):
         found[weight.device, weight.dtype].append(index)
     return list(found.values())
-
-
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype in which sigma of `weight` is computed, and u and v are kept."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
-def choose(op: str, backend: str, weights: Sequence[Tensor]) -> str:
-    """Return "eager" or "triton" for `weights` of one device and dtype; RuntimeError if "triton" cannot run."""
-    if backend == "eager" or (backend == "auto" and weights[0].device.type != "cuda"):
-        return "eager"
-    refusal = triton_refusal(weights)
-    if refusal is None:
-        return "triton"
-    if backend == "auto":
-        return "eager"
-    raise RuntimeError(f"{op}: backend must be able to run here = 'eager', got 'triton': {refusal}")
-
-
-def triton_refusal(weights: Sequence[Tensor]) -> str | None:
-    """Return why the Triton kernels cannot take `weights`, or None if they can."""
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"Triton cannot be imported ({error})"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if weights[0].device.type != "cuda" and not (interpreted and weights[0].device.type == "cpu"):
-        return f"the weights are on {weights[0].device}, not on a CUDA device"
-    if interpreted and weights[0].dtype == torch.bfloat16 and not interpreter_computes(torch.bfloat16):
-        return "Triton's interpreter computes bfloat16 wrongly"
-    if weights[0].dtype not in FLOAT_DTYPES:
-        return f"the weights are {weights[0].dtype}"
-    if any(max(weight.shape[0], weight.numel() // max(weight.shape[0], 1)) > MAX_SIZE for weight in weights):
-        return f"a weight has more than {MAX_SIZE} rows or columns"
-    return None
 
 
 @torch.library.custom_op("sagan_fast::spectral_norm_fwd", mutates_args=("us", "vs"))
@@ -127,7 +89,7 @@ def _(
     out_dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    first, dtype = weights[0], compute_dtype(weights[0])
+    first, dtype = weights[0], accumulator_dtype(weights[0].dtype)
     return (
         first.new_empty(offsets([weight.numel() for weight in weights])[1], dtype=out_dtype),
         first.new_empty(len(weights), dtype=dtype),
@@ -165,12 +127,12 @@ def forward_all(
     out: Tensor | None,
     sigmas: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return flat W/sigma, sigmas (L,), and flat copies of u and v, which are advanced in place; no autograd.
+    """Return flat W/sigma, sigmas (L,), and flat copies of u and v, which are updated in place; no autograd.
 
     `weights` are dense and of one device and dtype, `us` and `vs` of any dtype. `v_first` is the order of torch's older
     hook. `out` is an earlier flat W/sigma to write again, `sigmas` (L,) what to take instead of computing them.
     """
-    dtype = compute_dtype(weights[0])
+    dtype = accumulator_dtype(weights[0].dtype)
     exact_us = [u if u.dtype == dtype and u.is_contiguous() else u.to(dtype).contiguous() for u in us]
     exact_vs = [v if v.dtype == dtype and v.is_contiguous() else v.to(dtype).contiguous() for v in vs]
     launcher: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = eager.spectral_norm_fwd
@@ -289,21 +251,18 @@ class _GradientFunction(torch.autograd.Function):
 def _check(
     weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int, backend: str
 ) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"{_OP}: backend must be one of = {BACKENDS}, got {backend!r}")
+    check_backend(_OP, backend, SPECTRAL_NORM_BACKENDS)
     if not len(weights) == len(us) == len(vs):
         raise ValueError(
-            f"{_OP}: us and vs must have the length of weights = {len(weights)}, got {len(us)} and {len(vs)}"
+            f"{_OP}: us and vs must have the length of weights, {len(weights)}, got {len(us)} and {len(vs)}"
         )
     if n_power_iterations < 1:
-        raise ValueError(f"{_OP}: n_power_iterations must be positive = 1 or more, got {n_power_iterations}")
+        raise ValueError(f"{_OP}: n_power_iterations must be at least 1, got {n_power_iterations}")
     for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
         if not weight.is_floating_point():
-            raise TypeError(f"{_OP}: weights[{i}] must have dtype = a floating-point one, got {weight.dtype}")
+            raise TypeError(f"{_OP}: weights[{i}] must have a floating-point dtype, got {weight.dtype}")
         if weight.ndim < 2 or not weight.numel():
-            raise ValueError(
-                f"{_OP}: weights[{i}] must have rows and columns = 2 axes or more, got {tuple(weight.shape)}"
-            )
+            raise ValueError(f"{_OP}: weights[{i}] must have rows and columns, got shape {tuple(weight.shape)}")
         sizes = (weight.shape[0],), (weight.numel() // weight.shape[0],)
         if (tuple(u.shape), tuple(v.shape)) != sizes:
             raise ValueError(

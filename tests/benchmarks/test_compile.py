@@ -19,7 +19,7 @@ from benchmarks.compile import compile_key, compile_plan, resources
 from benchmarks.machine import MACHINES
 from benchmarks.model import model
 from benchmarks.ttir import read_ttir
-from sagan_fast.kernels.plan import Plan
+from sagan_fast.kernels.launch import Plan
 
 
 @triton.jit

@@ -41,7 +41,7 @@ def test_a_handful_of_kernels(tmp_path):
     )
     assert all(row.keys() >= KEYS for row in rows)
     assert {row["pass"] for row in rows} == {"inference", "forward", "backward", "functional"}
-    assert {row["kernel"] for row in rows} >= {"projection_fwd", "attention_block_fwd", "attention_bwd_dkv"}
+    assert {row["kernel"] for row in rows} >= {"projection_fwd", "self_attention_fwd", "attention_bwd_dkv"}
     for row in rows:
         check(row)
     assert "nothing here was measured" in text and "not measured" in text

@@ -1,6 +1,5 @@
 """The candidates of the tuner, what it writes, and what it says where there is no GPU."""
 
-import json
 import time
 
 import pytest
@@ -11,8 +10,7 @@ pytest.importorskip("benchmarks.shapes")
 from benchmarks import tune as tuner  # noqa: E402
 from benchmarks.shapes import BLOCK_SHAPES  # noqa: E402
 from benchmarks.tune import KERNELS, agrees, candidates, main, rows, tune, write  # noqa: E402
-from sagan_fast.kernels import tuned  # noqa: E402
-from sagan_fast.kernels.attention import configs  # noqa: E402
+from sagan_fast.kernels import configs  # noqa: E402
 
 ALL = rows(90, "bf16", KERNELS, BLOCK_SHAPES)
 
@@ -26,15 +24,15 @@ def test_every_kernel_and_shape_has_a_row_and_every_row_candidates_without_repea
     for row in ALL:
         found = list(candidates(row))
         assert row.shipped not in found and len(found) == len(set(found)) >= 20
-    forward = next(row for row in ALL if row.kernel == "forward")
+    forward = next(row for row in ALL if row.kernel == "attention_fwd")
     assert {config.maxnreg for config in candidates(forward)} == {None, 128, 168}
 
 
 def test_a_dry_run_lists_them_and_a_real_one_needs_a_gpu(capsys):
-    assert main(["--dry-run", "--kernel", "dq"]) == 0
+    assert main(["--dry-run", "--kernel", "attention_bwd_dq"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == sum(len(list(candidates(row))) for row in ALL if row.kernel == "dq")
-    assert all(line.startswith("dq sm_90 bf16 ") for line in lines)
+    assert len(lines) == sum(len(list(candidates(row))) for row in ALL if row.kernel == "attention_bwd_dq")
+    assert all(line.startswith("attention_bwd_dq 90 bf16 ") for line in lines)
     if not torch.cuda.is_available():
         assert main([]) == 2
         assert "needs a CUDA device" in capsys.readouterr().err
@@ -66,27 +64,29 @@ def timed(call):
 
 
 def test_the_fastest_that_is_right_is_written_and_launched(tmp_path, monkeypatch):
-    row = next(row for row in ALL if row.kernel == "dq" and "16x64" in row.key)
+    row = next(row for row in ALL if row.kernel == "attention_bwd_dq" and row.key[3] == "16x64")
     assert row.shipped.num_warps == 8 and row.shipped.num_stages == 2
     config, ratio, measured = tune(row, "bf16", time.monotonic() + 60, fake, timed)
     assert (config.num_warps, config.num_stages, ratio) == (8, 3, pytest.approx(0.5))
     assert measured == len(list(candidates(row)))
     assert tune(row, "bf16", time.monotonic() - 1, fake, timed) == (row.shipped, 1.0, 0)
 
-    path = tmp_path / "tuned.json"
-    where = {"device": "d", "date": "today"}
-    write(path, ALL[0], ALL[0].shipped, 0.9, where)
-    write(path, row, config, ratio, where)
-    assert json.loads(path.read_text())[row.key]["shapes"] == [shape.name for shape in row.shapes]
-    caches = (tuned.rows, configs.lookup_dq)
-    monkeypatch.setattr(tuned, "FILE", path)
+    path = tmp_path / "configs.csv"
+    path.write_text(configs.FILE.read_text())
+    write(path, row, config, "measured on a card, today")
+    before, after = ({key: one for one in configs.read_rows(p) for key in one.keys} for p in (configs.FILE, path))
+    assert after.keys() == before.keys() and after[row.key].origin == "measured on a card, today"
+    assert [key for key in after if after[key].config != before[key].config] == [row.key]
+    caches = (configs._configs, configs.lookup)
+    monkeypatch.setattr(configs, "FILE", path)
     try:
         for cache in caches:
             cache.cache_clear()
         D_QK, D_V, N = row.shapes[0].d_qk, row.shapes[0].d_v, row.shapes[0].N
-        assert configs.lookup_dq(90, "bf16", D_QK, D_V, N) == configs.lookup_dq(90, "fp16", D_QK, D_V, N) == config
-        assert configs.lookup_dq(80, "bf16", D_QK, D_V, N).num_stages == 2
-        assert tuner.rows(90, "bf16", ["dq"], row.shapes)[0].shipped == config
+        for precision in ("bf16", "fp16"):
+            assert configs.lookup("attention_bwd_dq", 90, precision, D_QK, D_V, N) == config
+        assert configs.lookup("attention_bwd_dq", 80, "bf16", D_QK, D_V, N).num_stages == 2
+        assert tuner.rows(90, "bf16", ["attention_bwd_dq"], row.shapes)[0].shipped == config
     finally:
         monkeypatch.undo()
         for cache in caches:

@@ -1,16 +1,16 @@
 """A recorded launch says what a real one passes; precision and architecture come from where they should."""
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.shipped import block_plans, spectral_norm_plans
 from sagan_fast.kernels import launch as launches
+from sagan_fast.kernels.configs import LaunchConfig
 from sagan_fast.kernels.launch import Launch, Needs, launch, precision_of, recording, size_of
 
-CONFIG = SimpleNamespace(num_warps=4, num_stages=2)
+CONFIG = LaunchConfig(num_warps=4)
 
 
 class Spy:
@@ -49,7 +49,7 @@ def test_a_plan_has_the_arguments_of_the_launch():
 
 def test_a_cap_on_registers_is_passed_on():
     spy = Spy()
-    capped = SimpleNamespace(num_warps=4, num_stages=2, maxnreg=128)
+    capped = LaunchConfig(num_warps=4, maxnreg=128)
     launch("op", spy, tensors("cpu"), (), lambda: described(config=capped))
     assert spy.kwargs["maxnreg"] == 128
 
@@ -171,4 +171,4 @@ def test_equal_keys_mean_equal_launches(generator, monkeypatch):
         )  # fmt: skip
         matrices = [(draw(3, 64), draw(27, 64, 2304, 9217)) for _ in range(draw(1, 2, 3))]
         spectral_norm_plans(matrices, draw("fp32", "bf16"), draw("fp32", "bf16"))
-    assert len({name for name, _, _ in said}) == 13
+    assert len({name for name, _, _ in said}) == 14

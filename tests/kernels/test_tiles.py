@@ -5,7 +5,7 @@ import torch
 
 from sagan_fast.kernels import tiles
 from sagan_fast.kernels.attention.forward import attention_fwd
-from sagan_fast.kernels.tiles import grid_of, padded, split
+from sagan_fast.kernels.tiles import dense, grid_of, is_channels_last, padded, split, strides_of
 from sagan_fast.testing import randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,3 +35,13 @@ def test_a_flat_grid_computes_the_same(dtype, generator, monkeypatch):
     monkeypatch.setattr(tiles, "MAX_IMAGES", 2)
     flat = attention_fwd(q, k, v)
     assert torch.equal(flat[0], out) and torch.equal(flat[1], lse)
+
+
+def test_strides_do_not_trust_axes_of_size_one():
+    x = torch.zeros(2, 6, 5, 1)
+    assert strides_of(x) == (30, 5, 1)
+    last = torch.zeros(2, 5, 1, 6).permute(0, 3, 1, 2)
+    assert is_channels_last(last) and strides_of(last) == (30, 1, 6)
+    assert dense(x) is x and dense(last) is last
+    cut = torch.zeros(2, 6, 5, 8)[..., ::2]
+    assert dense(cut).is_contiguous()

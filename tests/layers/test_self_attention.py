@@ -77,7 +77,7 @@ def test_attention_map_rows_sum_to_one_and_are_what_the_block_uses(pool, generat
 
 def test_attention_map_refuses_positions_outside(generator):
     block = SelfAttention2d(16)
-    with pytest.raises(ValueError, match=r"queries must be positions of the map = 0..15, got -1..3"):
+    with pytest.raises(ValueError, match=r"queries must be positions of the map, 0 to 15, got -1 to 3"):
         block.attention_map(torch.zeros(1, 16, 4, 4), [3, -1])
 
 
@@ -120,14 +120,14 @@ def test_explain_says_which_and_why(generator):
     weights = (block.theta.weight, block.phi.weight, block.g.weight, None, block.gamma)
     assert explain(x, *weights) == "self_attention_2d: " + str(block.last_choice)
     q = torch.zeros(4, 4096, 8)
-    assert explain(q, q, torch.zeros(4, 4096, 64)).startswith("attention: blocks (")
+    assert explain(q, q, torch.zeros(4, 4096, 64)).startswith("attention: cpu (")
     assert explain(nn.ReLU()) == "ReLU has no SelfAttention2d"
 
 
 def test_explicit_arguments_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="v_channels must equal channels where out_proj=False = 16, got 8"):
+    with pytest.raises(ValueError, match="v_channels must equal channels, 16, where out_proj=False, got 8"):
         SelfAttention2d(16, v_channels=8, out_proj=False)
-    with pytest.raises(ValueError, match="qk_channels must be positive >= 1, got 0"):
+    with pytest.raises(ValueError, match="qk_channels must be at least 1, got 0"):
         SelfAttention2d(16, qk_channels=0)
     with pytest.raises(ValueError, match="backend must be one of"):
         SelfAttention2d(16, backend="flash")

@@ -1,18 +1,19 @@
 """The choice of a backend: by size on the CPU, never replaced when asked for by name."""
 
 import logging
+import sys
 
 import pytest
 import torch
 
 from sagan_fast.functional import attention
-from sagan_fast.ops.backends import choose
+from sagan_fast.ops.backends import choose, choose_spectral_norm
 
 
 def test_auto_on_the_cpu_goes_by_size():
     q = torch.zeros(1)
     assert choose("attention", "auto", q, 8, 256, 64, 8, 32).backend == "eager"
-    assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "blocks"
+    assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "cpu"
     assert choose("attention", "auto", q.bfloat16(), 4, 4096, 4096, 8, 64).backend == "sdpa"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "sdpa"
@@ -26,7 +27,7 @@ def test_a_named_backend_is_taken(backend):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match=r"attention: backend must be one of = .*'sdpa'.*got 'flash'"):
+    with pytest.raises(ValueError, match=r"attention: backend must be one of auto, eager, sdpa, triton, got 'flash'"):
         choose("attention", "flash", torch.zeros(1), 1, 1, 1, 1, 1)
 
 
@@ -41,3 +42,20 @@ def test_shapes_alone_can_be_computed():
     q, v = torch.empty(4, 4096, 8, device="meta"), torch.empty(4, 4096, 64, device="meta")
     assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "sdpa"
     assert attention(q, q, v).shape == v.shape
+
+
+def test_spectral_norm_is_eager_on_the_cpu_and_says_why_triton_cannot_run(monkeypatch):
+    if "triton.runtime.interpreter" in sys.modules:
+        monkeypatch.setattr("triton.runtime.interpreter.computes_bfloat16", False)
+    assert choose_spectral_norm("op", "auto", [torch.ones(4, 6)]) == "eager"
+    for weight, reason in [
+        (torch.ones(4, 6, dtype=torch.float64), "float64"),
+        (torch.ones(4, 6, dtype=torch.bfloat16), "bfloat16 rightly"),
+        (torch.ones(1, 16385), "more than 16384"),
+    ]:
+        if not torch.cuda.is_available():
+            with pytest.raises(RuntimeError, match=reason):
+                choose_spectral_norm("op", "triton", [weight])
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="not on a CUDA device"):
+        choose_spectral_norm("op", "triton", [torch.ones(4, 6)])

@@ -12,12 +12,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @triton.jit
-def _unpool_kernel(grad_ptr, argmax_ptr, out_ptr, M, W, POOL: tl.constexpr, BLOCK_M: tl.constexpr, D: tl.constexpr):
+def _unpool_kernel(grad_ptr, argmax_ptr, out_ptr, M, W, BLOCK_M: tl.constexpr, D: tl.constexpr):
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, D)
     mask = (offs_m < M)[:, None] & (offs_d < D)[None, :]
     grad = tl.load(grad_ptr + offs_m[:, None] * D + offs_d[None, :], mask=mask, other=0.0)
-    store_unpooled(grad, argmax_ptr, out_ptr, D, D, offs_m, offs_m < M, W, 0, D, D, POOL)
+    store_unpooled(grad, argmax_ptr, out_ptr, D, D, offs_m, offs_m < M, W, 0, D, D)
 
 
 @pytest.mark.parametrize("H, W", [(8, 8), (4, 14), (9, 7), (2, 2)])
@@ -30,15 +30,8 @@ def test_gradients_go_where_the_maximum_was(H, W, generator):
     argmax = (flat // W % 2 * 2 + flat % W % 2).to(torch.uint8)
     rows, argmax = (t[0].flatten(1).T.contiguous().to(DEVICE) for t in (d_pooled, argmax))
     out = torch.zeros(H * W, D, device=DEVICE)
-    _unpool_kernel[(triton.cdiv(M, 8),)](rows, argmax, out, M, W, POOL=True, BLOCK_M=8, D=D)
+    _unpool_kernel[(triton.cdiv(M, 8),)](rows, argmax, out, M, W, BLOCK_M=8, D=D)
     assert torch.equal(out.cpu(), maps.grad[0].flatten(1).T)
-
-
-def test_without_a_pool_rows_stay_where_they_are(generator):
-    rows = randn(20, 16, generator=generator, dtype=torch.float32).to(DEVICE)
-    out = torch.full_like(rows, torch.nan)
-    _unpool_kernel[(3,)](rows, None, out, 20, 0, POOL=False, BLOCK_M=8, D=16)
-    assert torch.equal(out, rows)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

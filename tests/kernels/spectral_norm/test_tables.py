@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from sagan_fast.kernels.spectral_norm import tables
-from sagan_fast.kernels.spectral_norm.configs import MAX_SIZE
-from sagan_fast.kernels.spectral_norm.tables import Shape, layout_of, tables_for, tiles_of
+from sagan_fast.kernels.spectral_norm.tables import MAX_SIZE, Shape, layout_of, tables_for, tiles_of
 from sagan_fast.testing import SAGAN_MATRICES
 
 SHAPES = tuple(Shape(R, K, K, 1, K % 4 == 0) for R, K in [*SAGAN_MATRICES, (MAX_SIZE, MAX_SIZE), (1, 1)])

@@ -1,4 +1,4 @@
-"""Attention in blocks: every way of cutting the maps gives float64's values and gradients, and no map is kept."""
+"""Attention in chunks: every way of cutting the maps gives float64's values and gradients, and no map is kept."""
 
 import os
 import threading
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sagan_fast.kernels.attention import reference
-from sagan_fast.ops import attention_blocks
-from sagan_fast.ops.attention import attention_on, in_blocks
+from sagan_fast.kernels import LOG2_E
+from sagan_fast.kernels.attention import cpu, reference
+from sagan_fast.ops.attention import attention_on, on_the_cpu
 from sagan_fast.testing import assert_close_to_truth, randn
 
 SHAPES = [  # B, N, M, D_QK, D_V
@@ -36,32 +36,32 @@ def inputs(shape, generator, dtype=torch.float32):
     return [randn(*size, generator=generator).to(dtype) for size in sizes]
 
 
-@pytest.mark.parametrize("block_scores", [1, 200, 5000, 10**6])
+@pytest.mark.parametrize("chunk_scores", [1, 200, 5000, 10**6])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_cut_gives_the_values_and_gradients_of_float64(shape, block_scores, threads, generator, monkeypatch):
-    monkeypatch.setattr(attention_blocks, "BLOCK_SCORES", block_scores)
-    attention_blocks._plan.cache_clear()
+def test_every_cut_gives_the_values_and_gradients_of_float64(shape, chunk_scores, threads, generator, monkeypatch):
+    monkeypatch.setattr(cpu, "CHUNK_SCORES", chunk_scores)
+    cpu._plan.cache_clear()
     q, k, v, d_out = inputs(shape, generator)
     q = q.transpose(1, 2).contiguous().transpose(1, 2)  # as a view of an NCHW map
     exact = [t.double().requires_grad_() for t in (q, k, v)]
     truth = reference.attention(*exact, 0.7)
     truths = torch.autograd.grad(truth, exact, d_out.double())
-    out, lse = attention_blocks.attention_fwd(q, k, v, 0.7)
+    out, lse = cpu.attention_fwd(q, k, v, 0.7)
     assert_close_to_truth("out", out, truth)
-    found = attention_blocks.attention_bwd(d_out, q, k, v, out, lse, 0.7)
-    attention_blocks._plan.cache_clear()
+    found = cpu.attention_bwd(d_out, q, k, v, out, lse, 0.7)
+    cpu._plan.cache_clear()
     for name, grad, exact_grad in zip("qkv", found, truths, strict=True):
         assert (grad - exact_grad).norm() <= 1e-5 * exact_grad.norm() + 1e-7, name
 
 
 @pytest.mark.parametrize(("B", "N", "M"), [(1, 1, 1), (7, 30, 10), (2, 4096, 1024), (1, 1000, 3000)])
 def test_the_plan_covers_every_row_once(B, N, M):
-    parts = attention_blocks._plan(B, N, M, 3)
+    parts = cpu._plan(B, N, M, 3)
     rows = torch.zeros(B, N)
-    for images, cut in (block for part in parts for block in part):
+    for images, cut in (chunk for part in parts for chunk in part):
         rows[images, cut] += 1
     assert rows.eq(1).all() and len(parts) <= 3
-    assert all(attention_blocks._size(b, M) <= max(M, attention_blocks.BLOCK_SCORES) for part in parts for b in part)
+    assert all(cpu._size(b, M) <= max(M, cpu.CHUNK_SCORES) for part in parts for b in part)
 
 
 def test_large_logits_neither_overflow_nor_vanish(generator):
@@ -69,7 +69,7 @@ def test_large_logits_neither_overflow_nor_vanish(generator):
     q, k = q * 20, k * 2
     leaves = [t.requires_grad_() for t in (q, k, v)]
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    found, truth = in_blocks(*leaves), reference.attention(*exact)
+    found, truth = on_the_cpu(*leaves), reference.attention(*exact)
     assert_close_to_truth("out", found, truth, reference.attention(*leaves))
     found.sum().backward()
     assert all(t.grad.isfinite().all() for t in leaves)
@@ -80,14 +80,14 @@ def test_large_logits_neither_overflow_nor_vanish(generator):
 def test_scores_on_both_sides_of_where_the_largest_is_taken_off(share, sign, generator):
     q, k, v, _ = inputs((2, 33, 64, 16, 32), generator)
     q, k = sign * q.abs(), k.abs()  # all rows far from zero, on one side
-    q *= share * attention_blocks.SMALL / attention_blocks.LOG2_E / (q.norm(dim=-1).amax() * k.norm(dim=-1).amax())
-    out, lse = attention_blocks.attention_fwd(q, k, v)
+    q *= share * cpu.SMALL / LOG2_E / (q.norm(dim=-1).amax() * k.norm(dim=-1).amax())
+    out, lse = cpu.attention_fwd(q, k, v)
     scores = q.double() @ k.double().mT
     assert_close_to_truth("out", out, scores.softmax(-1) @ v.double(), reference.attention(q, k, v))
-    exact = torch.logsumexp(scores, -1, keepdim=True) * attention_blocks.LOG2_E
+    exact = torch.logsumexp(scores, -1, keepdim=True) * LOG2_E
     torch.testing.assert_close(lse.double(), exact, rtol=1e-5, atol=1e-5)
     q[1, 3, 0] = torch.nan
-    out, _ = attention_blocks.attention_fwd(q, k, v)
+    out, _ = cpu.attention_fwd(q, k, v)
     assert out[1, 3].isnan().all() and out[0].isfinite().all()
 
 
@@ -95,38 +95,38 @@ def test_neither_a_map_nor_a_padded_copy_is_kept(generator):
     leaves = [t.requires_grad_() for t in inputs((2, 96, 64, 8, 32), generator)[:3]]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        out = in_blocks(*leaves)
+        out = on_the_cpu(*leaves)
     assert sum(t.numel() for t in kept) == sum(t.numel() for t in leaves) + out.numel() + 2 * 96
 
 
-def test_what_the_blocks_cannot_do_goes_to_pytorch(generator):
+def test_what_it_cannot_do_goes_to_pytorch(generator):
     q, k, v, _ = inputs((1, 8, 4, 3, 5), generator)
-    assert attention_blocks.supports(q, k, v)
-    assert not attention_blocks.supports(q.half(), k.half(), v.half())
-    assert not attention_blocks.supports(q[:0], k[:0], v[:0])
+    assert cpu.supports(q, k, v)
+    assert not cpu.supports(q.half(), k.half(), v.half())
+    assert not cpu.supports(q[:0], k[:0], v[:0])
     with torch.autocast("cpu", torch.bfloat16):
-        assert not attention_blocks.supports(q, k, v)
+        assert not cpu.supports(q, k, v)
     with FlopCounterMode(display=False):
-        assert not attention_blocks.supports(q, k, v)  # it would not see the other threads
+        assert not cpu.supports(q, k, v)  # it would not see the other threads
 
 
 def test_inference_mode_and_other_threads_of_the_user(generator):
     q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
     truth = reference.attention(q, k, v)
     with torch.inference_mode():
-        torch.testing.assert_close(in_blocks(q, k, v), truth)
+        torch.testing.assert_close(on_the_cpu(q, k, v), truth)
     with ThreadPoolExecutor(3) as pool:
-        for out in pool.map(lambda _: in_blocks(q, k, v), range(6)):
+        for out in pool.map(lambda _: on_the_cpu(q, k, v), range(6)):
             torch.testing.assert_close(out, truth)
 
 
 def test_the_number_of_threads_of_everybody_else_stays(generator, threads):
     q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
-    attention_blocks.BLOCK_SCORES, before = 4096, attention_blocks.BLOCK_SCORES
+    cpu.CHUNK_SCORES, before = 4096, cpu.CHUNK_SCORES
     try:
-        in_blocks(q, k, v)
+        on_the_cpu(q, k, v)
     finally:
-        attention_blocks.BLOCK_SCORES = before
+        cpu.CHUNK_SCORES = before
     seen = []
     other = threading.Thread(target=lambda: seen.append((torch.ones(1) + 1, torch.get_num_threads())[1]))
     other.start(), other.join()
@@ -136,14 +136,14 @@ def test_the_number_of_threads_of_everybody_else_stays(generator, threads):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_makes_threads_of_its_own(generator):
     q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
-    truth = in_blocks(q, k, v)
+    truth = on_the_cpu(q, k, v)
     context = torch.multiprocessing.get_context("fork")
     results = context.SimpleQueue()
 
     def child():
         torch.set_num_threads(1)  # PyTorch's own OpenMP threads did not come along
-        attention_blocks._share(lambda part: None, [(), ()])
-        results.put(torch.equal(in_blocks(q, k, v), truth))
+        cpu._share(lambda part: None, [(), ()])
+        results.put(torch.equal(on_the_cpu(q, k, v), truth))
 
     process = context.Process(target=child)
     process.start()
@@ -153,11 +153,11 @@ def test_a_forked_child_makes_threads_of_its_own(generator):
 
 def test_second_derivatives_go_through_the_reference(generator):
     found = {}
-    for backend in ("eager", "blocks"):
+    for backend in ("eager", "cpu"):
         leaves = [t.requires_grad_() for t in inputs((2, 20, 12, 3, 7), torch.Generator().manual_seed(1))[:3]]
         first = torch.autograd.grad(attention_on(backend, *leaves, 1.0).square().sum(), leaves, create_graph=True)
         found[backend] = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
-    torch.testing.assert_close(found["blocks"], found["eager"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found["cpu"], found["eager"], rtol=1e-3, atol=1e-4)
 
 
 def test_each_thread_computes_alone():
@@ -165,14 +165,14 @@ def test_each_thread_computes_alone():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        attention_blocks._pool.cache_clear()
+        cpu._pool.cache_clear()
 
         def threads() -> int:
             torch.ones(64, 64) @ torch.ones(64, 64)
             return torch.get_num_threads()
 
-        futures = [attention_blocks._pool(2, os.getpid()).submit(threads) for _ in range(4)]
+        futures = [cpu._pool(2, os.getpid()).submit(threads) for _ in range(4)]
         assert [future.result() for future in futures] == [1, 1, 1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-        attention_blocks._pool.cache_clear()
+        cpu._pool.cache_clear()

@@ -1,4 +1,4 @@
-"""Every width has configs; plans are the launches; what they compile to neither spills nor exceeds a block's memory."""
+"""Plans are the launches; what they compile to neither spills nor exceeds a program's memory."""
 
 import os
 import subprocess
@@ -8,32 +8,15 @@ import pytest
 import torch
 
 from benchmarks.shipped import block_plans
-from sagan_fast.kernels.attention import backward, delta, forward
-from sagan_fast.kernels.attention.configs import lookup_delta, lookup_dkv, lookup_dq, lookup_forward
+from sagan_fast.kernels.attention import backward as attention_backward
 from sagan_fast.kernels.projection import forward as projection
+from sagan_fast.kernels.self_attention import backward, forward, preprocess
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
 
-LAUNCHES = ["projection_fwd", "attention_block_fwd", "attention_bwd_delta", "attention_bwd_dkv", "attention_bwd_dq"]
-
-
-@pytest.mark.parametrize("arch", [80, 90, 100, 120])
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "fp16", "bf16"])
-def test_every_width_and_size_has_configs(arch, precision):
-    for D_QK in (1, 16, 32, 33, 64):
-        for D_V in (1, 32, 64, 128, 129, 256):
-            for size in (1, 256, 257, 16384):
-                for lookup in (lookup_forward, lookup_dkv, lookup_dq):
-                    config = lookup(arch, precision, D_QK, D_V, size)
-                    assert config.BLOCK_N >= 16 and config.BLOCK_M >= 16 and config.num_warps in (4, 8)
-                assert lookup_forward(arch, precision, D_QK, D_V, size).BLOCK_C >= 16
-            assert lookup_delta(arch, precision, D_V).BLOCK_C >= 16
-
-
-def test_wider_heads_are_refused():
-    for lookup in (lookup_forward, lookup_dkv, lookup_dq):
-        with pytest.raises(ValueError, match=r"attention_.wd: D_QK and D_V must be at most = 64 and 256 .*'sdpa'"):
-            lookup(90, "bf16", 8, 257, 64)
-    with pytest.raises(ValueError, match="at most"):
-        lookup_delta(90, "bf16", 257)
+UNPOOLED = [
+    "projection_fwd", "self_attention_fwd", "self_attention_bwd_preprocess", "attention_bwd_dkv", "attention_bwd_dq"
+]  # fmt: skip
+POOLED = [*UNPOOLED[:3], "self_attention_bwd_dkv", UNPOOLED[4]]
 
 
 class Spy:
@@ -53,25 +36,23 @@ class Spy:
 @pytest.mark.parametrize("pool, out_proj, bias", [(True, True, False), (False, False, True)])
 def test_plans_are_what_the_launchers_launch(pool, out_proj, bias, monkeypatch):
     seen = []
-    for module in (projection, forward, delta, backward):
+    for module in (projection, forward, preprocess, backward, attention_backward):
         for name, kernel in vars(module).copy().items():
             if name.startswith("_") and name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, Spy(kernel, seen))
     B, C, H, W, D_QK = 2, 16, 6, 8, 2
     D_V = 8 if out_proj else C
     x = torch.randn(B, C, H, W).contiguous(memory_format=torch.channels_last)
-    w_theta, w_phi, w_g = torch.randn(D_QK, C), torch.randn(D_QK, C), torch.randn(D_V, C)
-    w_o = torch.randn(C, D_V) if out_proj else None
-    b_theta, b_phi, b_g = (torch.randn(D) if bias else None for D in (D_QK, D_QK, D_V))
-    b_o = torch.randn(C) if bias and out_proj else None
-    gamma = torch.ones(())
-    q, k, v, argmax = projection.projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool)
-    y, o, lse = forward.block_fwd(x, q, k, v, w_o, gamma, b_o)
-    w_qkv = torch.cat([w_theta, w_phi, w_g])
-    backward.block_bwd(y, x, w_qkv, w_o, b_o, gamma, q, k, v, o, lse, argmax)
+    weights = torch.randn(D_QK, C), torch.randn(D_QK, C), torch.randn(D_V, C), torch.randn(C, D_V)
+    biases = [torch.randn(D) if bias else None for D in (D_QK, D_QK, D_V, C)]
+    if not out_proj:
+        weights, biases = (*weights[:3], None), [*biases[:3], None]
+    inputs = BlockInputs(x, *weights, torch.ones(()), *biases)
+    y, saved = forward.self_attention_fwd(inputs, pool=pool)
+    backward.self_attention_bwd(y, inputs, saved)
 
     found = block_plans(B, C, H, W, D_QK, D_V, pool=pool, out_proj=out_proj, bias=bias, dtype="fp32")
-    assert [plan.name for plan in found] == LAUNCHES and len(seen) == len(found)
+    assert [plan.name for plan in found] == (POOLED if pool else UNPOOLED) and len(seen) == len(found)
     for plan, (grid, kwargs) in zip(found, seen, strict=True):
         assert plan.options["enable_fp_fusion"]
         options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, **plan.options}
@@ -87,19 +68,19 @@ def test_plans_are_what_the_launchers_launch(pool, out_proj, bias, monkeypatch):
 def test_needs_are_counted_without_padding():
     found = {plan.name: plan for plan in block_plans(4, 64, 64, 64, 8, 32)}
     scores = 4 * 4096 * 1024
-    forward_plan = found["attention_block_fwd"]
+    forward_plan = found["self_attention_fwd"]
     assert all(plan.exps == (scores if i in (1, 3, 4) else 0) for i, plan in enumerate(found.values()))
     assert forward_plan.flops == 2 * scores * 40 + 2 * 4 * 4096 * 64 * 32
     assert forward_plan.loops[0] * forward_plan.constexprs["BLOCK_M"] == 1024
     assert found["projection_fwd"].bytes_read == 2 * (4 * 4096 * 64 + 48 * 64)
-    assert found["attention_bwd_dkv"].flops + found["attention_bwd_dq"].flops == 2 * scores * (4 * 8 + 3 * 32)
+    assert found["self_attention_bwd_dkv"].flops + found["attention_bwd_dq"].flops == 2 * scores * (4 * 8 + 3 * 32)
 
 
 COMPILE = """
 import sys
 from benchmarks.compile import compile_plan, resources
 from benchmarks.shipped import block_plans
-from sagan_fast.kernels.projection.configs import WIDTHS
+from sagan_fast.kernels.configs import WIDTHS
 
 CAP = {80: 101376, 90: 232448, 100: 232448}
 arch, dtype, *names = int(sys.argv[1]), sys.argv[2], *sys.argv[3:]
@@ -127,7 +108,7 @@ def complaints(*args):
 
 
 def test_four_kernels_compile_for_hopper_without_spills():
-    assert complaints("90", "bf16", *LAUNCHES[1:]) == ""
+    assert complaints("90", "bf16", *POOLED[1:]) == ""
 
 
 @pytest.mark.slow

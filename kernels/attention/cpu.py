@@ -1,16 +1,16 @@
-"""Attention on the CPU a block of the map at a time, in PyTorch's products, each thread with blocks of its own.
+"""softmax(scale q kᵀ) v on the CPU, a chunk of the map at a time, in PyTorch's products.
 
-Formula: softmax(scale q kᵀ) v, of which only a block of rows is in memory at once, in the cache; kept for backward is
-the base-2 logarithm of each row's sum, from which a block is made again.
-Why not PyTorch's fused kernel: on the CPU it wants q, k and v of one width, so q and k would be padded to D_V (nearly
-twice the work at D_QK = D_V / 8). Why threads of our own: split over the threads product by product, each block would
+Each thread has chunks of its own. Only one chunk a thread is in memory, in the cache. Backward needs the base-2
+log-sum-exp of each row, from which it makes a chunk again.
+
+Why not PyTorch's fused kernel: on the CPU it wants q, k and v of one width, so q and k would be padded to D_V, nearly
+twice the work at D_QK = D_V / 8. Why threads of our own: with each product split over the threads, every chunk would
 wait for the slowest thread five times.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -20,17 +20,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK_SCORES = 2**19
-"""Scores of a block: 2 MB, small beside the cache that the threads share. 2**17 to 2**20 are equally fast."""
+from .. import LOG2_E
 
-LOG2_E = math.log2(math.e)
+CHUNK_SCORES = 2**19
+"""Scores of a chunk: 2 MB, small beside the cache that the threads share. 2**17 to 2**20 are equally fast."""
 
 SMALL = 60.0
-"""Where no score's absolute value, in base 2, can reach this, its row's largest need not be taken off first: sums of
-2**60 are far from overflow, and 2**-60 from what float32 rounds away. Two passes over the map less."""
+"""If every |score| is below this (base 2), the row maximum is not subtracted: exp2 cannot overflow.
+
+Sums of 2**60 are far from the largest float32, and 2**-60 is far above the smallest. It saves two passes over the map.
+"""
 
 
-class Block(NamedTuple):
+class Chunk(NamedTuple):
     """Rows `rows` of the maps of images `images`."""
 
     images: slice
@@ -43,7 +45,7 @@ def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
         device.type == "cpu"
         and dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
-        # a trace would fix the loop over blocks for the batch size of its example
+        # a trace would fix the loop over chunks for the batch size of its example
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and torch._C._len_torch_dispatch_stack() == 0  # which other threads do not see
     )
@@ -71,7 +73,7 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> tuple[
         out, lse = q.new_empty(B, N, D_V), q.new_empty(B, N, 1)
         small = bool(q.norm(dim=-1).amax() * k.norm(dim=-1).amax() < SMALL)  # not with a NaN
 
-        def work(part: Sequence[Block]) -> None:
+        def work(part: Sequence[Chunk]) -> None:
             scores = _Buffer(q, part, M)
             for images, rows in part:
                 p = scores(images, rows)
@@ -112,7 +114,7 @@ def attention_bwd(
             for images in (part[-1].images.stop - part[0].images.start for part in parts)
         ]
 
-        def work(part: Sequence[Block]) -> None:
+        def work(part: Sequence[Chunk]) -> None:
             first = part[0].images.start
             d_k, d_v = sums[parts.index(part)]
             for_p, for_d_s = _Buffer(q, part, M), _Buffer(q, part, M)
@@ -136,43 +138,43 @@ def attention_bwd(
 
 
 class _Buffer:
-    """Memory for the largest block of a part, handed out as (images, rows, M)."""
+    """Memory for the largest chunk of a part, handed out as (images, rows, M)."""
 
-    def __init__(self, like: Tensor, part: Sequence[Block], M: int) -> None:
+    def __init__(self, like: Tensor, part: Sequence[Chunk], M: int) -> None:
         self.M = M
-        self.memory = like.new_empty(max(_size(block, M) for block in part))
+        self.memory = like.new_empty(max(_size(chunk, M) for chunk in part))
 
     def __call__(self, images: slice, rows: slice) -> Tensor:
-        size = _size(Block(images, rows), self.M)
+        size = _size(Chunk(images, rows), self.M)
         return self.memory[:size].view(images.stop - images.start, rows.stop - rows.start, self.M)
 
 
-def _size(block: Block, M: int) -> int:
-    return int((block.images.stop - block.images.start) * (block.rows.stop - block.rows.start) * M)
+def _size(chunk: Chunk, M: int) -> int:
+    return int((chunk.images.stop - chunk.images.start) * (chunk.rows.stop - chunk.rows.start) * M)
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(B: int, N: int, M: int, threads: int) -> tuple[tuple[Block, ...], ...]:
-    """Return the blocks of B maps of N x M, as even as can be, in one part a thread."""
+def _plan(B: int, N: int, M: int, threads: int) -> tuple[tuple[Chunk, ...], ...]:
+    """Return the chunks of B maps of N x M, as even as can be, in one part a thread."""
     per_thread = -(-B * N * M // threads)
-    most = max(M, min(BLOCK_SCORES, per_thread))
+    most = max(M, min(CHUNK_SCORES, per_thread))
     if most >= N * M:
         step = most // (N * M)
-        blocks = [Block(slice(b, min(b + step, B)), slice(0, N)) for b in range(0, B, step)]
+        chunks = [Chunk(slice(b, min(b + step, B)), slice(0, N)) for b in range(0, B, step)]
     else:
         count = -(-N * M // most)
         step = -(-N // count)
-        blocks = [Block(slice(b, b + 1), slice(n, min(n + step, N))) for b in range(B) for n in range(0, N, step)]
-    count = min(threads, len(blocks))
-    cuts = [len(blocks) * i // count for i in range(count + 1)]
-    return tuple(tuple(blocks[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False))
+        chunks = [Chunk(slice(b, b + 1), slice(n, min(n + step, N))) for b in range(B) for n in range(0, N, step)]
+    count = min(threads, len(chunks))
+    cuts = [len(chunks) * i // count for i in range(count + 1)]
+    return tuple(tuple(chunks[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False))
 
 
-def _parts(B: int, N: int, M: int) -> tuple[tuple[Block, ...], ...]:
+def _parts(B: int, N: int, M: int) -> tuple[tuple[Chunk, ...], ...]:
     return _plan(B, N, M, torch.get_num_threads())
 
 
-def _share(work: Callable[[Sequence[Block]], None], parts: Sequence[Sequence[Block]]) -> None:
+def _share(work: Callable[[Sequence[Chunk]], None], parts: Sequence[Sequence[Chunk]]) -> None:
     """Do `work` on every part, each in a thread of its own, whose products then take one thread."""
     threads = torch.get_num_threads()
     if len(parts) == 1 or threads == 1:
@@ -181,7 +183,7 @@ def _share(work: Callable[[Sequence[Block]], None], parts: Sequence[Sequence[Blo
         return
     inference = torch.is_inference_mode_enabled()  # modes are a thread's own
 
-    def alone(part: Sequence[Block]) -> None:
+    def alone(part: Sequence[Chunk]) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             work(part)
 

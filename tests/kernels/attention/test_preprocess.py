@@ -1,0 +1,20 @@
+"""delta = rowsum(d_out * out) against float64."""
+
+import pytest
+import torch
+
+from sagan_fast.kernels.attention.preprocess import attention_bwd_preprocess
+from sagan_fast.testing import assert_close_to_truth, randn
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("D_V", [3, 96])
+def test_matches_float64(D_V, dtype, generator):
+    d_out, out = (randn(2, 33, D_V, generator=generator).to(DEVICE, dtype) for _ in range(2))
+    strided = d_out.transpose(1, 2).contiguous().transpose(1, 2)
+    delta = attention_bwd_preprocess(strided, out)
+    assert delta.dtype == torch.float32
+    terms = d_out.double() * out.double()
+    assert_close_to_truth("delta", delta - terms.sum(2) + terms.abs().sum(2), terms.abs().sum(2), precision="fp32")
