@@ -30,6 +30,13 @@ def check_dtype(op: str, argument: str, tensor: Tensor, expected: Sequence[torch
         raise TypeError(f"{op}: {argument} must have dtype {names}, got {tensor.dtype}")
 
 
+def check_contiguous(op: str, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """Raise ValueError unless all of `tensors` that are not None are contiguous: kernels are not told their strides."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
+
+
 def check_same_device(op: str, first_name: str, first: Tensor, **others: Tensor | None) -> None:
     """Raise ValueError unless all of `others` that are not None are on the device of `first`."""
     for name, tensor in others.items():

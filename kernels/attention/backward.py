@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import LOG2_E
+from ..checks import check_contiguous
 from ..configs import LaunchConfig, lookup
 from ..launch import Launch, Needs, arch_of, launch, precision_of, size_of
 from ..tiles import arithmetic, cdiv, grid_of, load_rows, locate, padded, split, store_rows
@@ -311,6 +312,7 @@ def attention_bwd(
 
     `d_out` (B, N, D_V) of that dtype and any strides, as q, k and v; `out` and `lse` from `attention_fwd`.
     """
+    check_contiguous("attention_bwd", ("out", "lse"), (out, lse))
     dq, dk, dv = (torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (q, k, v))
     if k.shape[1] == 0 or q.shape[1] == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()

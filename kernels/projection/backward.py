@@ -50,8 +50,20 @@ def projection_bwd_input(G: Tensor, weight: Tensor, d_y: Tensor, channels_last: 
     return (maps + torch.bmm(columns, G.transpose(1, 2))).view(B, C, H, W)
 
 
+def product_in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b, (.., R, K), added up and left in float32 (float64 for float64).
+
+    A sum of half-precision products may be too large for their dtype while what is made of it is not.
+    """
+    if a.dtype in (torch.float32, torch.float64):
+        return a @ b
+    if a.is_cuda and torch.version.hip is None:
+        return torch.mm(a, b, out_dtype=torch.float32) if a.ndim == 2 else torch.bmm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
 def projection_bwd_weight(G: Tensor, x: Tensor, channels_last: bool) -> Tensor:
-    """Return dW = sum over images and positions of Gᵀ x, (D, C) in the dtype of G.
+    """Return dW = sum over images and positions of Gᵀ x, (D, C), in float32 (float64 for float64).
 
     `G` (B, N, D); `x` (B, C, H, W), contiguous or `channels_last`, of any float dtype. The latter is one product over
     all positions; otherwise it is one an image, and their sum.
@@ -59,6 +71,6 @@ def projection_bwd_weight(G: Tensor, x: Tensor, channels_last: bool) -> Tensor:
     B, C, H, W = x.shape
     if channels_last:
         rows = x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(G.dtype)
-        return G.flatten(0, 1).T @ rows
+        return product_in_float32(G.flatten(0, 1).T, rows)
     maps = x.view(B, C, H * W).to(G.dtype)
-    return torch.bmm(G.transpose(1, 2), maps.transpose(1, 2)).sum(0)
+    return product_in_float32(G.transpose(1, 2), maps.transpose(1, 2)).sum(0)

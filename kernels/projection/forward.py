@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..checks import check_contiguous
 from ..configs import LaunchConfig, lookup
 from ..launch import Launch, Needs, arch_of, launch, precision_of, size_of
 from ..tiles import (
@@ -169,6 +170,9 @@ def store_pooled(
         store_rows(argmax_ptr, stride_argmax, argmax, rows, mask, FIRST, D, BLOCK)
 
 
+_DENSE = ("w_theta", "w_phi", "w_g", "b_theta", "b_phi", "b_g")
+
+
 def projection_fwd(
     x: Tensor,
     w_theta: Tensor,
@@ -189,6 +193,7 @@ def projection_fwd(
     the same, or (H//2)*(W//2) with `pool`. The argmax, uint8 (0..3, row by row of the window), is None without `pool`
     or without `save`.
     """
+    check_contiguous("projection_fwd", _DENSE, (w_theta, w_phi, w_g, b_theta, b_phi, b_g))
     B, C, H, W = x.shape
     D_QK, D_V, N = w_phi.shape[0], w_g.shape[0], H * W
     M = (H // 2) * (W // 2) if pool else N

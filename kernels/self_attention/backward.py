@@ -118,9 +118,9 @@ def self_attention_bwd(
         w_qkv = torch.cat([inputs.w_theta, inputs.w_phi, inputs.w_g])
         d_x = projection_bwd_input(G, w_qkv, d_y, channels_last)
     if need_weights:
-        d_w_qkv = projection_bwd_weight(G, x, channels_last)
+        d_w_qkv = projection_bwd_weight(G, x, channels_last).to(G.dtype)
         if w_o is not None:
-            d_w_o = (projection_bwd_weight(o, d_y, channels_last) * gamma.to(o.dtype)).T.contiguous()
+            d_w_o = (projection_bwd_weight(o, d_y, channels_last) * gamma).to(o.dtype).T.contiguous()
     if need_biases:
         d_b_qkv = G.sum((0, 1), dtype=lse.dtype).to(G.dtype)
         if w_o is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import LOG2_E
 from ..attention.forward import attend
+from ..checks import check_contiguous
 from ..configs import LaunchConfig, lookup
 from ..launch import Launch, Needs, accumulator_dtype, arch_of, launch, precision_of, size_of
 from ..projection.forward import projection_fwd
@@ -123,6 +124,9 @@ def self_attention_fwd(inputs: BlockInputs, *, pool: bool, save: bool = True) ->
     return y, None if o is None or lse is None else Saved(q, k, v, o, lse, argmax)
 
 
+_DENSE = ("q", "k", "v", "w_o", "b_o")
+
+
 def block_fwd(
     x: Tensor,
     q: Tensor,
@@ -140,6 +144,7 @@ def block_fwd(
     x, the weights and gamma as in `self_attention_fwd`; `q` (B, N, D_QK), `k` (B, M, D_QK) and `v` (B, M, D_V) are
     contiguous. gamma is read by the kernel.
     """
+    check_contiguous("block_fwd", _DENSE, (q, k, v, w_o, b_o))
     (B, C), (_, N, D_QK), (_, M, D_V) = x.shape[:2], q.shape, v.shape
     y = torch.empty_like(x)
     precision = precision_of(k.dtype)

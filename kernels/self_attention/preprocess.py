@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..checks import check_contiguous
 from ..configs import LaunchConfig, lookup
 from ..launch import Launch, Needs, accumulator_dtype, arch_of, launch, precision_of, size_of
 from ..tiles import arithmetic, cdiv, grid_of, load_chunk, load_rows, load_weight, locate, split, store_rows, strides_of
@@ -87,6 +88,7 @@ def block_bwd_preprocess(
     `d_y` (B, C, H, W), contiguous or channels_last, of any float dtype; `o`, `w_o` (C, D_V) and `b_o` (C,) as in
     `self_attention_fwd`.
     """
+    check_contiguous("block_bwd_preprocess", ("o", "w_o", "b_o"), (o, w_o, b_o))
     (B, N, D_V), C = o.shape, o.shape[2] if w_o is None else w_o.shape[0]
     precision = precision_of(o.dtype)
     chosen = config or lookup("attention_bwd_preprocess", arch_of(o), precision, 1, D_V)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..checks import FLOAT_DTYPES, check_dtype, check_shape
+from ..checks import FLOAT_DTYPES, check_contiguous, check_dtype, check_shape
 from ..configs import LaunchConfig
 from ..launch import Launch, Needs, launch, size_of
 from ..tiles import triton_dtype
@@ -167,6 +167,7 @@ def spectral_norm_bwd(
     left unwritten. `weights` are those of the forward, unchanged since; `sigmas`, `u` and `v` as it returned them.
     """
     op = "spectral_norm_bwd"
+    check_contiguous(op, ("sigmas", "u", "v"), (sigmas, u, v))
     tables, device = tables_for(weights, weights, weights, False), sigmas.device  # u and v come in the flat copies
     present = [grad for grad in grads if grad is not None]
     d_weight = torch.empty(tables.layout.sizes[0], device=device, dtype=weights[0].dtype)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..checks import FLOAT_DTYPES, check_dtype, check_same_device, check_shape
+from ..checks import FLOAT_DTYPES, check_contiguous, check_dtype, check_same_device, check_shape
 from ..launch import Launch, Needs, launch, size_of
 from ..tiles import triton_dtype
 from .sweep import (
@@ -224,6 +224,7 @@ def spectral_norm_fwd(
     if a CUDA graph is being captured and the addresses were not seen before.
     """
     _check(weights, us, vs, n_power_iterations)
+    check_contiguous("spectral_norm_fwd", ("out",), (out,))
     tables = tables_for(weights, us, vs, v_first and update)
     device, dtype = weights[0].device, weights[0].dtype
     out_size, z_size, t_size, partial_size = tables.layout.sizes

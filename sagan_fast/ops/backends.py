@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import shutil
 import sys
+import sysconfig
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -83,12 +87,22 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
         if 10 * properties.major + properties.minor < min_arch:
             lowest = f"{min_arch // 10}.{min_arch % 10}"
             return f"{properties.name} has compute capability {properties.major}.{properties.minor}, below {lowest}"
-        return None if dtype in FLOAT_DTYPES else f"{dtype} is not float32, float16 or bfloat16"
+        return build_refusal() if dtype in FLOAT_DTYPES else f"{dtype} is not float32, float16 or bfloat16"
     if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device.type}, not on a CUDA device"
     if dtype not in (torch.float64, torch.float32, torch.float16) and not interpreter_computes(dtype):
         return f"Triton's interpreter does not compute {dtype} rightly"
     return None
+
+
+@functools.cache
+def build_refusal() -> str | None:
+    """Return why Triton cannot build its launchers, or None where it can: it compiles C for each kernel it launches."""
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        return f"Triton needs a C compiler, and there is no {' or '.join(compilers)} (install one, or set CC)"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return None if header.exists() else f"Triton needs Python's C headers, and there is no {header}"
 
 
 def interpreter_computes(dtype: torch.dtype) -> bool:

@@ -129,7 +129,8 @@ def _fused_by_triton(inputs: BlockInputs, pool: bool) -> Tensor:
         x = x.contiguous()
     w_theta, w_phi, w_g = (_matrix(w, dtype) for w in (w_theta, w_phi, w_g))
     w_o = None if w_o is None else _matrix(w_o, dtype)
-    flat = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma, *(None if b is None else b.to(dtype) for b in biases))
+    biases = [None if b is None else b.to(dtype).contiguous() for b in biases]
+    flat = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma, *biases)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in flat):
         return _TritonFunction.apply(*flat, pool)  # type: ignore[no-any-return,no-untyped-call]
     return torch.ops.sagan_fast.self_attention_2d_inference.default(*flat, pool)  # type: ignore[no-any-return]
@@ -155,7 +156,8 @@ class _TritonFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, saved = BlockInputs(*ctx.saved_tensors[:10]), ctx.saved_tensors[10:]
+        kept = ctx.saved_tensors  # once: activation checkpointing gives them a single time
+        inputs, saved = BlockInputs(*kept[:10]), kept[10:]
         wanted = ctx.needs_input_grad[:10]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.autocast(inputs.x.device.type, enabled=False):

@@ -2,12 +2,14 @@
 
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sagan_fast.functional import attention
-from sagan_fast.ops.backends import choose, choose_spectral_norm
+from sagan_fast.kernels.configs import MIN_ARCH
+from sagan_fast.ops.backends import build_refusal, choose, choose_spectral_norm, triton_refusal
 
 
 def test_auto_on_the_cpu_goes_by_size():
@@ -59,3 +61,38 @@ def test_spectral_norm_is_eager_on_the_cpu_and_says_why_triton_cannot_run(monkey
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="not on a CUDA device"):
         choose_spectral_norm("op", "triton", [torch.ones(4, 6)])
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Make every CUDA device one of compute capability 9.0, or of what the test calls this with."""
+
+    def of(major=9, minor=0):
+        properties = SimpleNamespace(name="a card", major=major, minor=minor)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+    build_refusal.cache_clear()
+    of()
+    yield of
+    build_refusal.cache_clear()
+
+
+def test_a_card_that_is_too_old_or_a_dtype_is_named(card):
+    device = torch.device("cuda")
+    assert triton_refusal(device, torch.bfloat16, MIN_ARCH) is None
+    assert "torch.float64" in triton_refusal(device, torch.float64)
+    card(7, 5)
+    assert triton_refusal(device, torch.float16, MIN_ARCH) == "a card has compute capability 7.5, below 8.0"
+
+
+def test_without_a_compiler_or_headers_triton_is_not_taken(card, monkeypatch, tmp_path):
+    device = torch.device("cuda")
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    assert "no " + str(tmp_path / "Python.h") in triton_refusal(device, torch.float32)
+    build_refusal.cache_clear()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "no gcc or clang (install one, or set CC)" in triton_refusal(device, torch.float32)
+    build_refusal.cache_clear()
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    assert "no /no/such/compiler" in triton_refusal(device, torch.float32)

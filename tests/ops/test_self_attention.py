@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
 
 from sagan_fast.functional import self_attention_2d
 from sagan_fast.testing import DTYPE_NAMES, RMS_TOLERANCE, assert_close_to_truth, randn
@@ -203,6 +204,36 @@ def test_the_ops_of_triton_pass_opcheck(pool, out_proj, bias, channels_last, gen
     backward = torch.ops.sagan_fast.self_attention_2d_backward.default
     for needs in ((True, True, bias), (False, False, False)):
         opcheck(backward, (torch.ones_like(args[0]), *args, *kept, pool, *needs))
+
+
+@needs_interpreter
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_triton_under_activation_checkpointing(use_reentrant, generator):
+    made = arguments((2, 16, 6, 6, 2, 8), generator, dtype=torch.float32)
+    x = made.pop("x").requires_grad_()
+
+    def block(x):
+        return self_attention_2d(x, **made, backend="triton")
+
+    plain, checkpointed = block(x), checkpoint(block, x, use_reentrant=use_reentrant)
+    d_y = torch.randn(plain.shape, generator=generator)
+    (truth,) = torch.autograd.grad(plain, x, d_y)
+    checkpointed.backward(d_y)
+    assert torch.equal(checkpointed, plain) and torch.equal(x.grad, truth)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("stretch", [lambda b: b.repeat_interleave(2)[::2], lambda b: b[:1].expand(len(b))])
+def test_triton_takes_biases_of_any_stride(stretch, generator):
+    made = arguments((2, 16, 6, 6, 2, 8), generator, dtype=torch.float32)
+    made |= {name: stretch(made[name]) for name in ("b_theta", "b_phi", "b_g", "b_o")}
+    exact = {name: t.double() for name, t in made.items()}
+    leaves = [made[name].detach().requires_grad_() for name in ("b_theta", "b_g", "b_o")]
+    with_leaves = made | dict(zip(("b_theta", "b_g", "b_o"), leaves, strict=True))
+    y = self_attention_2d(**with_leaves, backend="triton")
+    assert_close_to_truth("y", y, self_attention_2d(**exact, backend="eager"))
+    y.sum().backward()
+    assert all(leaf.grad.shape == leaf.shape and leaf.grad.isfinite().all() for leaf in leaves)
 
 
 @needs_interpreter

@@ -107,6 +107,28 @@ def test_only_what_is_needed_is_made(generator):
     assert some[:5] == (None,) * 5 and some[5].shape == ()
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.01])
+def test_a_gradient_of_w_o_that_fits_half_precision_is_finite(gamma, channels_last, generator):
+    """The sum over positions, before it is multiplied with gamma, is 4 * 256 * 16 * 8: over float16's 65504."""
+    tensors = list(
+        block((4, 16, 16, 16, 2, 8, True, True, True), generator, torch.float16, channels_last=channels_last)
+    )
+    tensors[3] = tensors[3] * 0
+    tensors[7] = torch.full_like(tensors[7], 16.0)
+    tensors[-2], tensors[-1] = torch.tensor(gamma, device=DEVICE), torch.full_like(tensors[-1], 8.0)
+    found = block_gradients(*tensors, pool=True)
+    assert found.w_o.isfinite().all()
+    assert_close_to_truth("d_w_o", found.w_o, block_truths(*tensors, pool=True)[3])
+
+
+def test_what_the_kernels_have_no_strides_for_must_be_contiguous(generator):
+    tensors = list(block(CASES[1], generator, torch.float32))
+    tensors[7] = tensors[7].repeat_interleave(2)[::2]
+    with pytest.raises(ValueError, match=r"projection_fwd: b_g must be contiguous, got strides \(2,\)"):
+        block_gradients(*tensors, pool=True)
+
+
 def test_gamma_at_zero_has_a_gradient_and_lets_none_through(generator):
     tensors = list(block(CASES[0], generator, torch.float32))
     tensors[-2] = torch.zeros((), device=DEVICE)
