@@ -149,14 +149,16 @@ def spectral_norm_plans(
 def spectral_norm_launches(arch: int) -> list[Launch]:
     """Return the launches that normalise all 44 matrices of SAGAN, and those of the gradient.
 
-    "forward" is one training update; other orders, evaluation and further iterations are "variant".
+    "forward" is one training update. Other orders, evaluation, further iterations, and the table of addresses, written
+    when a weight moved, are "variant".
     """
     matrices = [(matrix.R, matrix.K) for matrix in SAGAN_MATRICES]
     found = []
     for out_dtype in ("fp32", "bf16"):
         for plan in spectral_norm_plans(matrices, "fp32", out_dtype, arch):
             values = plan.constexprs
-            update = values.get("FIRST", True) and values.get("UPDATE", True) and "v first" not in plan.name
+            other = "v first" in plan.name or "addresses" in plan.name
+            update = values.get("FIRST", True) and values.get("UPDATE", True) and not other
             part = BACKWARD if "gradient" in plan.name else FORWARD if update else VARIANT
             found.append(Launch(plan, f"{MATRICES} to {out_dtype}", part))
     return found

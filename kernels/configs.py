@@ -174,7 +174,7 @@ def lookup(kernel: str, arch: int, precision: str, D_QK: int, D_V: int, position
 
 
 @functools.cache
-def lookup_columns(kernel: str, columns: int) -> LaunchConfig:
-    """Return the config of a spectral-norm kernel for matrices of up to `columns` columns; one row for all devices."""
+def lookup_size(kernel: str, size: int) -> LaunchConfig:
+    """Return the config of a spectral-norm kernel for matrices of up to `size` rows or columns, on any device."""
     widths = sorted({int(key[3]) for key in _configs() if key[0] == kernel})
-    return _configs()[kernel, "any", "any", str(next(width for width in widths if width >= columns)), "any"]
+    return _configs()[kernel, "any", "any", str(next(width for width in widths if width >= size)), "any"]

@@ -218,6 +218,7 @@ def _options(config: LaunchConfig) -> dict[str, Any]:
 def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: Launch, precision: str) -> Plan:
     config, needs, constexprs = what.config, what.needs(), what.constexprs
     signature, fixed, aligned = {}, dict(constexprs), []
+    unspecialised = getattr(kernel, "do_not_specialize", None) or ()
     for key, value in {**tensors, **what.numbers}.items():
         if isinstance(value, Tensor):
             signature[key] = POINTERS[value.dtype]
@@ -225,11 +226,11 @@ def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: La
                 aligned.append(key)
         elif isinstance(value, float):
             signature[key] = "fp32"
-        elif value is None or value == 1:  # as Triton's specialisation has it
+        elif value is None or (value == 1 and key not in unspecialised):  # as Triton's specialisation has it
             fixed[key] = value
         else:
             signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and key not in unspecialised:
                 aligned.append(key)
     return Plan(
         name=name,

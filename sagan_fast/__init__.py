@@ -11,7 +11,8 @@ if find_spec("sagan_fast.kernels") is None:
     )
 
 from sagan_fast import functional
-from sagan_fast.layers.self_attention import SelfAttention2d, explain
+from sagan_fast.layers.explain import explain
+from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm, spectral_norm
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator

@@ -41,8 +41,8 @@ def attend(
     the second is the first, row_max (BLOCK_N,), in units of log2, and the sums (BLOCK_N,) to divide by, all ACC.
 
     With SUM_BY_PRODUCT the tensor cores add up each row of exp(...), rounded as for the product with v. The maximum is
-    rounded to a whole number before it is subtracted: overflow is as impossible, and the factor from one tile to the
-    next is a power of two, which needs no exponential. ACC is float32 then.
+    rounded down to a whole number before it is subtracted. Overflow is as impossible, and the factor from one tile to
+    the next is a power of two, which needs no exponential. ACC is float32 then.
     """
     offs_m = tl.arange(0, BLOCK_M)
     offs_qk = tl.arange(0, BLOCK_D_QK)
@@ -69,7 +69,7 @@ def attend(
         if not EVEN_M:
             s = tl.where(mask_m[None, :], s, float("-inf"))
         if SUM_BY_PRODUCT:
-            whole = tl.max(s, 1) * scale_log2 + 12582912.0 - 12582912.0  # 1.5 * 2**23: no room for a fraction
+            whole = tl.floor(tl.max(s, 1) * scale_log2)
             new_max = tl.maximum(row_max, whole)
             correction = exp2_of_whole(row_max - new_max)
         else:

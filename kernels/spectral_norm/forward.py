@@ -24,6 +24,7 @@ from torch import Tensor
 from ..checks import FLOAT_DTYPES, check_contiguous, check_dtype, check_same_device, check_shape
 from ..launch import Launch, Needs, launch, size_of
 from ..tiles import triton_dtype
+from .addresses import addresses_of
 from .sweep import (
     _C,
     _CHUNKS,
@@ -47,12 +48,12 @@ from .sweep import (
     launch_sweep,
     name_of,
 )
-from .tables import MAX_SIZE, Tables, is_dense, tables_for
+from .tables import MAX_CHUNKS, MAX_COLUMNS, MAX_ROWS, Tables, is_dense, tables_for
 
 
 @triton.jit
 def _reduce_kernel(
-    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 2) int32
+    matrices_ptr, addresses_ptr, items_ptr,  # (L, FIELDS) int64, (L, 3) int64, (programs, 2) int32
     z_ptr, t_ptr, partial_ptr, norms_ptr,  # as in the sweep
     eps,
     V_FIRST: tl.constexpr, UPDATE: tl.constexpr, BLOCK: tl.constexpr,
@@ -69,8 +70,9 @@ def _reduce_kernel(
     chunks = tl.load(entry_ptr + _CHUNKS).to(tl.int32)
     z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT
     t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
-    u_ptr = tl.load(entry_ptr + _U).to(tl.pointer_type(tl.float32))
-    v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+    address_ptr = addresses_ptr + matrix * 3
+    u_ptr = tl.load(address_ptr + _U).to(tl.pointer_type(tl.float32))
+    v_ptr = tl.load(address_ptr + _V).to(tl.pointer_type(tl.float32))
     C = tl.load(entry_ptr + _C).to(tl.int32)
     S = tl.load(entry_ptr + _S).to(tl.int32)
     offs = tl.arange(0, BLOCK)
@@ -116,7 +118,7 @@ def _reduce_kernel(
 
 @triton.jit
 def _scale_kernel(
-    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 2) int32
+    matrices_ptr, addresses_ptr, items_ptr,  # (L, FIELDS) int64, (L, 3) int64, (programs, 2) int32
     out_ptr, sigma_ptr,  # all W/sigma, (L,)
     z_ptr, t_ptr, norms_ptr,  # as in the sweep; z and t end as copies of u and v, v in the order of W's columns
     eps,
@@ -142,8 +144,9 @@ def _scale_kernel(
 
     z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT
     t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
-    u_ptr = tl.load(entry_ptr + _U).to(tl.pointer_type(tl.float32))
-    v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+    address_ptr = addresses_ptr + matrix * 3
+    u_ptr = tl.load(address_ptr + _U).to(tl.pointer_type(tl.float32))
+    v_ptr = tl.load(address_ptr + _V).to(tl.pointer_type(tl.float32))
     C = tl.load(entry_ptr + _C).to(tl.int32)
     S = tl.load(entry_ptr + _S).to(tl.int32)
     stride = tl.cdiv(size, ELEMENTS) * BLOCK
@@ -165,7 +168,7 @@ def _scale_kernel(
             v = tl.load(v_ptr + element, mask=index < K, other=0.0)
         tl.store(t_ptr + index, v, mask=index < K)
 
-    w_address = tl.load(entry_ptr + _W)
+    w_address = tl.load(address_ptr + _W)
     out_ptr += tl.load(entry_ptr + _OUT) * _OFFSET_UNIT
     factor = 1.0 / sigma
     begin = chunk * ELEMENTS
@@ -220,12 +223,12 @@ def spectral_norm_fwd(
     hook. A matrix of zeros gives NaN, as in torch. `sigmas` (L,), without `update`, are taken instead of computed: a
     saved sigma gives the bits of W/sigma back, which uᵀWv, rounded otherwise, would not.
 
-    Raises ValueError for shapes and strides that do not fit and sizes over 16384, TypeError for dtypes, RuntimeError
-    if a CUDA graph is being captured and the addresses were not seen before.
+    Raises ValueError for shapes and strides that do not fit and for more rows or columns than MAX_ROWS and MAX_COLUMNS,
+    TypeError for dtypes, RuntimeError if such a list is seen for the first time while a CUDA graph is captured.
     """
     _check(weights, us, vs, n_power_iterations)
     check_contiguous("spectral_norm_fwd", ("out",), (out,))
-    tables = tables_for(weights, us, vs, v_first and update)
+    tables, addresses = tables_for(weights, v_first and update), addresses_of(weights, us, vs)
     device, dtype = weights[0].device, weights[0].dtype
     out_size, z_size, t_size, partial_size = tables.layout.sizes
 
@@ -235,18 +238,18 @@ def spectral_norm_fwd(
     if out is None:
         out = torch.empty(out_size, device=device, dtype=out_dtype or dtype)
     if sigmas is None or update:
-        norms, sweeps = new(len(weights) * _MAX_CHUNKS.value), n_power_iterations if update else 1
+        norms, sweeps = new(len(weights) * MAX_CHUNKS), n_power_iterations if update else 1
     else:  # a saved sigma is the only partial sum of uᵀWv
-        norms, sweeps = torch.nn.functional.pad(sigmas[:, None], (0, _MAX_CHUNKS.value - 1)).flatten(), 0
+        norms, sweeps = torch.nn.functional.pad(sigmas[:, None], (0, MAX_CHUNKS - 1)).flatten(), 0
     buffers, found = Buffers(new(z_size), new(t_size), new(partial_size), norms), new(len(weights))
     for iteration in range(sweeps):
-        launch_sweep(tables, buffers, dtype, eps, iteration == 0, update)
-        _launch_reduce(tables, buffers, eps, update)
-    _launch_scale(tables, buffers, out, found, dtype, eps, update)
+        launch_sweep(tables, addresses, buffers, dtype, eps, iteration == 0, update)
+        _launch_reduce(tables, addresses, buffers, eps, update)
+    _launch_scale(tables, addresses, buffers, out, found, dtype, eps, update)
     return Normalised(out, found, buffers.z, buffers.t)
 
 
-def _launch_reduce(tables: Tables, buffers: Buffers, eps: float, update: bool) -> None:
+def _launch_reduce(tables: Tables, addresses: Tensor, buffers: Buffers, eps: float, update: bool) -> None:
     layout = tables.layout
     config, grid = layout.configs.reduce, (len(layout.reduce),)
 
@@ -263,7 +266,7 @@ def _launch_reduce(tables: Tables, buffers: Buffers, eps: float, update: bool) -
         name_of("reduce", layout.v_first),
         _reduce_kernel,
         dict(
-            matrices_ptr=tables.matrices, items_ptr=tables.reduce,
+            matrices_ptr=tables.matrices, addresses_ptr=addresses, items_ptr=tables.reduce,
             z_ptr=buffers.z, t_ptr=buffers.t, partial_ptr=buffers.partial, norms_ptr=buffers.norms,
         ),
         (grid, config, layout.v_first, eps, update),
@@ -274,8 +277,9 @@ def _launch_reduce(tables: Tables, buffers: Buffers, eps: float, update: bool) -
 
 
 def _launch_scale(
-    tables: Tables, buffers: Buffers, out: Tensor, sigmas: Tensor, dtype: torch.dtype, eps: float, update: bool
-) -> None:
+    tables: Tables, addresses: Tensor, buffers: Buffers, out: Tensor, sigmas: Tensor, dtype: torch.dtype, eps: float,
+    update: bool,
+) -> None:  # fmt: skip
     layout = tables.layout
     config, grid = layout.configs.scale, (len(layout.flat),)
 
@@ -291,7 +295,7 @@ def _launch_scale(
         name_of("scale", layout.v_first),
         _scale_kernel,
         dict(
-            matrices_ptr=tables.matrices, items_ptr=tables.flat, out_ptr=out, sigma_ptr=sigmas,
+            matrices_ptr=tables.matrices, addresses_ptr=addresses, items_ptr=tables.flat, out_ptr=out, sigma_ptr=sigmas,
             z_ptr=buffers.z, t_ptr=buffers.t, norms_ptr=buffers.norms,
         ),
         (grid, config, layout.v_first, dtype, eps, update),
@@ -336,6 +340,6 @@ def refusal_of(weight: Tensor) -> str | None:
         return "have at least 2 axes"
     if not is_dense(weight):
         return "be contiguous or channels_last"
-    if not (1 <= weight.shape[0] <= MAX_SIZE and 1 <= weight[0].numel() <= MAX_SIZE):
-        return f"have 1 to {MAX_SIZE} rows and columns"
+    if not (1 <= weight.shape[0] <= MAX_ROWS and 1 <= weight[0].numel() <= MAX_COLUMNS):
+        return f"have 1 to {MAX_ROWS} rows and 1 to {MAX_COLUMNS} columns"
     return None

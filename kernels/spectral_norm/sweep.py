@@ -22,14 +22,15 @@ from torch import Tensor
 
 from ..launch import Launch, Needs, launch, size_of
 from ..tiles import triton_dtype
-from .tables import FIELDS, OFFSET_UNIT, Tables, vector
+from .tables import FIELDS, MAX_CHUNKS, OFFSET_UNIT, Tables, vector
 
 _FIELDS = tl.constexpr(FIELDS)
-_W, _U, _V, _R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (
-    tl.constexpr(i) for i in range(15)
-)
+_R, _K, _C, _S, _OUT, _Z, _T, _PARTIAL, _PARTS, _CHUNKS, _ALIGNED, _FLAT_ALIGNED = (tl.constexpr(i) for i in range(12))
+_W, _U, _V = (tl.constexpr(i) for i in range(3))
+"""Columns of the table of addresses, (L, 3)."""
+
 _OFFSET_UNIT = tl.constexpr(OFFSET_UNIT)
-_MAX_CHUNKS = tl.constexpr(16)
+_MAX_CHUNKS = tl.constexpr(MAX_CHUNKS)
 
 
 @triton.jit
@@ -137,7 +138,7 @@ def _sweep_rows_twice(
 
 @triton.jit
 def _sweep_kernel(
-    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 4) int32
+    matrices_ptr, addresses_ptr, items_ptr,  # (L, FIELDS) int64, (L, 3) int64, (programs, 4) int32
     z_ptr, t_ptr, partial_ptr, norms_ptr,  # rows, columns, partial sums of t, (L, 16) of |t|^2; all fp32
     eps,
     W_DTYPE: tl.constexpr, UNIT: tl.constexpr, WIDEST_ALIGNED: tl.constexpr, WIDEST_UNALIGNED: tl.constexpr,
@@ -148,13 +149,14 @@ def _sweep_kernel(
     row_0 = tl.load(item_ptr + 1).to(tl.int64)
     rows = tl.load(item_ptr + 2)
     entry_ptr = matrices_ptr + matrix * _FIELDS
-    w_address = tl.load(entry_ptr + _W)
+    address_ptr = addresses_ptr + matrix * 3
+    w_address = tl.load(address_ptr + _W)
     K = tl.load(entry_ptr + _K).to(tl.int32)
     z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT + row_0
     t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
     if FIRST:
         scale = 1.0
-        v_ptr = tl.load(entry_ptr + _V).to(tl.pointer_type(tl.float32))
+        v_ptr = tl.load(address_ptr + _V).to(tl.pointer_type(tl.float32))
         C = tl.load(entry_ptr + _C).to(tl.int32)
         S = tl.load(entry_ptr + _S).to(tl.int32)
         _stage_v(v_ptr, t_ptr, K, C, S, STAGE)
@@ -242,7 +244,7 @@ def _column_sums(
 
 @triton.jit
 def _sweep_columns_kernel(
-    matrices_ptr, items_ptr,  # (L, FIELDS) int64, (programs, 4) int32
+    matrices_ptr, addresses_ptr, items_ptr,  # (L, FIELDS) int64, (L, 3) int64, (programs, 4) int32
     z_ptr, t_ptr, partial_ptr, norms_ptr,  # rows, columns, partial sums of z, (L, 16) of |z|^2; all fp32
     eps,
     W_DTYPE: tl.constexpr, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, FIRST: tl.constexpr,
@@ -251,12 +253,13 @@ def _sweep_columns_kernel(
     matrix = tl.load(item_ptr)
     part = tl.load(item_ptr + 3)
     entry_ptr = matrices_ptr + matrix * _FIELDS
-    w_address = tl.load(entry_ptr + _W)
+    address_ptr = addresses_ptr + matrix * 3
+    w_address = tl.load(address_ptr + _W)
     R = tl.load(entry_ptr + _R).to(tl.int32)
     K = tl.load(entry_ptr + _K).to(tl.int32)
     partial_ptr += tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT + part.to(tl.int64) * R
     if FIRST:
-        u_ptr = tl.load(entry_ptr + _U).to(tl.pointer_type(tl.float32))
+        u_ptr = tl.load(address_ptr + _U).to(tl.pointer_type(tl.float32))
         scale = 1.0
     else:
         u_ptr = z_ptr + tl.load(entry_ptr + _Z) * _OFFSET_UNIT
@@ -287,7 +290,9 @@ def name_of(launched: str, v_first: bool) -> str:
     return f"spectral_norm {launched}, {'v first' if v_first else 'u first'}"
 
 
-def launch_sweep(tables: Tables, buffers: Buffers, dtype: torch.dtype, eps: float, first: bool, update: bool) -> None:
+def launch_sweep(
+    tables: Tables, addresses: Tensor, buffers: Buffers, dtype: torch.dtype, eps: float, first: bool, update: bool
+) -> None:
     """Launch the sweep over rows or, for a layout with `v_first`, over columns, of weights of `dtype`.
 
     The `first` iteration reads u or v, others what the one before left in the buffers. Without `update` only z is
@@ -318,7 +323,7 @@ def launch_sweep(tables: Tables, buffers: Buffers, dtype: torch.dtype, eps: floa
         name_of("sweep", layout.v_first),
         _sweep_columns_kernel if layout.v_first else _sweep_kernel,
         dict(
-            matrices_ptr=tables.matrices, items_ptr=tables.sweep,
+            matrices_ptr=tables.matrices, addresses_ptr=addresses, items_ptr=tables.sweep,
             z_ptr=buffers.z, t_ptr=buffers.t, partial_ptr=buffers.partial, norms_ptr=buffers.norms,
         ),
         (grid, config, widths, dtype, eps, first, update),

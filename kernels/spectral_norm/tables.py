@@ -1,7 +1,7 @@
-"""What the kernels need to find many matrices in one launch: where they are, and which program does what.
+"""What the kernels need to find many matrices in one launch: how each is stored, and which program does what.
 
-A `Layout` is what shapes alone decide; `Tables` puts it and the addresses in device memory. Tables are kept and found
-again by the addresses, so that nothing is uploaded while tensors stay where they are.
+All of it follows from the shapes: a `Layout`. `Tables` is a layout in device memory, uploaded once and kept. Where the
+matrices are is in another table, which is written whenever one of them moved (addresses.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..configs import LaunchConfig, lookup_columns
+from ..configs import LaunchConfig, lookup_size
 
 WIDTHS = (128, 1024, 2304, 4608, 9216, 16384)
 """Widths of the sweep's row tiles. The 3x3 convolutions of 64 to 1024 channels fill theirs: 2304 = 2048 + 256, ...
@@ -22,13 +22,17 @@ WIDTHS = (128, 1024, 2304, 4608, 9216, 16384)
 Each width is one branch of `sweep._sweep_kernel`; those wider than the widest matrix of the list are not compiled.
 """
 
-MAX_SIZE = 16384
-"""Most rows and most columns of a matrix."""
+MAX_COLUMNS = WIDTHS[-1]
+"""Most columns of a matrix: a program of the sweep has a whole row in registers."""
+
+MAX_CHUNKS = 16
+MAX_ROWS = MAX_CHUNKS * 4096
+"""Most rows of a matrix: u is divided by its length in at most MAX_CHUNKS chunks of a launch's BLOCK."""
 
 # Columns of the table of matrices, int64. C and S say where a column's v is: columns are stored as S groups of C,
 # and the element c of group s is v[c * S + s]; channels_last weights have C channels, all others one group.
 FIELDS = 16
-W, U, V, R, K, C, S, OUT, Z, T, PARTIAL, PARTS, CHUNKS, ALIGNED, FLAT_ALIGNED = range(15)
+R, K, C, S, OUT, Z, T, PARTIAL, PARTS, CHUNKS, ALIGNED, FLAT_ALIGNED = range(12)
 
 OFFSET_UNIT = 64  # elements: offsets are kept in these, so that the kernels know them to be multiples of 128 bytes
 
@@ -42,9 +46,11 @@ class Configs(NamedTuple):
     scale: LaunchConfig
 
 
-def configs_for(columns: int) -> Configs:
-    """Return the configs for a list whose widest matrix has so many columns."""
-    return Configs(*(lookup_columns(f"spectral_norm_{name}", columns) for name in Configs._fields))
+def configs_for(rows: int, columns: int, v_first: bool) -> Configs:
+    """Return the configs for a list whose longest matrix has so many rows, and whose widest so many columns."""
+    second = rows if v_first else columns
+    sizes = {"sweep": columns, "sweep_columns": columns, "reduce": second, "scale": 0}
+    return Configs(**{name: lookup_size(f"spectral_norm_{name}", size) for name, size in sizes.items()})
 
 
 def width_of(K: int) -> int:
@@ -59,13 +65,17 @@ def vector(dtype_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """A matrix R x K, its columns stored as S groups of C; `aligned` if every row starts at a multiple of 16 bytes."""
+    """A matrix R x K, its columns stored as S groups of C.
+
+    `flat_aligned` if it starts at a multiple of 16 bytes, `aligned` if every row does.
+    """
 
     R: int
     K: int
     C: int
     S: int
     aligned: bool
+    flat_aligned: bool = True
 
 
 def is_dense(weight: Tensor) -> bool:
@@ -84,7 +94,8 @@ def column_groups(weight: Tensor) -> tuple[int, int]:
 def shape_of(weight: Tensor) -> Shape:
     """Return the shape of a dense `weight` (R, ...) as a matrix."""
     R, (C, S) = weight.shape[0], column_groups(weight)
-    return Shape(R, C * S, C, S, C * S % vector(weight.element_size()) == 0 and weight.data_ptr() % 16 == 0)
+    starts = weight.data_ptr() % 16 == 0
+    return Shape(R, C * S, C, S, starts and C * S % vector(weight.element_size()) == 0, starts)
 
 
 def offsets(sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
@@ -136,10 +147,10 @@ def _offsets(sizes: Sequence[int], alignment: int) -> tuple[tuple[int, ...], int
     return tuple(offsets), end
 
 
-@functools.lru_cache(maxsize=64)
 def layout_of(shapes: tuple[Shape, ...], v_first: bool) -> Layout:
     """Return the layout of a list of matrices; `v_first` for the mirrored sweep, by columns."""
-    configs = configs_for(max((shape.K for shape in shapes), default=1))
+    rows, columns = (max((getattr(shape, name) for shape in shapes), default=1) for name in "RK")
+    configs = configs_for(rows, columns, v_first)
     elements = configs.scale.ELEMENTS
     sweep, parts, chunks, partial_sizes = [], [], [], []
     for index, shape in enumerate(shapes):
@@ -184,78 +195,70 @@ def layout_of(shapes: tuple[Shape, ...], v_first: bool) -> Layout:
 
 @dataclass(frozen=True)
 class Tables:
-    """A layout in device memory: `matrices` int64 (L, FIELDS), and the items of each launch, int32."""
+    """A layout in device memory: `matrices` int64 (L, FIELDS), and the items of each launch, int32.
+
+    Of the gradient's launch, `tiles` (programs, 4) are (matrix, first row, first column / 128, rows), and `firsts`
+    (L + 1,) the first of each matrix in `flat`.
+    """
 
     layout: Layout
     matrices: Tensor
     sweep: Tensor
     reduce: Tensor
     flat: Tensor
+    tiles: Tensor
+    firsts: Tensor
 
 
-_tables: dict[tuple[object, ...], Tables] = {}
-_MOST_TABLES = 256
-_captured: list[Tables] = []  # kept for good: graphs read them at every replay
+MAX_TABLES = 1024
+_captured: dict[tuple[object, ...], Tables] = {}
+"""Kept for good: CUDA graphs read them at every replay."""
 
 
-def tables_for(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], v_first: bool) -> Tables:
-    """Return the tables of `weights`, `us` and `vs`, built only if one of them moved since.
+def tables_for(weights: Sequence[Tensor], v_first: bool) -> Tables:
+    """Return the tables of `weights`; they are uploaded the first time that a device sees such a list.
 
-    Raises RuntimeError if they would have to be uploaded while a CUDA graph is captured.
+    Raises RuntimeError if that is while a CUDA graph is captured.
     """
-    device = weights[0].device
-    addresses = tuple(tensor.data_ptr() for tensor in (*weights, *us, *vs))
     shapes = tuple(shape_of(weight) for weight in weights)
-    key = (device, weights[0].dtype, addresses, shapes, v_first)
-    found = _tables.get(key)
-    if found is not None:
-        if is_capturing(device):
-            _captured.append(found)
-        return found
-    refuse_in_capture(device, "the addresses of the weights, us and vs have to be uploaded")
+    tables = _uploaded(shapes, v_first, weights[0].device)
+    if is_capturing(weights[0].device):
+        _captured[shapes, v_first, weights[0].device] = tables
+    return tables
+
+
+@functools.lru_cache(maxsize=MAX_TABLES)
+def _uploaded(shapes: tuple[Shape, ...], v_first: bool, device: torch.device) -> Tables:
+    if is_capturing(device):
+        raise RuntimeError(
+            "spectral_norm: a CUDA graph must be captured after one run outside of it, got a list of weights whose "
+            "tables have to be uploaded"
+        )
     layout = layout_of(shapes, v_first)
     rows = []
     for index, shape in enumerate(layout.shapes):
         fields = [0] * FIELDS
-        fields[W], fields[U], fields[V] = (tensor.data_ptr() for tensor in (weights[index], us[index], vs[index]))
         fields[R], fields[K], fields[C], fields[S] = shape.R, shape.K, shape.C, shape.S
         fields[OUT], fields[Z], fields[T], fields[PARTIAL] = (
             starts[index] // OFFSET_UNIT for starts in (layout.out, layout.z, layout.t, layout.partial)
         )
-        fields[PARTS] = layout.parts[index]
-        fields[CHUNKS], fields[ALIGNED] = layout.chunks[index], int(shape.aligned)
-        fields[FLAT_ALIGNED] = int(weights[index].data_ptr() % 16 == 0)
+        fields[PARTS], fields[CHUNKS] = layout.parts[index], layout.chunks[index]
+        fields[ALIGNED], fields[FLAT_ALIGNED] = int(shape.aligned), int(shape.flat_aligned)
         rows.append(fields)
-    if len(_tables) >= _MOST_TABLES:
-        del _tables[next(iter(_tables))]
-    _tables[key] = Tables(
+    items = (layout.sweep, layout.reduce, layout.flat, tiles_of(layout), [*layout.flat_first, len(layout.flat)])
+    return Tables(
         layout,
         torch.tensor(rows, dtype=torch.int64).to(device),
-        *(torch.tensor(items, dtype=torch.int32).to(device) for items in (layout.sweep, layout.reduce, layout.flat)),
+        *(torch.tensor(some, dtype=torch.int32).to(device) for some in items),
     )
-    return _tables[key]
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Return whether a CUDA graph is being captured on the current stream."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def refuse_in_capture(device: torch.device, what: str) -> None:
-    """Raise RuntimeError while a CUDA graph is captured."""
-    if is_capturing(device):
-        raise RuntimeError(
-            "spectral_norm: a CUDA graph must be captured after one run outside of it = a warm-up, got a capture "
-            f"in which {what}"
-        )
-
-
-@dataclass(frozen=True)
-class TileItems:
-    """`tiles` (programs, 4) int32: matrix, first row, first column / 128, rows; `firsts` (L + 1,): first in `flat`."""
-
-    tiles: Tensor
-    firsts: Tensor
+    """Return whether a CUDA graph is being captured on the current stream of `device`."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def tiles_of(layout: Layout) -> list[tuple[int, int, int, int]]:
@@ -270,18 +273,3 @@ def tiles_of(layout: Layout) -> list[tuple[int, int, int, int]]:
             for column in range(0, shape.K, width)
         ]
     return tiles
-
-
-_tile_items: dict[tuple[object, ...], TileItems] = {}
-
-
-def tile_items(layout: Layout, device: torch.device) -> TileItems:
-    """Return the items of the gradient, uploaded once for a layout; RuntimeError if that falls into a capture."""
-    key = (device, layout.shapes, layout.v_first)
-    if key not in _tile_items:
-        refuse_in_capture(device, "the gradient's tiles have to be uploaded")
-        firsts = [*layout.flat_first, len(layout.flat)]
-        _tile_items[key] = TileItems(
-            *(torch.tensor(items, dtype=torch.int32).to(device) for items in (tiles_of(layout), firsts))
-        )
-    return _tile_items[key]

@@ -16,7 +16,8 @@ def run(args: list[str]) -> None:
 
     import torch
 
-    from sagan_fast.layers.self_attention import SelfAttention2d, explain
+    from sagan_fast.layers.explain import explain
+    from sagan_fast.layers.self_attention import SelfAttention2d
 
     print(f"sagan_fast  {sagan_fast.__version__}")
     print(f"python      {platform.python_version()} on {platform.system()} {platform.machine()}")

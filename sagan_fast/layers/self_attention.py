@@ -1,9 +1,8 @@
-"""The self-attention block as a module, and `explain`: which backend runs it and why."""
+"""The self-attention block as a module."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from sagan_fast.kernels.attention.reference import attention_map
 from sagan_fast.kernels.projection.reference import project
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.layers.initialization import xavier
-from sagan_fast.ops.backends import BACKENDS, Choice, check_backend, choose
+from sagan_fast.ops.backends import BACKENDS, Choice, check_backend
 from sagan_fast.ops.self_attention import block_on, check_block, choose_block
 
 
@@ -110,29 +109,6 @@ class SelfAttention2d(nn.Module):
             raise ValueError(
                 f"SelfAttention2d: x must have shape (B, C, H, W) = (B, {self.channels}, H, W), got {tuple(x.shape)}"
             )
-
-
-def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
-    """Return, a line for each attention, which backend runs it and why.
-
-    `target` is a module (each SelfAttention2d in it, with the input it last saw), or the arguments of
-    `functional.self_attention_2d` or of `functional.attention`. Raises RuntimeError or ValueError where that call
-    would.
-    """
-    if isinstance(target, nn.Module):
-        lines = [
-            f"{name or type(module).__name__}: {module.last_choice or f'{module.backend} (has not run yet)'}"
-            for name, module in target.named_modules()
-            if isinstance(module, SelfAttention2d)
-        ]
-        return "\n".join(lines) or f"{type(target).__name__} has no SelfAttention2d"
-    backend = kwargs.get("backend", "auto")
-    if target.ndim == 4:
-        inputs = BlockInputs(target, *args, **{name: kwargs[name] for name in BlockInputs._fields if name in kwargs})
-        return f"self_attention_2d: {choose_block(inputs, kwargs.get('pool', True), backend)}"
-    k, v = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate("kv"))
-    B, N, D_QK = target.shape
-    return f"attention: {choose('attention', backend, target, B, N, k.shape[1], D_QK, v.shape[2])}"
 
 
 def _weight(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -261,6 +261,13 @@ def _name(module_name: str, tensor_name: str) -> str:
     return ".".join(parts)
 
 
+def group_of(module: nn.Module) -> SpectralNormGroup | None:
+    """Return the group that normalises a weight through `module` itself, or None."""
+    holders = [module, *module._forward_pre_hooks.values(), module.__dict__.get("W_")]
+    links = (holder.link for holder in holders if isinstance(holder, (SpectralNorm, _LegacyHook, _BigGANWeight)))
+    return next((link.group for link in links if link.group is not None), None)
+
+
 def fuse_spectral_norm(
     model: nn.Module, *, update: Literal["step", "forward"] = "step", backend: str = "auto"
 ) -> SpectralNormGroup:

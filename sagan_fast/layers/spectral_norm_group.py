@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sagan_fast.kernels.spectral_norm.tables import is_dense
-from sagan_fast.ops.backends import choose_spectral_norm
+from sagan_fast.ops.backends import choose_spectral_norm, too_large
 from sagan_fast.ops.spectral_norm import forward_all, gradient, split
 
 
@@ -116,7 +116,8 @@ class _Batch:
         first = self.members[0]
         if fresh:
             self.flat = None
-        chosen = choose_spectral_norm("fuse_spectral_norm", backend, weights)
+        self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
+        chosen = self.choice.backend
         self.flat, self.sigmas, self.u, self.v = forward_all(
             weights, us, vs, first.n_power_iterations, first.eps, update, first.v_first, weights[0].dtype, chosen,
             self.flat, sigmas,
@@ -124,7 +125,6 @@ class _Batch:
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if update else [self.flat]
             torch.autograd.graph.increment_version(written)
-        self.backend = chosen
         # Detached, not plain views: they share the version with the flat tensor, so that a backward through weights of
         # the step before is refused as after any change in place, but no history.
         self.plain = [view.detach() for view in split(self.flat, weights)]
@@ -164,7 +164,7 @@ class _Snapshot:
         self.dims = [member.dim for member in batch.members]
         self.versions = batch.versions
         self.backend, self.sigmas, self.u, self.v, self.plain = (
-            batch.backend,
+            batch.choice.backend,
             batch.sigmas,
             batch.u,
             batch.v,
@@ -245,6 +245,16 @@ class SpectralNormGroup:
         """Update u and v and normalise, into new memory if `fresh`, so that graphs made before stay valid."""
         self._compute(update=True, fresh=fresh)
 
+    def explain(self) -> list[str]:
+        """Return, a line for each pass, which backend normalises which weights, and why."""
+        self._refresh()
+        lines = []
+        for batch in self._batches:
+            names = [member.name for member in batch.members]
+            which = f"{len(names)} weights" if len(names) > 1 else names[0]
+            lines.append(f"spectral norm of {which}: {batch.choice}")
+        return lines
+
     def sigmas(self) -> dict[str, float]:
         """Return sigma of every weight by name; one small transfer from the device."""
         self._refresh()
@@ -318,7 +328,8 @@ class SpectralNormGroup:
         together: dict[Any, list[int]] = defaultdict(list)
         for index, member in alive:
             weight = member.weight
-            together[weight.device, weight.dtype, member.v_first, member.n_power_iterations, member.eps].append(index)
+            where = (weight.device, weight.dtype, too_large(weight.movedim(member.dim, 0)))
+            together[where, member.v_first, member.n_power_iterations, member.eps].append(index)
         self._batches = [_Batch([self._members[i] for i in indices], indices) for indices in together.values()]
         self._places = {index: (batch, place) for batch in self._batches for place, index in enumerate(batch.indices)}
         self._signature = signature

@@ -19,7 +19,7 @@ from torch import Tensor
 from sagan_fast.kernels.attention import cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
 from sagan_fast.kernels.configs import MAX_D_QK, MAX_D_V, MIN_ARCH
-from sagan_fast.kernels.spectral_norm.tables import MAX_SIZE
+from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
 
 HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
 
@@ -156,23 +156,31 @@ def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Cho
     return Choice("sdpa", "{} maps of {} x {} stay out of memory with fused attention", sizes)
 
 
-def choose_spectral_norm(op: str, backend: str, weights: Sequence[Tensor]) -> str:
-    """Return "eager" or "triton" for `weights` of one device and dtype.
+def too_large(weight: Tensor) -> bool:
+    """Return whether `weight` (R, ...) has more rows or columns than the spectral-norm kernels take."""
+    rows = weight.shape[0]
+    return rows > MAX_ROWS or weight.numel() > rows * MAX_COLUMNS
+
+
+def choose_spectral_norm(op: str, backend: str, weights: Sequence[Tensor]) -> Choice:
+    """Return the backend, "eager" or "triton", for `weights` of one device and dtype.
 
     Raises ValueError for a name that is not in `SPECTRAL_NORM_BACKENDS`, RuntimeError if "triton" was asked for and
     cannot run.
     """
     check_backend(op, backend, SPECTRAL_NORM_BACKENDS)
     device, dtype = weights[0].device, weights[0].dtype
-    if backend == "eager" or (backend == "auto" and device.type != "cuda"):
-        return "eager"
+    if backend == "eager":
+        return Choice("eager", "asked for")
+    if backend == "auto" and device.type != "cuda":
+        return Choice("eager", f"the weights are on {device}")
     refusal = triton_refusal(device, dtype)
     if dtype not in FLOAT_DTYPES:
         refusal = f"the weights are {dtype}"
-    elif any(max(weight.shape[0], weight.numel() // max(weight.shape[0], 1)) > MAX_SIZE for weight in weights):
-        refusal = refusal or f"a weight has more than {MAX_SIZE} rows or columns"
+    elif refusal is None and any(too_large(weight) for weight in weights):
+        refusal = f"a weight has more than {MAX_ROWS} rows or {MAX_COLUMNS} columns"
     if refusal is None:
-        return "triton"
+        return Choice("triton", "asked for" if backend == "triton" else f"{device} and {dtype} are supported")
     if backend == "auto":
-        return "eager"
+        return Choice("eager", f"not triton: {refusal}")
     raise RuntimeError(f"{op}: backend must be able to run here, got 'triton': {refusal}")

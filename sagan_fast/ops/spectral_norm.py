@@ -16,7 +16,7 @@ from torch import Tensor
 from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import eager, reference
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
-from sagan_fast.ops.backends import SPECTRAL_NORM_BACKENDS, check_backend, choose_spectral_norm
+from sagan_fast.ops.backends import SPECTRAL_NORM_BACKENDS, check_backend, choose_spectral_norm, too_large
 
 _OP = "spectral_norm_group"
 
@@ -45,7 +45,7 @@ def spectral_norm_group(
     _check(weights, us, vs, n_power_iterations, backend)
     outs: dict[int, Tensor] = {}
     for indices in batches(weights):
-        chosen = choose_spectral_norm(_OP, backend, [weights[i] for i in indices])
+        chosen = choose_spectral_norm(_OP, backend, [weights[i] for i in indices]).backend
         some = _SpectralNormFunction.apply(
             n_power_iterations, eps, update, out_dtype or weights[indices[0]].dtype, chosen, len(indices),
             *[weights[i] if is_dense(weights[i]) else weights[i].contiguous() for i in indices],
@@ -57,10 +57,10 @@ def spectral_norm_group(
 
 
 def batches(weights: Sequence[Tensor]) -> list[list[int]]:
-    """Return the indices of `weights`, those of one device and dtype together."""
-    found: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    """Return the indices of `weights`, those together that one backend can take in one pass."""
+    found: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, weight in enumerate(weights):
-        found[weight.device, weight.dtype].append(index)
+        found[weight.device, weight.dtype, too_large(weight)].append(index)
     return list(found.values())
 
 

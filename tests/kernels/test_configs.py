@@ -11,7 +11,7 @@ OWNERS = ("attention_fwd", "attention_bwd_dkv", "attention_bwd_dq")
 @pytest.fixture
 def rows_of(tmp_path, monkeypatch):
     """A function that makes other rows the shipped ones, for this test."""
-    caches = (configs._configs, configs.lookup, configs.lookup_columns)
+    caches = (configs._configs, configs.lookup, configs.lookup_size)
 
     def clear():
         for cache in caches:

@@ -8,7 +8,7 @@ from torch import nn
 
 import sagan_fast
 from sagan_fast.functional import self_attention_2d
-from sagan_fast.layers.self_attention import SelfAttention2d, explain
+from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.testing import randn
 
 
@@ -109,19 +109,6 @@ def test_the_state_of_a_biggan_style_block_loads():
     state = {f"{name}.weight": torch.randn(shape) for name, shape in (
         ("theta", (2, 16, 1, 1)), ("phi", (2, 16, 1, 1)), ("g", (8, 16, 1, 1)), ("o", (16, 8, 1, 1)))}  # fmt: skip
     SelfAttention2d(16).load_state_dict({**state, "gamma": torch.tensor(0.3)})
-
-
-def test_explain_says_which_and_why(generator):
-    block = SelfAttention2d(16)
-    assert "auto (has not run yet)" in explain(block)
-    x = randn(1, 16, 6, 6, generator=generator, dtype=torch.float32)
-    block(x)
-    assert explain(nn.Sequential(block)).startswith("0: eager (")
-    weights = (block.theta.weight, block.phi.weight, block.g.weight, None, block.gamma)
-    assert explain(x, *weights) == "self_attention_2d: " + str(block.last_choice)
-    q = torch.zeros(4, 4096, 8)
-    assert explain(q, q, torch.zeros(4, 4096, 64)).startswith("attention: cpu (")
-    assert explain(nn.ReLU()) == "ReLU has no SelfAttention2d"
 
 
 def test_explicit_arguments_that_cannot_be_are_refused():

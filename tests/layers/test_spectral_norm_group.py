@@ -21,7 +21,7 @@ EVERY = [spectral_norm, parametrizations.spectral_norm, legacy_spectral_norm]
 def net(norm=spectral_norm):
     return nn.Sequential(
         norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.ConvTranspose2d(8, 4, 2)), nn.Flatten(), norm(nn.Linear(196, 2))
-    )  # noqa: E501
+    )
 
 
 def images(generator, count=2):
@@ -397,6 +397,30 @@ def test_saved_sigmas_give_the_same_bits_back(generator, backend):
     )
     with pytest.raises(ValueError, match="state_dict must have the group's names"):
         resumed_group.load_state_dict({})
+
+
+def test_a_step_whose_weight_has_to_be_copied_can_be_captured(generator, monkeypatch):
+    """A transposed convolution's rows are its second axis: each step makes a copy, at another address."""
+    from sagan_fast.kernels.spectral_norm import addresses, tables
+
+    model = net()
+    group = fuse_spectral_norm(model, backend="triton")
+    model(images(generator))
+    group.step()
+    for module in (addresses, tables):
+        monkeypatch.setattr(module, "is_capturing", lambda device: True)
+    before = state_of(model)
+    group.step()
+    assert not is_same(before, model)
+
+
+def test_weights_too_large_for_the_kernels_are_a_pass_of_their_own(monkeypatch):
+    monkeypatch.setattr("sagan_fast.ops.backends.MAX_COLUMNS", 100)
+    group = fuse_spectral_norm(net())
+    lines = group.explain()
+    assert len(group) == 3 and [line.split(": ")[0] for line in lines] == [
+        "spectral norm of 2 weights", "spectral norm of 4"
+    ]  # fmt: skip
 
 
 @pytest.mark.gpu

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from sagan_fast.kernels.spectral_norm import reference
-from sagan_fast.ops.spectral_norm import _backward_op, _forward_op, spectral_norm_group
+from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
+from sagan_fast.ops.spectral_norm import _backward_op, _forward_op, batches, spectral_norm_group
 from sagan_fast.testing import (
     SAGAN_MATRICES,
     assert_close_to_truth,
@@ -197,6 +198,18 @@ def test_refuses_what_it_cannot_take(change, error, match):
     arguments = {"weights": [torch.ones(4, 6)], "us": [torch.ones(4)], "vs": [torch.ones(6)]} | change
     with pytest.raises(error, match=match):
         spectral_norm_group(**arguments)
+
+
+def test_a_matrix_of_many_rows_is_taken_by_the_kernels(generator):
+    """The first layer of BigGAN-128 at 96 channels has 24,576 rows."""
+    check(generator, [(24576, 20), (16, 40)], "triton")
+
+
+def test_a_matrix_too_large_for_the_kernels_does_not_keep_the_others_from_them(generator):
+    weights = [torch.empty(4, 4, device="meta") for _ in range(4)]
+    weights[1] = torch.empty(8, MAX_COLUMNS + 1, device="meta")
+    weights[2] = torch.empty(MAX_ROWS + 1, 8, device="meta")
+    assert batches(weights) == [[0, 3], [1, 2]]
 
 
 def test_nothing_to_do():

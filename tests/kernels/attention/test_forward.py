@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.reference import attention
+from sagan_fast.kernels.configs import LaunchConfig
 from sagan_fast.testing import DTYPE_NAMES, assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,6 +74,21 @@ def test_logits_far_from_zero(M, level, dtype, generator):
     out, lse = attention_fwd(q, k, v)
     assert_close_to_truth("out", out, attention(q.double(), k.double(), v.double()))
     assert (lse.sign() == np.sign(level)).all() and 100 < lse.abs().min() * np.log(2) < 140
+
+
+@pytest.mark.parametrize("sum_by_product", [False, True])
+@pytest.mark.parametrize("level", [-1.2e7, -8e6, -4.3e6, 4.3e6])
+def test_maxima_that_move_by_a_fraction_where_logits_are_in_the_millions(level, sum_by_product, generator):
+    """To base 2, where float32 still has halves: each tile of 16 keys is half a unit above the one before."""
+    q = torch.ones(1, 40, 16, device=DEVICE)
+    k = torch.zeros(1, 64, 16, device=DEVICE)
+    k[..., 0] = level + 0.5 * torch.arange(64, device=DEVICE).div(16, rounding_mode="floor")
+    v = randn(1, 64, 8, generator=generator).to(DEVICE, torch.float32)
+    config = LaunchConfig(BLOCK_N=32, BLOCK_M=16, num_warps=4, sum_by_product=sum_by_product)
+    scale = float(np.log(2))
+    for keys, values in ((k, v), (k.flip(1), v.flip(1))):
+        out, _ = attention_fwd(q, keys, values, scale, config=config)
+        assert_close_to_truth("out", out, attention(q.double(), keys.double(), values.double(), scale))
 
 
 def test_equal_keys_give_the_mean_of_the_values(generator):

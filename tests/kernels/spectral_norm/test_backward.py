@@ -70,15 +70,6 @@ def test_no_grads_launch_nothing():
     assert flat.numel() == 64
 
 
-def test_addresses_are_found_again_and_more_than_one_launch_carries():
-    from sagan_fast.kernels.spectral_norm.backward import _addresses
-
-    addresses = [16 * (1 << 32) + 16 * i for i in range(37)]
-    table = _addresses(addresses, torch.device("cpu"))
-    assert table.tolist() == addresses
-    assert _addresses(addresses, torch.device("cpu")) is table
-
-
 def test_refuses_grads_that_do_not_fit():
     weight, ones = torch.ones(4, 8), torch.ones(64)
     with pytest.raises(ValueError, match=r"grads\[0\] must have shape"):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sagan_fast.kernels.spectral_norm.addresses import addresses_of
 from sagan_fast.kernels.spectral_norm.sweep import Buffers, launch_sweep
 from sagan_fast.kernels.spectral_norm.tables import OFFSET_UNIT, tables_for
 from sagan_fast.testing import assert_close_to_truth, spectral_norm_inputs
@@ -11,11 +12,19 @@ SHAPES = [(40, 27), (130, 77), (5, 1201), (9, 1024), (6, 2304)]
 @pytest.mark.parametrize("v_first", [False, True], ids=["rows", "columns"])
 def test_both_products_of_one_reading(generator, v_first):
     weights, us, vs = spectral_norm_inputs(SHAPES, generator)
-    tables = tables_for(weights, us, vs, v_first)
+    tables = tables_for(weights, v_first)
     layout = tables.layout
     _, z_size, t_size, partial_size = layout.sizes
     z, t, partial, norms = (torch.empty(n) for n in (z_size, t_size, partial_size, 16 * len(SHAPES)))
-    launch_sweep(tables, Buffers(z, t, partial, norms), torch.float32, 1e-12, first=True, update=True)
+    launch_sweep(
+        tables,
+        addresses_of(weights, us, vs),
+        Buffers(z, t, partial, norms),
+        torch.float32,
+        1e-12,
+        first=True,
+        update=True,
+    )
     for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
         w = weight.double()
         R, K = w.shape

@@ -1,0 +1,49 @@
+"""Which backend runs each attention and each spectral norm, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
+from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.layers.spectral_norm import SpectralNorm, group_of
+from sagan_fast.ops.backends import choose
+from sagan_fast.ops.self_attention import choose_block
+
+
+def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
+    """Return, a line for each op, which backend runs it and why.
+
+    `target` is a module, whose attention is explained for the input it last saw, or the arguments of
+    `functional.self_attention_2d` or of `functional.attention`. Raises RuntimeError or ValueError where that call
+    would.
+    """
+    if isinstance(target, nn.Module):
+        lines = _attentions(target) + _spectral_norms(target)
+        return "\n".join(lines) or f"{type(target).__name__} has no SelfAttention2d and no spectral norm"
+    backend = kwargs.get("backend", "auto")
+    if target.ndim == 4:
+        inputs = BlockInputs(target, *args, **{name: kwargs[name] for name in BlockInputs._fields if name in kwargs})
+        return f"self_attention_2d: {choose_block(inputs, kwargs.get('pool', True), backend)}"
+    k, v = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate("kv"))
+    B, N, D_QK = target.shape
+    return f"attention: {choose('attention', backend, target, B, N, k.shape[1], D_QK, v.shape[2])}"
+
+
+def _attentions(model: nn.Module) -> list[str]:
+    return [
+        f"{name or type(module).__name__}: {module.last_choice or f'{module.backend} (has not run yet)'}"
+        for name, module in model.named_modules()
+        if isinstance(module, SelfAttention2d)
+    ]
+
+
+def _spectral_norms(model: nn.Module) -> list[str]:
+    groups = {id(group): group for module in model.modules() if (group := group_of(module)) is not None}
+    lines = [line for group in groups.values() for line in group.explain()]
+    alone = sum(isinstance(module, SpectralNorm) and group_of(module) is None for module in model.modules())
+    if alone:
+        lines.append(f"spectral norm of {alone} weights: one at a time (fuse_spectral_norm(model) takes them together)")
+    return lines
