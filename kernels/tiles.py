@@ -1,7 +1,7 @@
-"""Pieces that the kernels of the attention block have in common: where a program stands, tiles of maps and of weights.
+"""What the kernels of the attention block share: grids, and loads and stores of tiles of maps and weights.
 
-Grid of all of them: (tiles of an image, images), an image's tiles one after the other, since they read the same keys;
-above 65535 images, the most that a second axis takes, both on one axis (FLAT), which costs a program a division.
+Their grid is (tiles of an image, images): the tiles of one image run one after the other, since they read the same
+keys. A second axis takes 65535 images at most; above, both axes are one (FLAT), which costs a program a division.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def dense(x: Tensor) -> Tensor:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether a dense `x` (B, C, H, W) has its channels innermost; where both formats are the same memory, False."""
+    """Return whether the channels of a dense `x` (B, C, H, W) are innermost; False where both formats are the same."""
     return not x.is_contiguous()
 
 
 def strides_of(x: Tensor) -> tuple[int, int, int]:
-    """Return the strides of the axes B, C and N = H*W of a dense `x` (whose own strides lie where a size is 1)."""
+    """Return the strides of the axes B, C and N = H*W of a dense `x`; its own are arbitrary where a size is 1."""
     B, C, H, W = x.shape
     return (C * H * W, 1, C) if is_channels_last(x) else (C * H * W, H * W, 1)
 
 
 def cdiv(size: int, block: int) -> int:
-    """Return how many blocks `size` takes. triton.cdiv, made to be called in kernels too, takes ten times as long."""
+    """Return how many tiles of `block` hold `size`. triton.cdiv takes ten times as long on the host."""
     return -(-size // block)
 
 
@@ -50,9 +50,9 @@ def padded(size: int) -> int:
 
 @functools.cache
 def split(size: int) -> tuple[int, int]:
-    """Return the widths of one or two tiles side by side for `size` channels; the second is 0 where one is as narrow.
+    """Return the widths of one or two tiles, side by side, that hold `size` channels; the second may be 0.
 
-    Two powers of two: 96 is 64 + 32 instead of 128, so products, loads and registers are not spent on zeros.
+    Widths are powers of two: 96 channels are 64 + 32 instead of 128, a quarter fewer products and registers.
     """
     whole = padded(size)
     rest = padded(max(size - whole // 2, 1))
@@ -65,7 +65,7 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 def grid_of(tiles: int, images: int) -> tuple[int, ...]:
-    """Return the grid for so many tiles an image; its length says whether the kernel is to run FLAT (1) or not (2)."""
+    """Return the grid for so many tiles an image; it has one axis if the kernel must run FLAT, else two."""
     return (tiles, images) if images <= MAX_IMAGES else (tiles * images,)
 
 
@@ -79,7 +79,7 @@ def arithmetic(precision: str) -> dict[str, object]:
 
 @triton.jit
 def locate(size, BLOCK: tl.constexpr, FLAT: tl.constexpr):
-    """This program's image (int64) and its BLOCK positions of that image, which has `size` of them."""
+    """Return this program's image (int64) and its BLOCK positions of that image, which has `size` of them."""
     if FLAT:
         tiles = tl.cdiv(size, BLOCK)
         return (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -89,7 +89,7 @@ def locate(size, BLOCK: tl.constexpr, FLAT: tl.constexpr):
 
 @triton.jit
 def load_rows(ptr, stride_row, stride_d, offs_row, mask_row, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Columns FIRST.. of rows `offs_row` of a matrix with D columns, (rows, BLOCK), zero past D and where masked."""
+    """Load columns FIRST.. of the rows `offs_row` of a matrix with D columns: (rows, BLOCK), zero past D and masked."""
     offs_d = FIRST + tl.arange(0, BLOCK)
     ptrs = ptr + offs_row[:, None].to(tl.int64) * stride_row + offs_d[None, :] * stride_d
     return tl.load(ptrs, mask=mask_row[:, None] & (offs_d < D)[None, :], other=0.0)
@@ -105,13 +105,13 @@ def store_rows(ptr, stride_row, tile, offs_row, mask_row, FIRST: tl.constexpr, D
 
 @triton.jit
 def load_chunk(ptrs, stride_c, c, mask_c, mask_n):
-    """Channels `c` of the positions at `ptrs` (BLOCK_N, 1), (BLOCK_N, BLOCK_C), zero where masked."""
+    """Load channels `c` of the positions at `ptrs` (BLOCK_N, 1): (BLOCK_N, BLOCK_C), zero where masked."""
     return tl.load(ptrs + c[None, :] * stride_c, mask=mask_n[:, None] & mask_c[None, :], other=0.0)
 
 
 @triton.jit
 def load_weight(ptr, stride_c, stride_d, c, mask_c, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Channels `c` and columns FIRST.. of D of a weight, (BLOCK_C, BLOCK), zero past D and where masked."""
+    """Load channels `c` and columns FIRST.. of D of a weight: (BLOCK_C, BLOCK), zero past D and where masked."""
     offs_d = FIRST + tl.arange(0, BLOCK)
     ptrs = ptr + c[:, None] * stride_c + offs_d[None, :] * stride_d
     return tl.load(ptrs, mask=mask_c[:, None] & (offs_d < D)[None, :], other=0.0)
@@ -119,7 +119,7 @@ def load_weight(ptr, stride_c, stride_d, c, mask_c, FIRST: tl.constexpr, D: tl.c
 
 @triton.jit
 def load_weight_t(ptr, stride_c, c, mask_c, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """The same of a weight (C, D) whose columns follow each other in memory, the other way up: (BLOCK, BLOCK_C)."""
+    """Load the same transposed, (BLOCK, BLOCK_C), of a weight (C, D) whose columns follow each other in memory."""
     offs_d = FIRST + tl.arange(0, BLOCK)
     ptrs = ptr + c[None, :] * stride_c + offs_d[:, None]
     return tl.load(ptrs, mask=mask_c[None, :] & (offs_d < D)[:, None], other=0.0)
@@ -127,6 +127,6 @@ def load_weight_t(ptr, stride_c, c, mask_c, FIRST: tl.constexpr, D: tl.constexpr
 
 @triton.jit
 def load_bias(ptr, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Elements FIRST.. of D of a bias as a row (1, BLOCK), zero past D."""
+    """Load elements FIRST.. of D of a contiguous bias as a row: (1, BLOCK), zero past D."""
     offs_d = FIRST + tl.arange(0, BLOCK)
     return tl.load(ptr + offs_d, mask=offs_d < D, other=0.0)[None, :]

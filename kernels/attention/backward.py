@@ -38,8 +38,9 @@ def gradients_of_keys(
     BLOCK_D_V: tl.constexpr, BLOCK_REST: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Return dk / scale (BLOCK_M, BLOCK_D_QK) and dv in two parts (BLOCK_M, BLOCK_D_V), (BLOCK_M, BLOCK_REST) of the
-    keys `offs_m` of image `b`, ACC; without BLOCK_REST the second part is the first.
+    """Return dk / scale (BLOCK_M, BLOCK_D_QK) and dv of the keys `offs_m` of image `b`, ACC.
+
+    dv comes in two parts, (BLOCK_M, BLOCK_D_V) and (BLOCK_M, BLOCK_REST); without BLOCK_REST they are the same.
     """
     offs_n = tl.arange(0, BLOCK_N)
     offs_qk = tl.arange(0, BLOCK_D_QK)

@@ -22,7 +22,7 @@ from ..tiles import arithmetic, cdiv, grid_of, load_rows, locate, padded, split,
 
 @triton.jit
 def exp2_of_whole(x):
-    """2**x for whole x <= 0 in float32, 0 from -127 on: put together, without the special-function unit."""
+    """Return 2**x of whole x <= 0 in float32, 0 from -127 on, without the special-function unit."""
     bits = (tl.maximum(x, -127.0) + 12583039.0).to(tl.int32, bitcast=True)  # 1.5 * 2**23 + 127: x + 127 in the low bits
     return (bits << 23).to(tl.float32, bitcast=True)
 
@@ -37,8 +37,9 @@ def attend(
     BLOCK_D_V: tl.constexpr, BLOCK_REST: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Return exp(scale q kᵀ - row_max) v in two parts (BLOCK_N, BLOCK_D_V), (BLOCK_N, BLOCK_REST), without BLOCK_REST
-    the second is the first, row_max (BLOCK_N,), in units of log2, and the sums (BLOCK_N,) to divide by, all ACC.
+    """Return exp(scale q kᵀ - row_max) v, row_max (BLOCK_N,) to base 2, and the sums (BLOCK_N,) to divide by, all ACC.
+
+    The first comes in two parts, (BLOCK_N, BLOCK_D_V) and (BLOCK_N, BLOCK_REST); without BLOCK_REST they are the same.
 
     With SUM_BY_PRODUCT the tensor cores add up each row of exp(...), rounded as for the product with v. The maximum is
     rounded down to a whole number before it is subtracted. Overflow is as impossible, and the factor from one tile to
@@ -134,17 +135,17 @@ def _fwd_kernel(
 
 
 def is_packed(*tensors: Tensor) -> bool:
-    """Whether in each of `tensors` (B, rows, D) a row follows the other without a gap."""
+    """Return whether in each of `tensors` (B, rows, D) one row follows the other without a gap."""
     return all(t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in tensors)
 
 
 def attention_fwd(
     q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, *, save: bool = True, config: LaunchConfig | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return softmax(scale q kᵀ) v, (B, N, D_V) contiguous, and its log2-sum-exp (B, N), float32.
+    """Return softmax(scale q kᵀ) v, (B, N, D_V) contiguous, and with `save` its base-2 log-sum-exp (B, N), else None.
 
-    `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V) share a dtype and may have any strides. With M = 0 the output
-    is zero, as a product with nothing is. The log-sum-exp is None without `save`.
+    `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V) share a dtype and may have any strides. The log-sum-exp is
+    float32 (float64 for float64). With M = 0 the output is zero, as a product with nothing is.
     """
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     out = torch.empty((B, N, D_V), device=q.device, dtype=q.dtype)

@@ -1,9 +1,8 @@
-"""Gradients of the projections: through the max-pool inside other kernels, through the convolutions as two GEMMs.
+"""Gradients of the projections: through the max-pool inside other kernels, through the convolutions as two products.
 
-dq and the unpooled dk and dv lie side by side in one buffer G (B, N, 2 * D_QK + D_V), written by the attention's
-backward kernels; with W = [W_theta; W_phi; W_g], dx = dY + G W and dW = Gᵀ X are one matrix product each, and the
-biases' gradients are column sums. Every position of a window is written by the program that owns the window (the
-gradient at the winner, zero elsewhere), so the scatter needs neither atomics nor a pass of its own.
+dq and the unpooled dk and dv lie side by side in one buffer G (B, N, 2 * D_QK + D_V), which attention's backward
+kernels write. With W = [W_theta; W_phi; W_g], dx = dY + G W and dW = Gᵀ X are one matrix product each. The program
+that owns a window writes all its positions, the gradient at the winner and zero elsewhere: no atomics, no second pass.
 Oracle: autograd through reference.project.
 """
 

@@ -1,15 +1,15 @@
-"""q, k and v of the attention block from x in one pass: three 1x1 convolutions, for k and v with their 2x2 max-pool.
+"""q, k and v of the attention block from x in one pass: three 1x1 convolutions, with the 2x2 max-pool of k and v.
 
-q[b, n] = W_theta x[b, :, n] + b_theta; k[b, m] = max over the window of m of W_phi x[b, :, n] + b_phi, v likewise with
-W_g; without pooling the window is the position itself. q is made here and not beside attention, since x is here: there
-its tiles would be loaded and multiplied again by programs that tensor cores and shared memory already bind
-(docs/log.md). Grid: kernels/tiles.py; a program owns BLOCK_M windows and goes through their four positions in turn, so
-no reshaping of a product is needed. Where a chunk holds all channels of x (WHOLE), the weights are read once for all
-four positions. A sum with zero has x go to a product from registers, where each product would read it from shared
-memory again; as it stands, one product with x and the last with a sum of its own, Triton 3.6 to 3.9 do that.
-Products accumulate in float32, maxima are taken on the float32 sums; of equal values the first wins, NaN wins over all
-(`max_pool2d`'s rules). The winner's place in the window is kept in a byte: backward needs it, and computing it
-anew would read x again, 2C bytes a position for (D_QK + D_V) / 4. Oracle: reference.project.
+q[b, n] = W_theta x[b, :, n] + b_theta. k[b, m] is the maximum over the window of m of W_phi x[b, :, n] + b_phi, v
+likewise with W_g. Without pooling the window is the position itself.
+
+Grid: see kernels/tiles.py. A program owns BLOCK_M windows and goes through their four positions in turn, so no product
+is reshaped. If one chunk holds all channels of x (WHOLE), the weights are read once for all four positions.
+`x + 0.0` keeps x in registers; otherwise every dot reads it from shared memory again (Triton 3.6 to 3.9).
+Products accumulate in float32, and maxima are taken of the float32 sums. As in `max_pool2d`, the first of equal values
+wins and NaN wins over all. The winner's place is kept in a byte, because backward would otherwise read x again: 2C
+bytes a position instead of (D_QK + D_V) / 4. Why q is made here and not beside attention: docs/log.md.
+Oracle: reference.project.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from ..tiles import (
 
 @triton.jit
 def pixel_of(offs_m, j, W, W_windows, POOL: tl.constexpr):
-    """Position n in the map of place `j` (0..3, row by row) of the windows `offs_m`, `W_windows` a row of the map.
+    """Return the position n in the map of place `j` (0..3, row by row) of the windows `offs_m`.
 
-    Without POOL, `offs_m`.
+    There are `W_windows` windows in a row of the map. Without POOL the result is `offs_m`.
     """
     if POOL:
         return (offs_m // W_windows * 2 + j // 2) * W + offs_m % W_windows * 2 + j % 2
@@ -153,7 +153,7 @@ def _fwd_kernel(
 
 @triton.jit
 def place_of_larger(best, argmax, value, j):
-    """`j` where `value` is larger than `best` or NaN, else `argmax`, the place of `best`."""
+    """Return `j` where `value` is larger than `best` or NaN, elsewhere `argmax`, the place of `best`."""
     return tl.where((value > best) | (value != value), j, argmax).to(tl.uint8)
 
 
@@ -186,12 +186,12 @@ def projection_fwd(
     save: bool = True,
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return q (B, N, D_QK), k (B, M, D_QK), v (B, M, D_V) in the weights' dtype, the pool's argmax (B, M, D_QK + D_V).
+    """Return q (B, N, D_QK), k (B, M, D_QK), v (B, M, D_V) and the argmax of the pool (B, M, D_QK + D_V).
 
-    `x` (B, C, H, W) of any float dtype, contiguous or channels_last; `w_theta`, `w_phi` (D_QK, C), `w_g` (D_V, C),
-    contiguous, and `b_theta`, `b_phi` (D_QK,), `b_g` (D_V,) share a dtype, in which products are computed. N is H*W, M
-    the same, or (H//2)*(W//2) with `pool`. The argmax, uint8 (0..3, row by row of the window), is None without `pool`
-    or without `save`.
+    `x` (B, C, H, W) has any float dtype and is contiguous or channels_last. The weights `w_theta`, `w_phi` (D_QK, C),
+    `w_g` (D_V, C) and the biases `b_theta`, `b_phi` (D_QK,), `b_g` (D_V,) are contiguous and share a dtype: that of
+    the products, of q, k and v. N is H*W; M is N or, with `pool`, (H//2)*(W//2). The argmax is uint8 (0..3, row by row
+    of the window), and None without `pool` or without `save`. Raises ValueError for what is not contiguous.
     """
     check_contiguous("projection_fwd", _DENSE, (w_theta, w_phi, w_g, b_theta, b_phi, b_g))
     B, C, H, W = x.shape

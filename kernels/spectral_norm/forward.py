@@ -1,14 +1,13 @@
-"""W/sigma for a list of matrices after n power iterations, in three launches (two more an iteration after the first).
+"""W/sigma for a list of matrices after n power iterations, in three launches (two more for each further iteration).
 
     z = W v,  u = z/|z|,  t = Wᵀz/|z| = Wᵀu,  v = t/|t|,  sigma = uᵀWv = |t|       (torch's order, u then v)
 
-No length is taken below eps. z and t come from one reading of W (sweep.py). With `v_first`, the order of torch's older
-hook and of BigGAN, t = Wᵀu comes before z = W v: the roles of rows and columns are swapped.
+Lengths below eps are taken as eps. z and t come from one reading of W (sweep.py). With `v_first`, the order of torch's
+older hook and of BigGAN, t = Wᵀu comes before z = W v: rows and columns swap roles.
 
-Grids: sweep, one program for each run of rows (or block of columns); reduce, one for each chunk of the vector that is
-summed over programs; scale, one for each chunk of W. Sums over programs are partial sums in memory, added in a fixed
-order: the same bits in every run and on every rank. float32 throughout. Oracle: `reference.power_iteration`,
-`reference.normalise`.
+Grids: sweep, a program for each run of rows (or columns); reduce, one for each chunk of the vector that is summed over
+programs; scale, one for each chunk of W. Partial sums are added in a fixed order: the same bits in every run and on
+every rank. All of it is float32. Oracle: `reference.power_iteration`, `reference.normalise`.
 """
 
 from __future__ import annotations
@@ -58,9 +57,9 @@ def _reduce_kernel(
     eps,
     V_FIRST: tl.constexpr, UPDATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """With UPDATE: the first vector over its length; the second, summed and over that length, and its |.|^2 by chunk.
+    """With UPDATE, divide the first vector by its length; sum the second, divide it likewise, and store its |.|^2.
 
-    Else: u and v as they are, and u·z by chunk of rows.
+    Without, leave u and v as they are and store u·z, a partial sum for each chunk of rows.
     """
     matrix = tl.load(items_ptr + tl.program_id(0) * 2)
     chunk = tl.load(items_ptr + tl.program_id(0) * 2 + 1)
@@ -125,7 +124,7 @@ def _scale_kernel(
     W_DTYPE: tl.constexpr, V_FIRST: tl.constexpr, UPDATE: tl.constexpr,
     BLOCK: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
-    """sigma, W/sigma, and what is left to do for u and v."""
+    """Store sigma and W/sigma, and finish u and v."""
     matrix = tl.load(items_ptr + tl.program_id(0) * 2)
     chunk = tl.load(items_ptr + tl.program_id(0) * 2 + 1)
     entry_ptr = matrices_ptr + matrix * _FIELDS

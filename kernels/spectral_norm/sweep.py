@@ -1,13 +1,13 @@
-"""One reading of every W of a list: the products of a power iteration, rows or columns first.
+"""The products of a power iteration for every W of a list, from one reading of each W.
 
-`_sweep_kernel`, one program for each run of rows: z = W v and partial sums of t = Wᵀz. Whole rows are in registers, so
-a row's z is known while the row is still there to be added to t. `_sweep_columns_kernel`, the same with rows and
-columns swapped, one program for each block of columns: t = Wᵀu, and partial sums of z = W t from a second reading,
-out of cache. Partial sums lie in memory, one for each program, and are added up by forward.py. float32 throughout.
+`_sweep_kernel` gives each program a run of rows: it computes z = W v and its share of t = Wᵀz. A whole row is in
+registers, so the row's z is known while the row is still there to be added to t. `_sweep_columns_kernel` swaps rows and
+columns: each program owns a run of columns, computes t = Wᵀu, and its share of z = W t from a second reading, out of
+cache. The shares lie in memory; forward.py adds them up in a fixed order. All of it is float32.
 
-Why these configs: the more elements a program takes, the fewer partial sums there are; 2**18 gives SAGAN's 44 matrices
-300 programs. With 128 registers a thread two programs share a multiprocessor, and one loads while the other adds. A
-row of 16384 and its sums are 48K registers, which only sixteen warps hold without spilling.
+Why these configs: the more elements a program takes, the fewer shares there are; 2**18 gives SAGAN's 44 matrices 300
+programs. With 128 registers a thread two programs share a multiprocessor, and one loads while the other adds. A row of
+16384 and its sums are 48K registers, which only sixteen warps hold without spilling.
 Oracle: `reference.power_iteration`.
 """
 
@@ -35,7 +35,7 @@ _MAX_CHUNKS = tl.constexpr(MAX_CHUNKS)
 
 @triton.jit
 def _length(norms_ptr, matrix, chunks, eps):
-    """max(|second|, eps) and |second|^2 / max(|second|, eps), from the partial sums of squares."""
+    """Return max(|second|, eps) and |second|^2 / max(|second|, eps), from the partial sums of squares."""
     offs = tl.arange(0, _MAX_CHUNKS)
     square = tl.sum(tl.load(norms_ptr + matrix * _MAX_CHUNKS + offs, mask=offs < chunks, other=0.0))
     length = tl.maximum(tl.sqrt_rn(square), eps)
@@ -44,9 +44,9 @@ def _length(norms_ptr, matrix, chunks, eps):
 
 @triton.jit
 def _stage_v(v_ptr, t_ptr, K, C, S, BLOCK: tl.constexpr):
-    """Put v where t will be, in the order in which the columns are stored.
+    """Store v where t will be, in the order in which the columns are stored.
 
-    All programs of a matrix store the same values. Gathering them into registers instead made the sweep spill.
+    All programs of a matrix store the same values. Gathered into registers instead, they would make the sweep spill.
     """
     for start in range(0, K, BLOCK):
         offs = start + tl.arange(0, BLOCK)
@@ -58,8 +58,10 @@ def _stage_v(v_ptr, t_ptr, K, C, S, BLOCK: tl.constexpr):
 
 @triton.jit
 def _partial_ptr(partial_ptr, matrices_ptr, items_ptr, size):
-    """Where this program's partial sums go; looked up again at the end of a sweep, not kept through it in registers,
-    of which there are just enough for two programs on a multiprocessor."""
+    """Return where this program's partial sums go.
+
+    It is looked up at the end of a sweep: kept in a register, it would leave too few for two programs a multiprocessor.
+    """
     item_ptr = items_ptr + tl.program_id(0) * 4
     entry_ptr = matrices_ptr + tl.load(item_ptr) * _FIELDS
     return partial_ptr + tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT + tl.load(item_ptr + 3).to(tl.int64) * size
@@ -70,7 +72,7 @@ def _sweep_rows(
     w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
     BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr,
 ):  # fmt: skip
-    """z and the partial sums of t, from one reading of whole rows, BLOCK_A + BLOCK_B columns wide."""
+    """Store z and the partial sums of t, from one reading of whole rows, BLOCK_A + BLOCK_B columns wide."""
     K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
     offs_r = tl.arange(0, BLOCK_R)
     offs_a = tl.arange(0, BLOCK_A)
@@ -108,7 +110,7 @@ def _sweep_rows_twice(
     w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, UPDATE: tl.constexpr,
 ):  # fmt: skip
-    """The same from two readings: for long rows that start anywhere, which do not fit the registers unvectorised."""
+    """Do the same from two readings: long rows that start anywhere do not fit the registers."""
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
     for start in range(0, rows, BLOCK_R):
@@ -223,7 +225,7 @@ def _column_sums(
     w_ptr, u_ptr, scale, t_ptr, partial_ptr, R, K, offs_k,
     UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """t of BLOCK_K columns, and their part of z = W t, read a second time from cache."""
+    """Store t of BLOCK_K columns, and their share of z = W t, for which W is read again from cache."""
     K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
     offs_r = tl.arange(0, BLOCK_R)
     mask_k = offs_k < K
@@ -276,8 +278,11 @@ def _sweep_columns_kernel(
 
 
 class Buffers(NamedTuple):
-    """What the launches of one pass write for each other, float32: vectors of rows and of columns, partial sums of
-    the second product, and of the squared lengths."""
+    """What the launches of one pass write for each other, all float32.
+
+    `z` are vectors of rows, `t` vectors of columns, `partial` the partial sums of the second product, `norms` those of
+    squared lengths.
+    """
 
     z: Tensor
     t: Tensor
