@@ -26,11 +26,11 @@ if __name__ == "__main__":
 from benchmarks.compile import Compiled, compile_key, compile_plan, resources
 from benchmarks.machine import MACHINES
 from benchmarks.model import PIPES, Model, model
+from benchmarks.records import RESULTS, gpus
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 from benchmarks.shipped import BACKWARD, FORWARD, INFERENCE, Launch, launches, library_products
 from benchmarks.text import cell_text, table
 
-RESULTS = Path(__file__).parent / "results"
 PASSES = ("forward", "forward+backward")
 
 
@@ -131,7 +131,7 @@ def _ratio(done: float | None, needed: float) -> float | None:
     return round(done / needed, 3) if done is not None and needed else None
 
 
-def block_rows(entries: Sequence[Entry], measured: dict[tuple[str, str, str], float]) -> list[dict[str, Any]]:
+def block_rows(entries: Sequence[Entry], measured: dict[tuple[int, str, str, str], float]) -> list[dict[str, Any]]:
     """Modelled times of whole blocks, kernels one after another, beside what the block needs and what was measured.
 
     "forward" is inference, "forward+backward" a training pass; `library_us` is the least time of the products that
@@ -160,7 +160,7 @@ def _block_row(
     arch: int,
     part: str,
     members: Sequence[Entry],
-    measured: dict[tuple[str, str, str], float],
+    measured: dict[tuple[int, str, str, str], float],
 ) -> dict[str, Any]:
     backward, machine = part != "forward", MACHINES[arch]
     products = library_products(shape, dtype) if backward else []
@@ -184,7 +184,7 @@ def _block_row(
         "limit_binds": limit_binds,
         "over_limit": None if overlapped is None else round(overlapped / limit, 3),
         "binds": f"{largest.model.binds} of {largest.launch.plan.name}",
-        "measured_us": measured.get((shape.name, dtype, part)) if arch == 90 else None,
+        "measured_us": measured.get((arch, shape.name, dtype, part)),
     }
 
 
@@ -193,16 +193,19 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return None if any(value is None for value in items) else round(sum(v for v in items if v is not None), 3)
 
 
-def read_measured(folder: Path = RESULTS) -> dict[tuple[str, str, str], float]:
-    """Median microseconds of our own blocks by (shape, dtype, pass), the newest record of each, from *.jsonl files."""
-    found: dict[tuple[str, str, str], float] = {}
-    for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
-        for line in path.read_text().splitlines():
-            record = json.loads(line) if line.strip() else {}
-            if record.get("provider") in ("triton", "sagan_fast") and "p50_us" in record:
-                part = PASSES["backward" in str(record.get("benchmark", ""))]
-                found[str(record.get("shape")), str(record.get("dtype")), part] = record["p50_us"]
-    return found
+def read_measured(folder: Path = RESULTS) -> dict[tuple[int, str, str, str], float]:
+    """Return the measured medians of our block in microseconds by architecture, shape, dtype and mode.
+
+    Only records of the very chips in `MACHINES` count, and of them only CUDA-graph replays: the GPU's own time.
+    """
+    chips = {machine.device: machine.arch for machine in MACHINES.values()}
+    return {
+        (chips[r["device"]], r["shape"], r["dtype"], r["mode"]): r["p50_us"]
+        for records in gpus(folder).values()
+        for r in records
+        if r["device"] in chips and r["p50_us"] is not None
+        if (r["benchmark"], r["provider"], r["method"]) == ("attention", "triton", "graph")
+    }
 
 
 KERNEL_HEADER = (

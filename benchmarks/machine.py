@@ -19,10 +19,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates are per clock and SM. `*_lanes`: threads' worth of instructions; `*_bytes`: bytes; `tensor`: FLOP."""
+    """One chip; `device` is its name in PyTorch. Rates are per clock and SM.
+
+    `*_lanes`: threads' worth of instructions; `*_bytes`: bytes; `tensor`: FLOP.
+    """
 
     arch: int
-    name: str
+    device: str
     sms: int
     clock_hz: float
     tensor: dict[str, int]
@@ -71,7 +74,7 @@ MACHINES = {
     for machine in (
         Machine(
             arch=80,
-            name="A100-SXM4-80GB",
+            device="NVIDIA A100-SXM4-80GB",
             sms=108,
             clock_hz=1.41e9,
             tensor={"fp16": 2048, "bf16": 2048, "tf32": 1024},  # [white] 312 and 156 TFLOP/s
@@ -91,7 +94,7 @@ MACHINES = {
         ),
         Machine(
             arch=90,
-            name="H200-SXM",
+            device="NVIDIA H200",
             sms=132,
             clock_hz=1.83e9,
             tensor={"fp16": 4096, "bf16": 4096, "tf32": 2048},  # [white] 989 and 495 TFLOP/s
@@ -111,7 +114,7 @@ MACHINES = {
         ),
         Machine(
             arch=100,
-            name="B200",
+            device="NVIDIA B200",
             sms=148,
             clock_hz=1.85e9,
             tensor={"fp16": 8192, "bf16": 8192, "tf32": 4096},  # [white] 2250 and 1125 TFLOP/s

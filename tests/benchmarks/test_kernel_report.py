@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.kernel_report import BEGIN, END, block_table, read_measured, short_config, write_markdown
 from benchmarks.machine import MACHINES
+from benchmarks.records import Record, append, environment
 from benchmarks.shapes import STANDARD_SHAPES
 
 ROOT = Path(__file__).parents[2]
@@ -107,13 +108,29 @@ BLOCK = {
 }  # fmt: skip
 
 
-def test_measured_times_stand_beside_modelled_ones(tmp_path):
-    record = {"benchmark": "block_forward", "shape": "s", "dtype": "bf16", "provider": "triton", "p50_us": 12.5}
-    peer = {**record, "provider": "sdpa", "p50_us": 99.0}
-    both = {**record, "benchmark": "block_forward_backward", "p50_us": 40.0}
-    lines = [json.dumps(line) for line in (record, peer, both)]
-    (tmp_path / "h200.jsonl").write_text("\n".join([*lines, ""]))
-    assert read_measured(tmp_path) == {("s", "bf16", "forward"): 12.5, ("s", "bf16", "forward+backward"): 40.0}
+def test_measured_times_are_those_of_our_block_on_the_very_chip(tmp_path, monkeypatch):
+    """From records as the harness writes them, both modes, two methods, two devices and a peer among them."""
+
+    def measured(device, time, provider="triton", **changes):
+        monkeypatch.setattr("benchmarks.records.device_name", lambda _: device)
+        environment.cache_clear()
+        place = dict(benchmark="attention", shape="s", dtype="bf16", mode="forward", method="graph") | changes
+        append(Record(provider=provider, p50_us=time, **place), "cuda", tmp_path)
+
+    measured("NVIDIA H200", 12.5)
+    measured("NVIDIA H200", 40.0, mode="forward+backward")
+    measured("NVIDIA H200", 99.0, method="eager")
+    measured("NVIDIA H200", 98.0, provider="sdpa-cudnn")
+    measured("NVIDIA H200", None, shape="t")
+    measured("NVIDIA H200", 97.0, benchmark="gate")
+    measured("NVIDIA A100-SXM4-80GB", 30.0)
+    measured("NVIDIA H100 80GB HBM3", 96.0)  # no chip that limits are known of
+    environment.cache_clear()
+    assert read_measured(tmp_path) == {
+        (90, "s", "bf16", "forward"): 12.5,
+        (90, "s", "bf16", "forward+backward"): 40.0,
+        (80, "s", "bf16", "forward"): 30.0,
+    }
     assert read_measured(tmp_path / "nowhere") == {}
     assert block_table([BLOCK]).splitlines()[-1].endswith("not measured")
     assert block_table([{**BLOCK, "measured_us": 12.5}]).splitlines()[-1].endswith("12.50")
