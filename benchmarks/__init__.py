@@ -1,1 +1,1 @@
-"""What the kernels cost: modelled from their machine code on any machine, measured on a GPU."""
+"""Measurements of the kernels, layers and training steps against their peers, and reports on the machine code."""

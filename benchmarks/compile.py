@@ -1,7 +1,7 @@
-"""Compile a plan for a GPU that need not be there, and read what the machine code uses.
+"""Compiles a kernel for a GPU that need not be there, and reads what its machine code uses.
 
-Works where only torch, triton and numpy are: the assembler and disassembler come with Triton. What was read is kept
-beside Triton's own cache, so that a second report costs no disassembly.
+Needs torch, triton and numpy: the assembler and disassembler come with Triton. What was read is kept in Triton's own
+cache, so a second report disassembles nothing.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what the launchers ask for; Triton 3.9 warns when unset
 
-from benchmarks.sass import Code, parse
-
 _RESOURCE = re.compile(r"(REG|STACK|LOCAL):(\d+)")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@(!?U?PT?\d*)\s+)?([A-Z][A-Za-z0-9_.]*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compilation produced. `shared` and `stack` are bytes, `tmem` columns; `sass` is nvdisasm's text."""
+    """One kernel's machine code. `stack`, `local` and `shared` are bytes, `tmem` is columns of tensor memory.
+
+    `opcodes` counts the instructions by opcode with modifiers ("LDG.E.128").
+    """
 
     arch: int
     warps: int
@@ -34,32 +37,34 @@ class Compiled:
     local: int
     shared: int
     tmem: int
-    sass: str
-    ttir: str
+    opcodes: dict[str, int]
 
     @property
     def spills(self) -> int:
-        """Loads and stores of local memory in the code, and bytes of local memory: 0 is the only good answer."""
-        return self.code().count("LDL", "STL") + self.local
+        """Loads and stores of local memory, plus bytes of local memory; anything but 0 is a fault."""
+        return self.count("LDL", "STL") + self.local
 
-    def code(self) -> Code:
-        """The machine code, parsed."""
-        return _parsed(self.sass)
-
-
-_PARSED: dict[str, Code] = {}
+    def count(self, *prefixes: str) -> int:
+        """Return how many instructions have an opcode that starts with one of `prefixes`."""
+        return sum(count for op, count in self.opcodes.items() if op.startswith(prefixes))
 
 
-def _parsed(text: str) -> Code:
-    if text not in _PARSED:
-        _PARSED[text] = parse(text)
-    return _PARSED[text]
+def opcodes(sass: str) -> Counter[str]:
+    """Return the number of instructions by opcode in `sass`, the output of nvdisasm.
+
+    Instructions that never run (predicate !PT) are left out. Raises ValueError if there is no instruction.
+    """
+    found = Counter(op for predicate, op in _INSTRUCTION.findall(sass) if predicate != "!PT")
+    if not found:
+        raise ValueError("opcodes: sass must hold at least one instruction, got none")
+    return found
 
 
 def compile_key(plan: Any, arch: int) -> tuple[Any, ...]:
-    """Equal for two plans that compile to the same code for `arch`, whatever their grids and trip counts."""
+    """Return a key that is equal for two plans with the same machine code on `arch`, whatever their grids."""
+    function = getattr(plan.kernel, "fn", plan.kernel)
     return (
-        _kernel_name(plan.kernel),
+        f"{function.__module__}.{function.__qualname__}",
         tuple(sorted(plan.signature.items())),
         tuple(sorted((name, repr(value)) for name, value in plan.constexprs.items())),
         tuple(sorted(plan.divisible_by_16)),
@@ -70,15 +75,11 @@ def compile_key(plan: Any, arch: int) -> tuple[Any, ...]:
     )
 
 
-def _kernel_name(kernel: Any) -> str:
-    function = getattr(kernel, "fn", kernel)
-    return f"{function.__module__}.{function.__qualname__}"
-
-
 def compile_plan(plan: Any, arch: int) -> Compiled:
-    """Compile `plan` for compute capability `arch` (80, 90, 100) and read the result; no GPU is needed.
+    """Compile `plan` for compute capability `arch` (90 for 9.0) and read the result; no GPU is needed.
 
-    Raises RuntimeError if kernels were imported for the interpreter (TRITON_INTERPRET=1).
+    Raises RuntimeError if kernels were imported for the interpreter (TRITON_INTERPRET=1), or if `plan` misses an
+    argument of its kernel.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -87,7 +88,7 @@ def compile_plan(plan: Any, arch: int) -> Compiled:
     kernel = plan.kernel
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError(
-            f"compile_plan: kernel must be compiled code = JITFunction, got {type(kernel).__name__}; "
+            f"compile_plan: kernel must be a JITFunction, got {type(kernel).__name__}; "
             "unset TRITON_INTERPRET before sagan_fast is imported"
         )
     signature, constexprs = {}, dict(plan.constexprs)
@@ -102,36 +103,25 @@ def compile_plan(plan: Any, arch: int) -> Compiled:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
     options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, **plan.options)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    cubin = compiled.asm["cubin"]
-    record = _cached(cubin, triton.__version__)
     metadata = compiled.metadata
     return Compiled(
         arch=arch,
         warps=metadata.num_warps,
         shared=metadata.shared,
         tmem=getattr(metadata, "tmem_size", 0) or 0,
-        ttir=str(compiled.asm["ttir"]),
-        **record,
+        **_cached(compiled.asm["cubin"], triton.__version__),
     )
 
 
 def _cached(cubin: bytes, version: str) -> dict[str, Any]:
-    """Registers, stack, local memory and disassembly of `cubin`, from the cache folder if it has them."""
-    name = hashlib.sha256(version.encode() + cubin).hexdigest()[:32]
-    path = cache_folder() / "disassembled" / f"{name}.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
-    record = _disassemble(cubin)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(record, file)
-    os.replace(file.name, path)  # two processes may write the same file
-    return record
+    """Registers, stack, local memory and opcodes of `cubin`, from Triton's cache folder if it has them."""
+    from triton.runtime.cache import get_cache_manager
 
-
-def cache_folder() -> Path:
-    """TRITON_CACHE_DIR, or Triton's default."""
-    return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    cache = get_cache_manager(hashlib.sha256(f"opcodes of {version}".encode() + cubin).hexdigest())
+    path = cache.get_file("opcodes.json")
+    if path is None:
+        path = cache.put(json.dumps(_disassemble(cubin)), "opcodes.json")
+    return dict(json.loads(Path(path).read_text()))
 
 
 def _disassemble(cubin: bytes) -> dict[str, Any]:
@@ -142,9 +132,11 @@ def _disassemble(cubin: bytes) -> dict[str, Any]:
         file.write(cubin)
         file.flush()
         usage = _run(tools.cuobjdump.path, "--dump-resource-usage", file.name)
-        text = _run(tools.nvdisasm.path, "-g", "-c", file.name)
+        text = _run(tools.nvdisasm.path, "-c", file.name)
     numbers = {name: int(value) for name, value in _RESOURCE.findall(usage)}
-    return {"registers": numbers["REG"], "stack": numbers["STACK"], "local": numbers["LOCAL"], "sass": text}
+    return {
+        "registers": numbers["REG"], "stack": numbers["STACK"], "local": numbers["LOCAL"], "opcodes": opcodes(text),
+    }  # fmt: skip
 
 
 def _run(*command: str) -> str:
@@ -152,18 +144,17 @@ def _run(*command: str) -> str:
 
 
 def resources(compiled: Compiled) -> dict[str, int]:
-    """What a row of the report says about the code itself: registers, stack, spills, smem, and instruction counts."""
-    code = compiled.code()
+    """Return what a row of the report says about the machine code: registers, bytes and instruction counts."""
     return {
         "registers": compiled.registers,
         "stack": compiled.stack,
         "spills": compiled.spills,
         "smem": compiled.shared,
         "tmem": compiled.tmem,
-        "hgmma": code.count("HGMMA"),
-        "hmma": code.count("HMMA"),
-        "utchmma": code.count("UTCHMMA"),
-        "mufu": code.count("MUFU"),
-        "ldg128": sum(i.base == "LDG" and ".128" in i.op for i in code.instructions),
-        "instructions": len(code.instructions),
+        "hgmma": compiled.count("HGMMA"),
+        "hmma": compiled.count("HMMA"),
+        "utchmma": compiled.count("UTCHMMA"),
+        "mufu": compiled.count("MUFU"),
+        "ldg128": sum(count for op, count in compiled.opcodes.items() if op.startswith("LDG.") and ".128" in op),
+        "instructions": sum(compiled.opcodes.values()),
     }

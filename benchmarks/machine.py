@@ -1,4 +1,4 @@
-"""What the modelled chips can do in a clock, and where each number is from: the only constants of the time model.
+"""What the known chips can do at most, and where each number is from: the only table of chips.
 
 Sources
 - [guide] CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions" and "Technical Specifications per
@@ -6,10 +6,7 @@ Sources
 - [white] NVIDIA's A100, H100 and Blackwell architecture papers and data sheets: peak tensor rates, clocks, bandwidth.
   The clock is the one at which SMs x operations per clock gives the published dense peak (A100 312, H100/H200 989,
   B200 2250 TFLOP/s in 16 bits).
-- [bench] Luo et al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking",
-  https://arxiv.org/abs/2402.13499: mma.sync reaches about 63 % of Hopper's peak; wgmma the whole of it.
 - [fa3] FlashAttention-3, https://arxiv.org/abs/2407.08608: 3.9 T exponentials/s on H100, so 16 a clock and SM.
-- [same] no figure published: taken as on the generation before.
 """
 
 from __future__ import annotations
@@ -19,9 +16,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """One chip; `device` is its name in PyTorch. Rates are per clock and SM.
+    """One chip; `device` is its name in PyTorch. Rates are per clock and multiprocessor (SM).
 
-    `*_lanes`: threads' worth of instructions; `*_bytes`: bytes; `tensor`: FLOP.
+    `tensor`: FLOP of the tensor cores by precision; `mufu_lanes`: exponentials; `fp32_lanes`: multiply-adds.
     """
 
     arch: int
@@ -29,17 +26,9 @@ class Machine:
     sms: int
     clock_hz: float
     tensor: dict[str, int]
-    mma_sync: float
     mufu_lanes: int
     fp32_lanes: int
-    imad_lanes: int
-    alu_lanes: int
-    shuffle_lanes: int
-    lsu_bytes: int
-    issue: int
-    l2_bytes: float
     hbm_bytes_per_s: float
-    l2_size: int
     smem_block: int
     smem_sm: int
     registers_sm: int = 65536
@@ -47,27 +36,44 @@ class Machine:
     blocks_sm: int = 32
     tmem_columns: int = 0
 
-    def us(self, clocks: float) -> float:
-        """Microseconds of so many clocks."""
-        return clocks / self.clock_hz * 1e6
-
     def limit_us(self, flops: float, exps: float, nbytes: float, dtype: str) -> tuple[float, str]:
-        """The least time of such work on the whole chip in microseconds, and what sets it: tensor, mufu or hbm.
+        """Return the roofline limit of such work on the whole chip in microseconds, and what sets it.
 
-        fp32 means IEEE products, on the FP32 lanes (two FLOP a lane); tf32, fp16 and bf16 use the tensor cores.
+        That is "tensor", "mufu" or "hbm", or "fp32" for products in IEEE float32, which run on the FP32 lanes.
         """
+        second = self.sms * self.clock_hz
         times = {
-            "tensor" if dtype in self.tensor else "fp32": self.us(flops / self.flop_rate(dtype) / self.sms),
-            "mufu": self.us(exps / self.mufu_lanes / self.sms),
+            "tensor" if dtype in self.tensor else "fp32": flops / self.flop_rate(dtype) / second * 1e6,
+            "mufu": exps / self.mufu_lanes / second * 1e6,
             "hbm": nbytes / self.hbm_bytes_per_s * 1e6,
         }
         name = max(times, key=times.__getitem__)
         return times[name], name
 
     def flop_rate(self, dtype: str) -> int:
-        """FLOP per clock and SM of products in this precision."""
+        """Return the FLOP per clock and SM of products in this precision."""
         return self.tensor.get(dtype, 2 * self.fp32_lanes)
 
+    def resident_blocks(self, registers: int, warps: int, shared: int, tmem: int = 0) -> tuple[int, str]:
+        """Return how many blocks of a kernel fit on one SM at a time, and what limits them.
+
+        That is "registers", "warps", "blocks", "smem" or "tmem"; `registers` are those of a thread.
+        """
+        per_warp = -(-max(registers, 1) * 32 // 256) * 256  # registers are handed out by 256 a warp, in four quarters
+        room = {
+            "registers": 4 * (self.registers_sm // 4 // per_warp) // warps,
+            "warps": self.warps_sm // warps,
+            "blocks": self.blocks_sm,
+            "smem": self.smem_sm // (shared + SMEM_RESERVED),
+        }
+        if self.tmem_columns and tmem:
+            room["tmem"] = self.tmem_columns // tmem
+        name = min(room, key=room.__getitem__)
+        return room[name], name
+
+
+SMEM_RESERVED = 1024
+"""Bytes of shared memory that CUDA keeps for itself in every resident block [guide]."""
 
 MACHINES = {
     machine.arch: machine
@@ -78,19 +84,11 @@ MACHINES = {
             sms=108,
             clock_hz=1.41e9,
             tensor={"fp16": 2048, "bf16": 2048, "tf32": 1024},  # [white] 312 and 156 TFLOP/s
-            mma_sync=1.0,
             mufu_lanes=16,  # [guide]
             fp32_lanes=64,  # [guide]
-            imad_lanes=64,  # [guide] 32-bit integer multiply-add
-            alu_lanes=64,  # [guide] integer add, compare, minimum, logic
-            shuffle_lanes=32,  # [guide]
-            lsu_bytes=128,  # [guide] 32 banks of 4 bytes
-            issue=4,  # [white] four schedulers, one warp instruction each
-            l2_bytes=5120 / 108,  # [white] 5120 B a clock for the chip
             hbm_bytes_per_s=2.039e12,  # [white]
-            l2_size=40 << 20,
             smem_block=166912,  # [guide] 163 KB
-            smem_sm=164 << 10,
+            smem_sm=164 << 10,  # [guide]
         ),
         Machine(
             arch=90,
@@ -98,19 +96,11 @@ MACHINES = {
             sms=132,
             clock_hz=1.83e9,
             tensor={"fp16": 4096, "bf16": 4096, "tf32": 2048},  # [white] 989 and 495 TFLOP/s
-            mma_sync=0.63,  # [bench]
             mufu_lanes=16,  # [guide], [fa3]
             fp32_lanes=128,  # [guide]
-            imad_lanes=64,  # [guide]
-            alu_lanes=64,  # [guide]
-            shuffle_lanes=32,  # [guide]
-            lsu_bytes=128,  # [guide]
-            issue=4,  # [white]
-            l2_bytes=5120 / 132,  # [same] the A100's 5120 B a clock for the chip
             hbm_bytes_per_s=4.8e12,  # [white]; an H100-SXM has 3.35e12 and is otherwise the same
-            l2_size=50 << 20,
             smem_block=232448,  # [guide] 227 KB
-            smem_sm=228 << 10,
+            smem_sm=228 << 10,  # [guide]
         ),
         Machine(
             arch=100,
@@ -118,24 +108,13 @@ MACHINES = {
             sms=148,
             clock_hz=1.85e9,
             tensor={"fp16": 8192, "bf16": 8192, "tf32": 4096},  # [white] 2250 and 1125 TFLOP/s
-            mma_sync=0.31,  # [same] mma.sync at Hopper's absolute rate
             mufu_lanes=16,  # [guide]
             fp32_lanes=128,  # [guide]
-            imad_lanes=64,  # [guide]
-            alu_lanes=64,  # [guide]
-            shuffle_lanes=32,  # [guide]
-            lsu_bytes=128,  # [guide]
-            issue=4,  # [white]
-            l2_bytes=5120 / 132,  # [same]
             hbm_bytes_per_s=7.7e12,  # [white] HGX B200
-            l2_size=126 << 20,
             smem_block=232448,  # [guide]
-            smem_sm=228 << 10,
+            smem_sm=228 << 10,  # [guide]
             tmem_columns=512,  # [white]
         ),
     )
 }
-"""The modelled chip of each compilation target, by compute capability times ten."""
-
-SMEM_RESERVED = 1024
-"""Bytes of shared memory that CUDA keeps of every resident block from compute capability 8.0 on [guide]."""
+"""One chip for each compilation target, by compute capability times ten."""

@@ -1,4 +1,4 @@
-"""The shapes that everything is modelled and measured on, and what one block of such a shape needs at the least."""
+"""The shapes that everything is measured on, and the least that one block of such a shape needs."""
 
 from __future__ import annotations
 

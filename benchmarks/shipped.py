@@ -1,4 +1,4 @@
-"""Every launch that the shipped configs make for the standard shapes: what the report compiles and models.
+"""Every launch that the shipped configs make for the standard shapes: what the report compiles.
 
 The launchers themselves run, on tensors without memory, while `kernels/launch.py` records.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.shapes import BLOCK_SHAPES, ELEMENT_BYTES, SAGAN_MATRICES, BlockShape
+from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, BlockShape
 from sagan_fast.kernels.configs import INTERPRETED_ARCH as HOPPER
 from sagan_fast.kernels.launch import Plan
 
@@ -107,18 +107,6 @@ def functional_launches(shape: BlockShape, dtype: str, arch: int) -> list[Launch
         assert lse is not None
         attention_bwd(torch.empty_like(out), q, k, v, out, lse)
     return [Launch(plan, shape.name, FUNCTIONAL) for plan in found.plans]
-
-
-def library_products(shape: BlockShape, dtype: str) -> list[tuple[int, int]]:
-    """FLOP and bytes of the backward products that PyTorch's library computes: dx, dW_theta,phi,g and dW_o."""
-    n, D, size = shape.B * shape.N, 2 * shape.d_qk + shape.d_v, ELEMENT_BYTES[dtype]
-    products = [
-        (2 * n * D * shape.C, size * n * (D + 2 * shape.C)),
-        (2 * n * D * shape.C, size * n * (D + shape.C)),
-    ]
-    if shape.out_proj:
-        products.append((2 * n * shape.d_v * shape.C, size * n * (shape.d_v + shape.C)))
-    return products
 
 
 def spectral_norm_plans(

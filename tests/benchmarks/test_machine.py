@@ -26,3 +26,22 @@ def test_the_limit_is_the_largest_need():
     assert machine.limit_us(4096 * second, 32 * second, 0, "bf16") == (pytest.approx(2e6), "mufu")
     assert machine.limit_us(256 * second, 0, 3 * 4.8e12, "fp32") == (pytest.approx(3e6), "hbm")
     assert machine.limit_us(256 * second, 0, 0, "fp32") == (pytest.approx(1e6), "fp32")
+
+
+@pytest.mark.parametrize(
+    "arch, registers, warps, shared, tmem, expected",
+    [
+        (90, 128, 8, 20000, 0, (2, "registers")),
+        (90, 127, 8, 20000, 0, (2, "registers")),  # handed out by eight a thread
+        (90, 129, 8, 20000, 0, (1, "registers")),
+        (90, 168, 4, 20000, 0, (3, "registers")),
+        (90, 255, 4, 120000, 0, (1, "smem")),
+        (90, 32, 1, 0, 0, (32, "blocks")),
+        (90, 32, 4, 0, 0, (16, "registers")),
+        (80, 64, 4, 166912, 0, (1, "smem")),
+        (90, 64, 4, 300000, 0, (0, "smem")),
+        (100, 64, 4, 20000, 256, (2, "tmem")),
+    ],
+)
+def test_resident_blocks(arch, registers, warps, shared, tmem, expected):
+    assert MACHINES[arch].resident_blocks(registers, warps, shared, tmem) == expected
