@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_attention, bench_layers, bench_loader, bench_spectral_norm, bench_train_step, ceilings
+from benchmarks import bench_attention, bench_loader, bench_spectral_norm, bench_train_step, ceilings
 from benchmarks.harness import Case, DeviceLost, Effort, measure
 from benchmarks.journal import Journal, supervise
 from benchmarks.records import RESULTS, Record, append, results_file
@@ -66,7 +66,6 @@ def gpu_parts(device: str = "cuda") -> dict[str, Part]:
         "spectral_norm": lambda: bench_spectral_norm.cases(device, matrices, "cuda"),
         "attention-compiled": attention,
         "train_step": lambda: bench_train_step.cases(device, steps, dry, "cuda"),
-        "layers": lambda: bench_layers.cases(device, dry, "cuda"),
         "sweep": lambda: _without_compiled(attention(bench_attention.sweep("cuda"))),
         "dtypes": lambda: _without_compiled(attention(STANDARD_SHAPES, ("tf32", "fp16", "fp32"))),
     }
@@ -77,7 +76,6 @@ CPU: dict[str, Part] = {
     "attention": lambda: bench_attention.cases("cpu"),
     "spectral_norm": lambda: bench_spectral_norm.cases("cpu"),
     "train_step": lambda: bench_train_step.cases("cpu", (("shapes-32", 32),)),
-    "layers": lambda: bench_layers.cases("cpu"),
     "sweep": lambda: bench_attention.cases("cpu", shapes=bench_attention.sweep("cpu")),
 }
 
@@ -201,7 +199,7 @@ def loader(options: argparse.Namespace) -> int:
 def warm(parts: dict[str, Part], index: int, count: int) -> int:
     """Compile every `count`-th of the compiled providers into the caches on disk, while something else runs."""
     number = 0
-    for name in ("attention-compiled", "spectral_norm", "train_step", "layers"):
+    for name in ("attention-compiled", "spectral_norm", "train_step"):
         for case in parts[name]() if name in parts else ():
             for provider in case.providers:
                 if any(word in provider.name for word in COMPILED):

@@ -60,7 +60,7 @@ def test_commits_of_one_device_and_day_are_named_together(tmp_path, monkeypatch)
             "benchmarks.records._output", lambda *command, c=commit: c if "rev-parse" in command else ""
         )
         environment.cache_clear()
-        append(Record("layers", commit, "fp32", "forward", "ours", "wall", p50_us=1.0), "cpu", tmp_path)
+        append(Record("attention", commit, "fp32", "forward", "ours", "wall", p50_us=1.0), "cpu", tmp_path)
     environment.cache_clear()
     assert document(tmp_path).count("Measured on") == 1 and ", commit aaa, bbb.\n" in document(tmp_path)
 

@@ -28,7 +28,7 @@ def test_the_dry_run_walks_every_case_of_a_gpu(tmp_path, capsys):
     out = capsys.readouterr().out
     counts = dict(re.findall(r"benchmarks: (\S+): (\d+) cases; nothing recorded", out))
     assert {name: int(count) for name, count in counts.items()} == {
-        "gate": 18, "attention": 18, "spectral_norm": 2, "attention-compiled": 18, "train_step": 1, "layers": 12,
+        "gate": 18, "attention": 18, "spectral_norm": 2, "attention-compiled": 18, "train_step": 1,
         "sweep": 18, "dtypes": 16,
     }  # fmt: skip
     lost = {line.split()[0] for line in out.splitlines() if "cannot run" in line}
@@ -79,11 +79,11 @@ def test_a_part_records_as_it_goes_and_goes_on_where_it_stopped(tmp_path, capsys
 
 
 def test_parts_run_in_processes_of_their_own(tmp_path, capfd):
-    args = ["--device", "cpu", "--out", str(tmp_path), "--rounds", "1", "--only", "layers spectral-conv"]
+    args = ["--device", "cpu", "--out", str(tmp_path), "--rounds", "1", "--only", "attention cpu-shapes"]
     assert main(args) == 0
-    assert "benchmarks: layers: 2 cases" in capfd.readouterr().out
+    assert "benchmarks: attention: 2 cases" in capfd.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
-    assert [r["benchmark"] for r in records] == ["ceilings"] * 3 + ["layers"] * 4
+    assert [r["benchmark"] for r in records] == ["ceilings"] * 3 + ["attention"] * 6
 
 
 def test_a_provider_that_takes_the_device_along_is_lost_and_said(tmp_path, monkeypatch, capsys):
