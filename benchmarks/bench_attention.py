@@ -1,4 +1,10 @@
-"""The attention block, ours against every peer: python -m benchmarks.bench_attention [options of benchmarks.run]."""
+"""The attention block, ours against everything a user would take instead.
+
+    python -m benchmarks.bench_attention --help
+
+All providers get the same channels_last maps, weights and scale 1. So rows of q, k and v have no gaps, and no fused
+backend of PyTorch refuses them. A provider that cannot do the work raises, and its reason is recorded.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +14,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.bench import Part, Target
 from benchmarks.ceilings import TORCH_DTYPES
+from benchmarks.command import main
 from benchmarks.harness import Case, Provider, Run
-from benchmarks.peers_attention import blocks, sdpa_choice
-from benchmarks.shapes import BLOCK_SHAPES, BlockShape
+from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES, BlockShape
+from sagan_fast import functional
+from sagan_fast.kernels.attention import reference
+
+Core = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""softmax(q kᵀ) v on (B, N, D_QK), (B, M, D_QK), (B, M, D_V)."""
+Block = Callable[..., Tensor]
+"""The block as a function of x, w_theta, w_phi, w_g, w_o (or None) and gamma."""
 
 CACHE_BYTES = {"cuda": 150 << 20, "cpu": 0}
-"""Inputs of a case are together larger than this, two and a half times the L2 of an H200, or there are MOST_SETS."""
-
+"""The input sets of a case together hold at least this much, 2.5 times the L2 of an H200, or there are MOST_SETS."""
 MOST_SETS = 64
 
 CPU_SHAPES = (
@@ -28,77 +43,85 @@ CPU_SHAPES = (
 )
 
 
-def sweep(device: str) -> list[BlockShape]:
+def sweep(target: Target) -> list[BlockShape]:
     """Return shapes over N from 256 to 16384, and over B from 1 to 256."""
-    if device == "cpu":
-        base, B, prefix = BlockShape("", 1, 32, 32, 32, 4, 16), 1, "cpu-sweep"
-    else:
+    if target.gpu:
         base, B, prefix = BlockShape("", 64, 128, 64, 64, 16, 64), 16, "sweep"
+    else:
+        base, B, prefix = BlockShape("", 1, 32, 32, 32, 4, 16), 1, "cpu-sweep"
     sized = [replace(base, name=f"{prefix}-N{s * s}", B=B, H=s, W=s) for s in (16, 32, 64, 128)]
     return sized + [replace(base, name=f"{prefix}-B{b}", B=b) for b in (1, 4, 16, 64, 256)]
 
 
-def cases(
-    device: str, dtypes: Sequence[str] = ("bf16",), shapes: Sequence[BlockShape] | None = None, who: str | None = None
-) -> Iterator[Case]:
-    """Yield the block's cases: every shape and dtype, forward and forward+backward; `who` as in `case`."""
-    if shapes is None:
-        shapes = CPU_SHAPES if device == "cpu" else BLOCK_SHAPES
-    for dtype in ["fp32"] if device == "cpu" else dtypes:
+def cases(target: Target, shapes: Sequence[BlockShape], dtypes: Sequence[str] = ("bf16",)) -> Iterator[Case]:
+    """Yield the block's cases: every dtype and shape, forward and forward+backward; on the CPU in float32 alone."""
+    for dtype in dtypes if target.device == "cuda" else ("fp32",):
         for shape in shapes:
             for mode in ("forward", "forward+backward"):
-                yield case(shape, dtype, mode, device, who)
+                yield case(replace(shape, B=1, H=8, W=8) if target.dry_run else shape, dtype, mode, target)
 
 
-def case(shape: BlockShape, dtype: str, mode: str, device: str, who: str | None = None) -> Case:
-    """Return the case of one block: its providers share inputs, which are made when the first of them is prepared.
+def gate(target: Target) -> Iterator[Case]:
+    """Yield our kernels on every shape at a small batch: wrong results are known before anything is timed."""
+    for one in cases(target, [replace(shape, B=min(shape.B, 4)) for shape in BLOCK_SHAPES]):
+        yield replace(one, benchmark="gate").only(lambda p: p.name in ("eager", "triton"))
 
-    `who`: the device whose providers are asked, where that is not `device`: a GPU's, in a dry run.
-    """
-    backward = mode != "forward"
+
+def standard(target: Target) -> Iterator[Case]:
+    """Yield the shapes that targets are stated for, with all providers."""
+    return cases(target, BLOCK_SHAPES if target.gpu else CPU_SHAPES)
+
+
+def quick(cases: Iterator[Case]) -> Iterator[Case]:
+    """Yield `cases` without the providers that take long to compile."""
+    return (case.only(lambda p: not p.compiles) for case in cases)
+
+
+PARTS = (
+    Part("gate", gate, cpu=False, timed=False),
+    Part("attention", lambda target: quick(standard(target))),
+    Part("attention-compiled", standard, cpu=False),
+    Part("sweep", lambda target: quick(cases(target, sweep(target)))),
+    Part("dtypes", lambda target: quick(cases(target, STANDARD_SHAPES, ("tf32", "fp16", "fp32"))), cpu=False),
+)
+
+
+def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
+    """Return the case of one block. Its providers share inputs, made when the first of them is prepared."""
+    backward, device = mode != "forward", target.device
     x_bytes = shape.B * shape.C * shape.N * TORCH_DTYPES[dtype].itemsize
-    num_sets = max(1, min(MOST_SETS, -(-CACHE_BYTES[device] // x_bytes))) if CACHE_BYTES[device] else 1
-    made: list[list[Tensor | None]] = []
+    num_sets = max(1, min(MOST_SETS, -(-CACHE_BYTES[device] // x_bytes)))
 
+    @functools.cache
     def sets() -> list[list[Tensor | None]]:
-        if not made:
-            made.extend(inputs(shape, dtype, device, seed) for seed in range(num_sets))
-        return made
+        return [inputs(shape, dtype, device, seed) for seed in range(num_sets)]
 
     @functools.cache
     def d_ys() -> list[Tensor]:
         return [gradient(shape, dtype, device, seed) for seed in range(num_sets)] if backward else []
 
-    def provider(name: str, maker: Callable[[], Callable[..., Tensor]]) -> Provider:
-        def prepare() -> Run:
-            return runner(maker(), sets(), d_ys())
+    def chosen() -> str:
+        sizes = ((shape.N, shape.d_qk), (shape.M, shape.d_qk), (shape.M, shape.d_v))
+        q, k, v = (torch.empty(shape.B, *size, device=device, dtype=TORCH_DTYPES[dtype]) for size in sizes)
+        return sdpa_choice(*(t.requires_grad_(backward) for t in (q, k, v)))
 
-        def note() -> str:
-            if name != "sdpa" or device == "cpu":
-                return ""
-            sizes = ((shape.N, shape.d_qk), (shape.M, shape.d_qk), (shape.M, shape.d_v))
-            q, k, v = (torch.empty(shape.B, *size, device=device, dtype=TORCH_DTYPES[dtype]) for size in sizes)
-            return sdpa_choice(*(t.requires_grad_(backward) for t in (q, k, v)))
-
-        return Provider(name, prepare, note)
+    def provider(name: str, make: Callable[[], Block]) -> Provider:
+        note = chosen if name == "sdpa" and device == "cuda" else str
+        return Provider(name, lambda: runner(make(), sets(), d_ys()), note, compiles=name in COMPILED)
 
     def truth() -> list[Tensor]:
         exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in sets()[0]]
-        return list(runner(chunked_truth(shape.pool), [exact], [d_y.double() for d_y in d_ys()[:1]])(0))
+        return list(
+            runner(in_parts(block(reference.attention, shape.pool)), [exact], [d.double() for d in d_ys()[:1]])(0)
+        )
 
     return Case(
         "attention", shape.name, dtype, mode,
-        [provider(name, maker) for name, maker in blocks(shape.pool, who or device).items()],
+        [provider(name, make) for name, make in blocks(shape.pool, target).items()],
         truth, num_sets, config=vars(shape) | {"channels_last": True},
         own=lambda: [t for t in sets()[0] if t is not None],
         needs=(shape.flops(backward), shape.exps(backward), shape.bytes(dtype, backward)),
     )  # fmt: skip
-
-
-def chunked_truth(pool: bool) -> Callable[..., Tensor]:
-    """Return the eager block, four images at a time, so that float64 maps of 64x64 fit."""
-    one = blocks(pool, "cpu")["eager"]()
-    return lambda x, *weights: torch.cat([one(part, *weights) for part in x.split(4)])
 
 
 def inputs(shape: BlockShape, dtype: str, device: str, seed: int) -> list[Tensor | None]:
@@ -123,7 +146,7 @@ def gradient(shape: BlockShape, dtype: str, device: str, seed: int = 0) -> Tenso
     return d_y.contiguous(memory_format=torch.channels_last)
 
 
-def runner(function: Callable[..., Tensor], sets: Sequence[Sequence[Tensor | None]], d_ys: Sequence[Tensor]) -> Run:
+def runner(function: Block, sets: Sequence[Sequence[Tensor | None]], d_ys: Sequence[Tensor]) -> Run:
     """Return what runs `function` on input set i, and with `d_ys`, one a set, its gradients for all inputs too."""
 
     def run(i: int) -> list[Tensor]:
@@ -136,12 +159,125 @@ def runner(function: Callable[..., Tensor], sets: Sequence[Sequence[Tensor | Non
     return run
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure on the device at hand and append the records; see benchmarks/run.py for the options."""
-    from benchmarks.run import main as run
+# Providers, ours last
 
-    return run(["--only", "attention", *(argv or sys.argv[1:])])
+COMPILED = {"eager-compiled", "sdpa-compiled", "flex"}
+SDPA_BACKENDS = {
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-flash-padded": SDPBackend.FLASH_ATTENTION,
+}
+
+
+def blocks(pool: bool, target: Target) -> dict[str, Callable[[], Block]]:
+    """Return, by provider, what makes the block's function."""
+
+    def ours(x, w_theta, w_phi, w_g, w_o, gamma):
+        return functional.self_attention_2d(x, w_theta, w_phi, w_g, w_o, gamma, pool=pool, backend=target.backend)
+
+    eager, fused = block(reference.attention, pool), block(sdpa, pool)
+    makers: dict[str, Callable[[], Block]] = {"eager": lambda: eager, "sdpa": lambda: fused}
+    if target.gpu:
+        makers["eager-compiled"] = lambda: torch.compile(eager, dynamic=False)
+        makers["sdpa-compiled"] = lambda: torch.compile(fused, dynamic=False)
+        for name in SDPA_BACKENDS:
+            makers[name] = functools.partial(block, forced(name), pool)
+        for name, make in {"flex": flex, "flash-attention-4": flash_attention_4, "xformers": xformers}.items():
+            makers[name] = lambda make=make: block(make(), pool)
+    return {**makers, target.backend: lambda: ours}
+
+
+def block(core: Core, pool: bool) -> Block:
+    """Return the block as people write it around `core`."""
+
+    def run(x: Tensor, w_theta: Tensor, w_phi: Tensor, w_g: Tensor, w_o: Tensor | None, gamma: Tensor) -> Tensor:
+        q, k, v = F.conv2d(x, w_theta), F.conv2d(x, w_phi), F.conv2d(x, w_g)
+        if pool:
+            k, v = F.max_pool2d(k, 2), F.max_pool2d(v, 2)
+        out = core(*(maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in (q, k, v)))
+        maps = out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return x + gamma * (maps if w_o is None else F.conv2d(maps, w_o))
+
+    return run
+
+
+def in_parts(function: Block) -> Block:
+    """Return `function`, run on four images at a time, so that float64 maps of 64x64 fit."""
+    return lambda x, *weights: torch.cat([function(part, *weights) for part in x.split(4)])
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return attention by `scaled_dot_product_attention`, scale 1; PyTorch picks its backend."""
+    return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]
+
+
+def sdpa_choice(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """Return the name of the backend PyTorch picks for these."""
+    chosen = torch._fused_sdp_choice(q[:, None], k[:, None], v[:, None], None, 0.0, False, scale=1.0)
+    return {int(b): b.name for b in (*SDPA_BACKENDS.values(), SDPBackend.MATH)}.get(int(chosen), str(chosen))
+
+
+def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return `sdpa` with q, k and v zero-padded to one width, a multiple of 8, which FlashAttention-2 asks for."""
+    width = -(-max(q.shape[2], v.shape[2]) // 8) * 8
+    return sdpa(*(F.pad(t, (0, width - t.shape[2])) for t in (q, k, v)))[..., : v.shape[2]]
+
+
+def forced(name: str) -> Core:
+    """Return `sdpa` on the backend `name` of SDPA_BACKENDS alone."""
+    inner = padded if name == "sdpa-flash-padded" else sdpa
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPA_BACKENDS[name]):
+            return inner(q, k, v)
+
+    return run
+
+
+def widened(q: Tensor, k: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """Return q and k with zero channels added up to a multiple of `multiple`."""
+    missing = -q.shape[2] % multiple
+    return (F.pad(q, (0, missing)), F.pad(k, (0, missing))) if missing else (q, k)
+
+
+def flex() -> Core:
+    """Return compiled FlexAttention, scale 1, q and k padded to the 16 channels that it asks for."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = widened(q, k, 16 if q.shape[2] < 16 else 1)
+        return compiled(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]
+
+    return run
+
+
+def flash_attention_4() -> Core:
+    """Return FlashAttention-4, scale 1, q and k zero-padded to a multiple of 8 channels; ImportError without it."""
+    from flash_attn.cute import flash_attn_func
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = widened(q, k, 8)
+        return flash_attn_func(*(t[:, :, None] for t in (q, k, v)), softmax_scale=1.0)[0][:, :, 0]
+
+    return run
+
+
+def xformers() -> Core:
+    """Return xformers' attention, scale 1, q and k zero-padded to a multiple of 8 channels; ImportError without it.
+
+    It picks its kernel itself: FlashAttention-3 on Hopper where that is installed, else CUTLASS, which takes v of
+    another width than q and k.
+    """
+    from xformers.ops import memory_efficient_attention
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = widened(q, k, 8)
+        return memory_efficient_attention(*(t[:, :, None] for t in (q, k, v)), scale=1.0)[:, :, 0]
+
+    return run
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PARTS))

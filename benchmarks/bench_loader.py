@@ -1,20 +1,24 @@
-"""Images a second from the loader: packed sets and JPEG folders, by workers, and what training steps ask for.
+"""Images a second from the loader: packed sets and JPEG folders, by number of workers.
 
-python -m benchmarks.bench_loader [options of benchmarks.run]. The data are made up and lie in a temporary folder: a
-packed set of random images of 128x128, and JPEGs of 500x375, ImageNet's usual size. All is read from the page cache.
-On a GPU the batches go through pinned memory to the device, as in training.
+    python -m benchmarks.bench_loader --help
 
-A sample opens a loader, takes what its workers may have read ahead, and times the batches that follow; its time is for
+The data are made up and lie in a temporary folder: a packed set of random images of 128x128, and JPEGs of 500x375,
+ImageNet's usual size. All is read from the page cache. On a GPU the batches go through pinned memory to the device, as
+in training.
+
+A sample opens a loader, takes what its workers may have read ahead, and times the batches that follow. Its time is for
 256 images, whatever the batch. Decoding JPEGs is so much slower that its batches are smaller.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +26,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from benchmarks.harness import Effort
-from benchmarks.records import Record, gpus, read, results_file
-from benchmarks.text import table
+from benchmarks.bench import Part, Target
+from benchmarks.command import main
+from benchmarks.harness import Case, Provider, Run
 from sagan_fast.data import ImageDataset, batches, open_dataset
+from sagan_fast.data.loader import epoch_order
 from sagan_fast.data.packed_writer import Chunk, PackedWriter
 
 IMAGES = 256
 """What a record's time is for."""
-MAX_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -48,51 +53,83 @@ class Size:
     workers: Sequence[int] = (0, 1, 2, 4, 8)
 
 
-FULL = Size()
 TINY = Size(resolution=16, packed=64, files=8, batch=8, batches=2, file_batch=4, file_batches=1, workers=(0, 2))
 
 
-def records(device: str, effort: Effort, size: Size = FULL) -> Iterator[list[Record]]:
-    """Yield, for each number of workers, a record of each provider: packed, packed in processes, JPEG files."""
-    rng = np.random.default_rng(0)
+def cases(target: Target, size: Size | None = None) -> Iterator[Case]:
+    """Yield a case for each number of workers, with the packed set, the same in processes, and JPEG files."""
+    size = size or (TINY if target.dry_run else Size())
     with tempfile.TemporaryDirectory() as folder:
-        write_packed(Path(folder, "packed"), size, rng)
-        packed, in_processes = (open_dataset(f"packed:{folder}/packed", resolution=size.resolution) for _ in range(2))
-        in_processes.in_threads = False
-        providers: dict[str, ImageDataset] = {"packed": packed, "packed-processes": in_processes}
-        failed: list[Record] = []
-        try:
-            write_jpegs(Path(folder, "jpegs"), size.files, rng)
-            providers["folder-jpeg"] = open_dataset(f"folder:{folder}/jpegs", resolution=size.resolution)
-        except ImportError as error:
-            failed.append(_record("folder-jpeg", 0, device, size, error=f"cannot run: {error}"))
+        sets = data_sets(Path(folder), size)
         for workers in size.workers:
-            yield failed + _measured(providers, workers, device, min(effort.rounds, MAX_ROUNDS), size)
-            failed = []
+            yield case(sets, size, workers, target)
 
 
-def _measured(providers: dict[str, ImageDataset], workers: int, device: str, rounds: int, size: Size) -> list[Record]:
-    samples: dict[str, list[float]] = {name: [] for name in providers if workers or name != "packed-processes"}
-    for turn in range(rounds):
-        order = list(samples)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            batch, number = size.batch, size.batches
-            if name == "folder-jpeg":
-                batch, number = size.file_batch, size.file_batches
-            took = seconds_of_a_batch(providers[name], workers, number, device, batch, seed=turn)
-            samples[name].append(took / batch * IMAGES * 1e6)
-    made = []
-    for name, times in samples.items():
-        p20, p50, p80 = (float(np.quantile(times, q)) for q in (0.2, 0.5, 0.8))
-        values = dict(p20_us=p20, p50_us=p50, p80_us=p80, samples=len(times), note=f"{IMAGES / p50 * 1e6:.0f} images/s")
-        made.append(_record(name, workers, device, size, **values))
-    return made
+PARTS = (Part("loader", cases, by_default=False),)
 
 
-def _record(provider: str, workers: int, device: str, size: Size, **values: Any) -> Record:
-    config = {"images": IMAGES, "workers": workers, "to_device": device == "cuda", "processors": os.cpu_count()}
-    shape = f"{size.resolution}x{size.resolution}"
-    return Record("loader", shape, "uint8", f"workers-{workers}", provider, "wall", config=config, **values)
+def data_sets(folder: Path, size: Size) -> dict[str, Callable[[], ImageDataset]]:
+    """Return, by provider, what opens its made-up data set in `folder`. A set is written when it is first opened."""
+
+    @functools.cache
+    def written() -> Path:
+        write_packed(folder / "packed", size, np.random.default_rng(0))
+        return folder / "packed"
+
+    @functools.cache
+    def packed(in_threads: bool) -> ImageDataset:
+        opened = open_dataset(f"packed:{written()}", resolution=size.resolution)
+        opened.in_threads = in_threads
+        return opened
+
+    @functools.cache
+    def jpegs() -> ImageDataset:
+        write_jpegs(folder / "jpegs", size.files, np.random.default_rng(0))
+        return open_dataset(f"folder:{folder}/jpegs", resolution=size.resolution)
+
+    return {"packed": lambda: packed(True), "packed-processes": lambda: packed(False), "folder-jpeg": jpegs}
+
+
+def case(sets: Mapping[str, Callable[[], ImageDataset]], size: Size, workers: int, target: Target) -> Case:
+    """Return the case of so many workers: results are the first batch, held against the images read one by one."""
+
+    def provider(name: str) -> Provider:
+        opened, seeds = sets[name], itertools.count(1)
+        batch, number = (size.file_batch, size.file_batches) if name == "folder-jpeg" else (size.batch, size.batches)
+
+        def prepare() -> Run:
+            dataset = opened()
+            return lambda i: first_batch(dataset, workers, batch)
+
+        def truth() -> list[Tensor]:
+            dataset = opened()
+            items = [dataset[int(i)] for i in epoch_order(len(dataset), 0, 0)[:batch]]
+            return [torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])]
+
+        def timer() -> float:
+            took = seconds_of_a_batch(opened(), workers, number, target.device, batch, next(seeds))
+            return took / batch * IMAGES * 1e6
+
+        return Provider(name, prepare, truth=truth, timer=timer)
+
+    return Case(
+        "loader", f"{size.resolution}x{size.resolution}", "uint8", f"workers-{workers}",
+        [provider(name) for name in sets if workers or name != "packed-processes"], list,
+        tolerance=0.0, methods=("wall",), most_rounds=5,
+        config={
+            "images": IMAGES, "workers": workers, "to_device": target.device == "cuda", "processors": os.cpu_count(),
+        },
+    )  # fmt: skip
+
+
+def first_batch(dataset: ImageDataset, workers: int, batch_size: int) -> list[Tensor]:
+    """Return images and labels of the first batch of seed 0."""
+    stream: Any = batches(dataset, batch_size=batch_size, seed=0, num_workers=workers)
+    try:
+        images, labels = next(stream)
+        return [images, labels]
+    finally:
+        stream.close()
 
 
 def seconds_of_a_batch(
@@ -114,7 +151,7 @@ def seconds_of_a_batch(
         stream.close()
 
 
-def _use(batch: tuple[torch.Tensor, torch.Tensor], device: str) -> None:
+def _use(batch: tuple[Tensor, Tensor], device: str) -> None:
     for tensor in batch if device == "cuda" else ():
         tensor.to(device, non_blocking=True)
 
@@ -147,38 +184,5 @@ def write_packed(folder: Path, size: Size, rng: np.random.Generator) -> None:
     writer.close()
 
 
-def summary(found: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
-    """Return images/s of the loader's records in `found`, and what the train_step records in `steps` ask for.
-
-    Both are records as `benchmarks.records.read` returns them: of this machine, and of GPUs.
-    """
-    rows = []
-    for record in found:
-        if record["benchmark"] == "loader" and record["p50_us"] is not None:
-            rate, workers = IMAGES / record["p50_us"] * 1e6, record["config"]["workers"]
-            busy = min(max(workers, 1), record["config"]["processors"])
-            rows.append(
-                [record["provider"], workers, f"{rate:.0f}", f"{rate / busy:.0f}", record["device"], record["date"]]
-            )
-    header = ["provider", "workers", "images/s", "a core", "device", "date"]
-    parts = [table(header, rows) if rows else "loader: not measured"]
-    asked = [
-        f"{r['config']['batch_size'] / r['p50_us'] * 1e6:.0f} images/s ({r['shape']}, {r['device']})"
-        for r in steps
-        if r["benchmark"] == "train_step" and r["provider"] == "ours" and r["p50_us"] is not None
-    ]
-    return "\n".join([*parts, "training steps on a GPU ask for: " + (", ".join(asked) or "not measured")])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure on the device at hand, append the records, print the summary; see benchmarks/run.py for the options."""
-    from benchmarks.run import main as run
-
-    status = run(["--only", "loader", *(sys.argv[1:] if argv is None else argv)])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(summary(read(results_file(device)), [record for records in gpus().values() for record in records]))
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PARTS))

@@ -1,40 +1,43 @@
 """One update of all 44 spectral-normed weights of SAGAN, ours against torch's and BigGAN's.
 
-python -m benchmarks.bench_spectral_norm [options of benchmarks.run]
+python -m benchmarks.bench_spectral_norm --help
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.bench import Part, Target
+from benchmarks.command import main
 from benchmarks.harness import Case, Provider, Run
-from benchmarks.peers_spectral_norm import draw, modules, parameters
 from benchmarks.shapes import SAGAN_MATRICES, Matrix
 from sagan_fast.functional import spectral_norm_group
-from sagan_fast.layers.spectral_norm import fuse_spectral_norm
+from sagan_fast.layers.spectral_norm import fuse_spectral_norm, spectral_norm
 
 SMALL = tuple(Matrix(m.name, min(m.R, 64), min(m.K, 128)) for m in SAGAN_MATRICES)
 """The 44 matrices cut down, for trying the benchmark out."""
 
 
-def cases(device: str, matrices: Sequence[Matrix] = SAGAN_MATRICES, who: str | None = None) -> Iterator[Case]:
-    """Yield the forward (iteration, sigma, W/sigma) and forward+backward cases of all matrices together.
-
-    `who`: the device whose providers are asked, where that is not `device`: a GPU's, in a dry run.
-    """
+def cases(target: Target, matrices: Sequence[Matrix] | None = None) -> Iterator[Case]:
+    """Yield the forward (iteration, sigma, W/sigma) and forward+backward cases of all matrices together."""
+    matrices = matrices or (SMALL[::4] if target.dry_run else SAGAN_MATRICES)
     for mode in ("forward", "forward+backward"):
-        yield case(mode, device, matrices, who)
+        yield case(mode, matrices, target)
 
 
-def case(mode: str, device: str, matrices: Sequence[Matrix], who: str | None = None) -> Case:
+PARTS = (Part("spectral_norm", cases),)
+
+
+def case(mode: str, matrices: Sequence[Matrix], target: Target) -> Case:
     """Return the case: peers as torch modules called one by one, eager and compiled; ours as one group."""
-    backward = mode != "forward"
+    backward, device = mode != "forward", target.device
     elements = sum(m.R * m.K for m in matrices)
 
     @functools.cache  # drawn when the first provider is prepared: cases can be listed where there is no device
@@ -42,10 +45,13 @@ def case(mode: str, device: str, matrices: Sequence[Matrix], who: str | None = N
         rngs = [torch.Generator(device).manual_seed(i) for i in range(len(matrices))]
         return [torch.randn(m.R, m.K, generator=g, device=device) for m, g in zip(matrices, rngs, strict=True)]
 
-    def finish(outs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-        if not backward:
-            return [out.detach() for out in outs]
-        return [*(o.detach() for o in outs), *torch.autograd.grad(outs, weights, grads())]
+    def runner(function: Callable[[], Sequence[Tensor]], weights: Sequence[Tensor]) -> Run:
+        def run(i: int) -> list[Tensor]:
+            with torch.set_grad_enabled(backward):
+                outs = function()
+                return [*(o.detach() for o in outs), *(torch.autograd.grad(outs, weights, grads()) if backward else ())]
+
+        return run
 
     def peer(kind: str, compiled: bool) -> Callable[[], Run]:
         def prepare() -> Run:
@@ -54,48 +60,30 @@ def case(mode: str, device: str, matrices: Sequence[Matrix], who: str | None = N
             def together() -> list[Tensor]:
                 return [module() for module in made]
 
-            function = torch.compile(together, dynamic=False) if compiled else together
-
-            def run(i: int) -> list[Tensor]:
-                with torch.set_grad_enabled(backward):
-                    return finish(function(), parameters(made))
-
-            return run
+            return runner(torch.compile(together, dynamic=False) if compiled else together, list(made.parameters()))
 
         return prepare
 
-    def ours(backend: str) -> Callable[[], Run]:
-        def prepare() -> Run:
-            weights, us, vs = draw(matrices, device)
-            weights = [nn.Parameter(w) for w in weights]
+    def function() -> Run:
+        drawn, us, vs = draw(matrices, device)
+        weights = [nn.Parameter(w) for w in drawn]
+        return runner(lambda: spectral_norm_group(weights, us, vs, backend=target.backend), weights)
 
-            def run(i: int) -> list[Tensor]:
-                with torch.set_grad_enabled(backward):
-                    return finish(spectral_norm_group(weights, us, vs, backend=backend), weights)
+    def group() -> Run:
+        made = modules("ours", matrices, device)
+        fused = fuse_spectral_norm(made, update="step", backend=target.backend)
 
-            return run
+        def together() -> list[Tensor]:
+            fused.step()
+            return [module() for module in made]
 
-        return prepare
+        return runner(together, list(made.parameters()))
 
-    def fused(backend: str) -> Callable[[], Run]:
-        def prepare() -> Run:
-            made = modules("ours", matrices, device)
-            group = fuse_spectral_norm(made, update="step", backend=backend)
+    def truth(u_first: bool) -> list[Tensor]:
+        weights, us, vs = ([t.double() for t in tensors] for tensors in draw(matrices, device))
+        weights = [w.requires_grad_() for w in weights]
 
-            def run(i: int) -> list[Tensor]:
-                with torch.set_grad_enabled(backward):
-                    group.step()
-                    return finish([module() for module in made], parameters(made))
-
-            return run
-
-        return prepare
-
-    def truth(u_first: bool) -> Callable[[], list[Tensor]]:
-        def make() -> list[Tensor]:
-            weights, us, vs = ([t.double() for t in tensors] for tensors in draw(matrices, device))
-            weights = [w.requires_grad_() for w in weights]
-            outs = []
+        def normalise() -> Iterator[Tensor]:
             for w, u, v in zip(weights, us, vs, strict=True):
                 with torch.no_grad():
                     if not u_first:
@@ -103,37 +91,86 @@ def case(mode: str, device: str, matrices: Sequence[Matrix], who: str | None = N
                     u = F.normalize(w @ v, dim=0)
                     if u_first:
                         v = F.normalize(w.T @ u, dim=0)
-                outs.append(w / (u @ w @ v))
-            if not backward:
-                return outs
-            return [*outs, *torch.autograd.grad(outs, weights, [g.double() for g in grads()])]
+                yield w / (u @ w @ v)
 
-        return make
+        outs = list(normalise())
+        d_weights = torch.autograd.grad(outs, weights, [g.double() for g in grads()]) if backward else ()
+        return [*outs, *d_weights]
 
-    u_first, v_first = truth(True), truth(False)
-    kinds = [Provider("parametrization", peer("parametrization", False))]
-    kinds += [Provider(kind, peer(kind, False), truth=v_first) for kind in ("legacy", "biggan")]
-    if (who or device) == "cuda":
-        kinds.append(Provider("parametrization-compiled", peer("parametrization", True)))
-        kinds.append(Provider("biggan-compiled", peer("biggan", True), truth=v_first))
-    backend = "triton" if (who or device) == "cuda" else "auto"
-    kinds.append(Provider("function", ours(backend)))  # new memory for W/sigma at every call
-    kinds.append(Provider("group", fused(backend)))  # what fuse_spectral_norm gives a model: memory that stays
-    reads = 3 if not backward else 6
+    u_first, v_first = functools.partial(truth, True), functools.partial(truth, False)
+    providers = [Provider("parametrization", peer("parametrization", False))]
+    providers += [Provider(kind, peer(kind, False), truth=v_first) for kind in ("legacy", "biggan")]
+    if target.gpu:
+        providers.append(Provider("parametrization-compiled", peer("parametrization", True), compiles=True))
+        providers.append(Provider("biggan-compiled", peer("biggan", True), truth=v_first, compiles=True))
+    providers.append(Provider("function", function))  # new memory for W/sigma at every call
+    providers.append(Provider("group", group))  # what fuse_spectral_norm gives a model: memory that stays
     return Case(
-        "spectral_norm", f"{len(matrices)}-matrices", "fp32", mode, kinds, u_first,
+        "spectral_norm", f"{len(matrices)}-matrices", "fp32", mode, providers, u_first,
         repeatable=False,  # u and v move on
         config={"elements": elements},
-        needs=(0.0, 0.0, reads * 4.0 * elements),
+        needs=(0.0, 0.0, (6 if backward else 3) * 4.0 * elements),
     )  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure on the device at hand and append the records; see benchmarks/run.py for the options."""
-    from benchmarks.run import main as run
+def draw(matrices: Sequence[Matrix], device: str) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return weights (R, K) and unit vectors u (R,), v (K,) for each of `matrices`, random, float32."""
+    rng = torch.Generator(device).manual_seed(0)
 
-    return run(["--only", "spectral_norm", *(argv or sys.argv[1:])])
+    def unit(size: int) -> Tensor:
+        return F.normalize(torch.randn(size, generator=rng, device=device), dim=0)
+
+    weights = [torch.randn(m.R, m.K, generator=rng, device=device) * m.K**-0.5 for m in matrices]
+    return weights, [unit(m.R) for m in matrices], [unit(m.K) for m in matrices]
+
+
+class _Holder(nn.Module):
+    """A module with nothing but a weight, so that torch's own functions have something to hook into."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class Biggan(nn.Module):
+    """One power iteration on the rows' side first, then W/sigma, in the order of BigGAN-PyTorch's layers."""
+
+    def __init__(self, weight: Tensor, u: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+        self.register_buffer("u0", u[None].clone())
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            v = F.normalize(torch.matmul(self.u0, self.weight), eps=1e-12)
+            self.u0[:] = F.normalize(torch.matmul(v, self.weight.t()), eps=1e-12)
+        sigma = torch.squeeze(torch.matmul(torch.matmul(v, self.weight.t()), self.u0.t()))
+        return self.weight / sigma
+
+
+def modules(kind: str, matrices: Sequence[Matrix], device: str) -> nn.ModuleList:
+    """Return a module for each matrix with spectral norm of `kind`: parametrization, ours, legacy or biggan."""
+    made = nn.ModuleList()
+    for weight, u, v in zip(*draw(matrices, device), strict=True):
+        if kind == "biggan":
+            made.append(Biggan(weight, u))
+            continue
+        holder = _Holder(weight)
+        if kind in ("parametrization", "ours"):
+            (spectral_norm if kind == "ours" else nn.utils.parametrizations.spectral_norm)(holder)
+            norm = holder.parametrizations["weight"][0]
+            norm._u.copy_(u), norm._v.copy_(v)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                nn.utils.spectral_norm(holder)
+            holder.weight_u.copy_(u), holder.weight_v.copy_(v)
+        made.append(holder)
+    return made.train()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PARTS))

@@ -1,19 +1,23 @@
 """A whole SAGAN step (discriminator, generator, averaging), ours against the same models written plainly.
 
-python -m benchmarks.bench_train_step [options of benchmarks.run]. The peers use the same layers with eager attention
-and torch's spectral norm, advanced at every forward, as the existing code bases do.
+    python -m benchmarks.bench_train_step --help
+
+The peers use the same layers with eager attention and torch's spectral norm, which moves at every forward, as in the
+existing code bases.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bench import Part, Target
+from benchmarks.command import main
 from benchmarks.harness import Case, Provider, Run
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.training.config import TrainConfig
@@ -21,7 +25,7 @@ from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import Noise, prepare_batch, train_step
 
-GPU_CASES = (
+GPU_SIZES = (
     ("official-128-feat64", 256),
     ("official-128-feat32", 256),
     ("official-128-feat64", 64),
@@ -29,69 +33,59 @@ GPU_CASES = (
 )
 
 
-def cases(
-    device: str, sizes: Sequence[tuple[str, int]] = GPU_CASES, tiny: bool = False, who: str | None = None
-) -> Iterator[Case]:
-    """Yield one case a preset and batch size, bf16 on CUDA.
-
-    `who`: the device whose providers are asked, where that is not `device`: a GPU's, in a dry run.
-    """
-    for preset, batch in sizes:
-        narrow = {"base_channels": 4} if tiny else {}
-        yield case(preset, batch, device, narrow, who)
+def cases(target: Target) -> Iterator[Case]:
+    """Yield one case for each preset and batch size; bfloat16 on CUDA."""
+    if target.dry_run:
+        yield case("shapes-32", 2, target, {"base_channels": 4})
+        return
+    for preset, batch in GPU_SIZES if target.gpu else (("shapes-32", 32),):
+        yield case(preset, batch, target)
 
 
-def case(preset: str, batch: int, device: str, narrow: dict[str, int], who: str | None = None) -> Case:
+PARTS = (Part("train_step", cases),)
+
+
+def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None = None) -> Case:
     """Return the case of one preset: results are the losses of a step from the same weights and noise."""
+    device = target.device
     precision = "bf16" if device == "cuda" else "fp32"
+    layers = narrow or {}
 
     def config(backend: str, name: str = precision) -> TrainConfig:
         return TrainConfig.from_preset(
             preset, data="shapes", out="-", batch_size=batch, backend=backend, precision=name, device=device,
-            generator=narrow, discriminator=narrow,
+            generator=layers, discriminator=layers,
         )  # fmt: skip
 
-    def ours(backend: str) -> Callable[[], Run]:
-        def prepare() -> Run:
-            made = config(backend)
-            state = new_state(made, torch.device(device))
-            set_gammas(state.generator, state.discriminator)
-            images, labels = real_batch(made, device)
+    def ours() -> Run:
+        made = config(target.backend)
+        state = new_state(made, torch.device(device))
+        set_gammas(state.generator, state.discriminator)
+        images, labels = real_batch(made, device)
 
-            def run(i: int) -> list[Tensor]:
-                values = train_step(state, made, images, labels, torch.device(device))
-                return [values["d_loss"], values["g_loss"]]
+        def run(i: int) -> list[Tensor]:
+            values = train_step(state, made, images, labels, torch.device(device))
+            return [values["d_loss"], values["g_loss"]]
 
-            return run
-
-        return prepare
+        return run
 
     providers = [
-        Provider("eager-amp", lambda: plain_step(config("eager"), device, False, False)),
-        Provider("eager-amp-channels_last", lambda: plain_step(config("eager"), device, True, False)),
+        Provider("eager-amp", lambda: plain_step(config("eager"), device)),
+        Provider("eager-amp-channels_last", lambda: plain_step(config("eager"), device, channels_last=True)),
     ]
-    if (who or device) == "cuda":
-        compiled = Provider("eager-amp-compiled", lambda: plain_step(config("eager"), device, True, True))
-        providers += [compiled, Provider("ours", ours("triton"))]
-    else:
-        providers.append(Provider("ours", ours("auto")))
-
-    def truth() -> list[Tensor]:
-        return list(plain_step(config("eager", "fp32"), device, False, False)(0))
-
+    if target.gpu:
+        compiled = lambda: plain_step(config("eager"), device, channels_last=True, compiled=True)  # noqa: E731
+        providers.append(Provider("eager-amp-compiled", compiled, compiles=True))
+    providers.append(Provider("ours", ours))
     return Case(
-        "train_step",
-        f"{preset}-batch{batch}",
-        precision,
-        "forward+backward",
-        providers,
-        truth,
+        "train_step", f"{preset}-batch{batch}", precision, "forward+backward", providers,
+        lambda: plain_step(config("eager", "fp32"), device)(0),
         # torch's spectral norm has moved u and v once more by the first loss
         tolerance=5e-2 if precision == "bf16" else 2e-3,
         methods=("eager",),
         config={"preset": preset, "batch_size": batch},
         needs=(0.0 if narrow else count_flops(config("eager")), 0.0, 0.0),
-    )
+    )  # fmt: skip
 
 
 def set_gammas(*models: nn.Module) -> None:
@@ -124,7 +118,7 @@ def with_torch_spectral_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def plain_step(config: TrainConfig, device: str, channels_last: bool, compiled: bool) -> Run:
+def plain_step(config: TrainConfig, device: str, *, channels_last: bool = False, compiled: bool = False) -> Run:
     """Return a step as it is usually written, from the weights that `new_state` draws."""
     state = new_state(config, torch.device(device))
     set_gammas(state.generator, state.discriminator)
@@ -168,32 +162,21 @@ def plain_step(config: TrainConfig, device: str, channels_last: bool, compiled: 
 
 def count_flops(config: TrainConfig) -> float:
     """Return the FLOP of one step's convolutions and products, counted on shapes alone (the device meta)."""
+    from sagan_fast.models.discriminator import Discriminator
+    from sagan_fast.models.generator import Generator
+
     with torch.device("meta"):
-        state_generator, state_discriminator = _models(config)
+        generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
         B, R = config.batch_size, config.resolution
         z, y = torch.empty(B, config.generator.z_dim), torch.empty(B, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             with torch.no_grad():
-                state_generator(z, y)
-            state_discriminator(torch.empty(2 * B, 3, R, R), torch.cat([y, y])).sum().backward()
-            state_discriminator.requires_grad_(False)
-            state_discriminator(state_generator(z, y), y).sum().backward()
+                generator(z, y)
+            discriminator(torch.empty(2 * B, 3, R, R), torch.cat([y, y])).sum().backward()
+            discriminator.requires_grad_(False)
+            discriminator(generator(z, y), y).sum().backward()
     return float(counter.get_total_flops())
 
 
-def _models(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
-    from sagan_fast.models.discriminator import Discriminator
-    from sagan_fast.models.generator import Generator
-
-    return Generator(config.generator), Discriminator(config.discriminator)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure on the device at hand and append the records; see benchmarks/run.py for the options."""
-    from benchmarks.run import main as run
-
-    return run(["--only", "train_step", *(argv or sys.argv[1:])])
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PARTS))

@@ -13,7 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,15 +28,17 @@ Run = Callable[[int], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Provider:
-    """`prepare()` builds (and compiles) what runs, and returns it; it may raise where the work cannot be done.
-
-    `truth`, where a provider rightly computes something else than the case's.
-    """
+    """One way to do a case's work. `prepare()` builds what runs; it raises where the work cannot be done here."""
 
     name: str
     prepare: Callable[[], Run]
     note: Callable[[], str] = str
     truth: Callable[[], Sequence[Tensor]] | None = None
+    """where it rightly computes something else than the case's truth"""
+    compiles: bool = False
+    """whether it takes seconds to tens of seconds to compile"""
+    timer: Callable[[], float] | None = None
+    """takes one sample itself, in microseconds of one call, where the work is no call that can be repeated"""
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,28 @@ class Case:
     """largest relative RMS error of a result that is timed; by default the table's"""
     methods: tuple[str, ...] = ("graph", "eager")
     """how it is timed on CUDA"""
+    most_rounds: int | None = None
+    """no more rounds than this, where a sample takes seconds"""
     config: dict[str, Any] = field(default_factory=dict)
     needs: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """needed FLOP, exponentials and bytes, for the bound"""
+    """needed FLOP, exponentials and bytes, for the bound; all 0: there is none"""
+
+    @property
+    def title(self) -> str:
+        """Benchmark, shape, dtype and mode: what tells one case from another."""
+        return f"{self.benchmark} {self.shape} {self.dtype} {self.mode}"
+
+    def only(self, keep: Callable[[Provider], bool]) -> Case:
+        """Return the case with those of its providers that `keep` is true for."""
+        return replace(self, providers=[p for p in self.providers if keep(p)])
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: rounds of every provider in turn, and calls in a sample."""
+    """How long to measure: rounds in which every provider has its turn, and calls of each before them."""
 
     rounds: int = 21
     warmup: int = 3
-    calls: int = 1
 
 
 class DeviceLost(RuntimeError):
@@ -95,7 +107,8 @@ def measure(
     """
     methods = ("wall",) if device == "cpu" else case.methods
     records, runs = [], {}
-    limit = bound(case) if bound else (None, None)
+    rounds = min(effort.rounds, case.most_rounds or effort.rounds)
+    limit = bound(case) if bound and any(case.needs) else (None, None)
 
     def record(provider: Provider, method: str, **values: Any) -> Record:
         made = Record(
@@ -126,22 +139,23 @@ def measure(
             text = " ".join(str(error).split())[:300]
             record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {text}")
             _check_device(device, provider.name, text)
-    if effort.rounds == 0:
+    if rounds == 0:
         for provider, _, values in runs.values():
             record(provider, methods[0], **values)
-    for method in methods if effort.rounds else ():
+    for method in methods if rounds else ():
         timed = {}
         for name, (provider, run, values) in list(runs.items()):
             mark(name)
             try:
-                timed[name] = _timer(run, case.num_sets, method, effort, _gate(case) if case.repeatable else None)
+                gate = _gate(case) if case.repeatable else None
+                timed[name] = provider.timer or _timer(run, case.num_sets, method, effort.warmup, gate)
             except Exception as error:
                 text = " ".join(str(error).split())[:300]
                 record(provider, method, error=f"cannot run as {method}: {text}", **values)
                 _check_device(device, name, text)
         mark("timing")
         samples: dict[str, list[float]] = {name: [] for name in timed}
-        for i in range(effort.rounds):
+        for i in range(rounds):
             for name in random.Random(i).sample(list(timed), len(timed)):  # nobody always follows the same neighbour
                 samples[name].append(timed[name]())
         for name, times in samples.items():
@@ -172,22 +186,26 @@ def _gate(case: Case) -> float:
     return RMS_TOLERANCE[case.dtype] * (1 if case.mode == "forward" else 3)
 
 
-def _timer(run: Run, num_sets: int, method: str, effort: Effort, gate: float | None) -> Callable[[], float]:
-    """Return a function that takes one sample: microseconds of one call.
+def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None) -> Callable[[], float]:
+    """Return a function that takes one sample: microseconds of one call, the mean over all input sets.
 
-    RuntimeError where the replay of a graph differs by more than `gate` from a call: work went past the capture.
+    Raises RuntimeError if the replay of a graph differs from a call by more than `gate`: work went past the capture.
     """
-    for i in range(max(effort.warmup, num_sets)):
+    for i in range(max(warmup, num_sets)):
         run(i % num_sets)
+
+    def calls() -> None:
+        for i in range(num_sets):
+            run(i)
+
     if method == "wall":
-        return lambda: _wall(run, num_sets, effort.calls)
+        return lambda: _wall(calls, num_sets)
     torch.cuda.synchronize()
     if method == "graph":
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            for i in range(num_sets):
-                run(i)
+            calls()
         stream.synchronize()
         with torch.cuda.graph(graph):
             results = run(0)
@@ -197,11 +215,6 @@ def _timer(run: Run, num_sets: int, method: str, effort: Effort, gate: float | N
             check_replay(graph.replay, results, run(0), gate)
         del results
         return lambda: _events(graph.replay, num_sets, ahead=True)
-
-    def calls() -> None:
-        for i in range(num_sets):
-            run(i)
-
     return lambda: _events(calls, num_sets)
 
 
@@ -221,10 +234,9 @@ def _worst(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return max(errors, key=lambda error: (math.isnan(error), error))  # max alone passes over a later NaN
 
 
-def _wall(run: Run, num_sets: int, calls: int) -> float:
+def _wall(work: Callable[[], Any], calls: int) -> float:
     began = time.perf_counter()
-    for i in range(calls):
-        run(i % num_sets)
+    work()
     return (time.perf_counter() - began) / calls * 1e6
 
 

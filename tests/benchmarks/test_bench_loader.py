@@ -1,29 +1,46 @@
-"""The loader's benchmark makes its data, measures what it says, and reads its records back."""
+"""The loader's benchmark makes its data, holds what is loaded against it, and measures what it says."""
 
 import builtins
-import json
 
 import numpy as np
 import pytest
 
 from benchmarks import bench_loader
-from benchmarks.harness import Effort
-from benchmarks.run import main
+from benchmarks.bench import Target
+from benchmarks.command import main
+from benchmarks.harness import Effort, measure
 
 
-def test_records(tmp_path, capsys):
-    assert main(["--device", "cpu", "--only", "loader", "--dry-run", "--out", str(tmp_path)]) == 0
+def test_a_dry_run_records_nothing(tmp_path, capsys):
+    assert main(bench_loader.PARTS, ["--device", "cpu", "--dry-run", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "benchmarks: 2 cases; nothing recorded" in out and "images/s" in out and not list(tmp_path.iterdir())
+    assert "benchmarks: loader: 2 cases; nothing recorded" in out and "images/s" in out
+    assert "wrong" not in out and not list(tmp_path.iterdir())
+
+
+def measured(device="cpu", rounds=1):
+    cases = bench_loader.cases(Target(device), bench_loader.TINY)
+    return [measure(case, device, Effort(rounds)) for case in cases]
 
 
 def test_providers_and_workers():
-    (alone, two) = bench_loader.records("cpu", Effort(rounds=2), bench_loader.TINY)
+    alone, two = measured(rounds=2)
     assert [(r.provider, r.mode) for r in alone] == [("packed", "workers-0"), ("folder-jpeg", "workers-0")]
     assert [r.provider for r in two] == ["packed", "packed-processes", "folder-jpeg"]
     for record in alone + two:
         assert record.p20_us <= record.p50_us <= record.p80_us and record.samples == 2 and not record.error
-        assert record.note == f"{256 / record.p50_us * 1e6:.0f} images/s"
+        assert record.method == "wall" and record.config["images"] == 256
+
+
+def test_a_loader_with_other_images_is_wrong(monkeypatch):
+    real = bench_loader.first_batch
+    monkeypatch.setattr(bench_loader, "first_batch", lambda *a: [images.flip(0) for images in real(*a)])
+    assert all(r.error.startswith("wrong") and r.p50_us is None for found in measured() for r in found)
+
+
+def test_a_slow_sample_is_not_taken_often():
+    for case in bench_loader.cases(Target("cpu"), bench_loader.TINY):
+        assert case.most_rounds == 5
 
 
 def test_a_sample_counts_no_batch_that_was_read_ahead(monkeypatch):
@@ -67,30 +84,12 @@ def test_without_pillow_the_packed_set_is_measured_all_the_same(monkeypatch):
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    first, _ = bench_loader.records("cpu", Effort(rounds=1), bench_loader.TINY)
+    first, _ = measured()
     assert [(r.provider, bool(r.error)) for r in first] == [("folder-jpeg", True), ("packed", False)]
-    assert first[0].error == "cannot run: No module named 'PIL'"
-
-
-def test_summary(tmp_path):
-    assert bench_loader.summary([], []).splitlines() == [
-        "loader: not measured",
-        "training steps on a GPU ask for: not measured",
-    ]
-    loader = {
-        "benchmark": "loader", "provider": "packed", "p50_us": 12800.0, "device": "cpu", "date": "today",
-        "config": {"workers": 8, "processors": 2},
-    }  # fmt: skip
-    step = {
-        "benchmark": "train_step", "provider": "ours", "p50_us": 1e5, "shape": "official", "device": "H200",
-        "config": {"batch_size": 256},
-    }  # fmt: skip
-    text = bench_loader.summary(json.loads(json.dumps([loader])), [step, {**step, "provider": "eager"}])
-    assert text.splitlines()[-1] == "training steps on a GPU ask for: 2560 images/s (official, H200)"
-    assert text.splitlines()[-2].split() == ["packed", "8", "20000", "10000", "cpu", "today"]
+    assert first[0].error == "cannot run: ImportError: No module named 'PIL'"
 
 
 @pytest.mark.gpu
 def test_to_the_device():
-    for found in bench_loader.records("cuda", Effort(rounds=1), bench_loader.TINY):
+    for found in measured("cuda"):
         assert all(r.config["to_device"] and not r.error for r in found)

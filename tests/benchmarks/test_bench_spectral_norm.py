@@ -11,6 +11,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from benchmarks.bench import Target
+from benchmarks.bench_spectral_norm import SMALL as SMALL_MATRICES
+from benchmarks.bench_spectral_norm import cases
+from benchmarks.harness import Effort, measure
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm
 from sagan_fast.testing import SAGAN_MATRICES, rel_rms
 
@@ -51,3 +55,13 @@ def test_group_step(benchmark, matrices):
     for ours, theirs in zip(run_torch(model), truth, strict=True):
         assert rel_rms(ours, theirs) < 1e-5
     benchmark(group.step)
+
+
+@pytest.mark.parametrize("target", [Target("cpu"), Target("cpu", dry_run=True)], ids=["cpu", "dry run"])
+def test_providers_compute_w_over_sigma_in_their_own_order(target, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    for case in cases(target, SMALL_MATRICES[:2]):
+        records = measure(case, "cpu", Effort(rounds=1))
+        assert all(r.error == "" and r.relative_rms < 3e-5 for r in records)
+        compiled = {"parametrization-compiled", "biggan-compiled"} if target.dry_run else set()
+        assert {r.provider for r in records} == {"parametrization", "legacy", "biggan", "function", "group"} | compiled

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,7 +61,7 @@ def test_providers_take_turns_and_sets_are_used_in_turn():
         return Provider(name, prepare)
 
     made = Case("b", "s", "fp32", "forward", [provider("a"), provider("b")], lambda: [torch.ones(4)], num_sets=2)
-    measure(made, "cpu", Effort(rounds=2, warmup=2, calls=2))
+    measure(made, "cpu", Effort(rounds=2, warmup=2))
     for turn in (calls[-8:-4], calls[-4:]):  # in an order drawn anew each time
         assert turn in ([(n, i) for n in order for i in (0, 1)] for order in ("ab", "ba"))
 
@@ -101,3 +103,17 @@ def test_a_nan_in_any_result_is_wrong_and_not_timed(place):
     case = Case("b", "s", "fp32", "forward+backward", [bad], lambda: [torch.ones(3)] * 3)
     (record,) = measure(case, "cpu", Effort(rounds=1))
     assert record.error.startswith("wrong") and record.p50_us is None
+
+
+def test_a_provider_may_take_its_samples_itself_and_a_case_limit_them():
+    times = iter([3.0, 1.0, 2.0])
+    own = Provider("own", lambda: right, timer=lambda: next(times))
+    (record,) = measure(replace(case([own]), most_rounds=3), "cpu", Effort(rounds=9))
+    assert (record.p50_us, record.samples) == (2.0, 3) and next(times, None) is None
+
+
+def test_a_case_without_needs_has_no_bound():
+    made = case([Provider("p", lambda: right)])
+    (without,) = measure(made, "cpu", Effort(rounds=1), lambda _: (1.0, "flop"))
+    (with_needs,) = measure(replace(made, needs=(1.0, 0.0, 0.0)), "cpu", Effort(rounds=1), lambda _: (1.0, "flop"))
+    assert (without.bound_us, with_needs.bound_us) == (None, 1.0)

@@ -1,0 +1,187 @@
+"""The command line of all benches: choose parts, run each in a process of its own, record as it goes.
+
+A process that crashes or hangs is started again without the case or the provider to blame. Records are written as they
+are made, so a run that is cut off keeps what it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import ceilings
+from benchmarks.bench import Part, Target
+from benchmarks.harness import DeviceLost, Effort, measure
+from benchmarks.journal import Journal, supervise
+from benchmarks.records import RESULTS, Record, append, results_file
+from benchmarks.text import table
+from sagan_fast.ops.tf32 import tf32
+
+LOST_DEVICE = 75
+"""Exit status of a process whose device computes nothing more; a new process can go on."""
+
+
+def main(parts: Sequence[Part], argv: Sequence[str] | None = None) -> int:
+    """Run what is asked for of `parts`, in their order.
+
+    Returns the exit status: 0, 1 if a part failed, 2 with a sentence if it cannot run here.
+    """
+    options = parse(parts, argv)
+    target = Target("cpu" if options.dry_run else options.device, options.dry_run)
+    if target.device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks: --device cuda was asked for, but PyTorch finds no CUDA device", file=sys.stderr)
+        return 2
+    chosen, text = choose(parts, target, options)
+    if not chosen:
+        print(f"benchmarks: {options.only} is not run on {'a GPU' if target.gpu else 'the CPU'}", file=sys.stderr)
+        return 2
+    if options.warm:
+        return warm(chosen, target, *(int(number) for number in options.warm.split("/")))
+    if target.dry_run and os.environ.get("TRITON_INTERPRET") != "1":  # must be there before any kernel is imported
+        again = [*_same(chosen, text, options), "--dry-run"]
+        return subprocess.run(again, env={**os.environ, "TRITON_INTERPRET": "1"}).returncode
+    if options.part or target.dry_run:
+        return max(run_part(part, target, text, options) for part in chosen)
+    deadline = time.monotonic() + options.minutes * 60
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for part in chosen:
+            options.minutes = (deadline - time.monotonic()) / 60
+            if options.minutes <= 0:
+                print(f"benchmarks: no time left for {part.name}", flush=True)
+                continue
+            command = [*_same([part], text, options), "--device", target.device]
+            failed += not supervise(command, Path(folder) / f"{part.name}.jsonl", deadline + 20, options.stall)
+    print(f"benchmarks: records in {results_file(target.device, options.out)}")
+    return 1 if failed else 0
+
+
+def parse(parts: Sequence[Part], argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    names = ", ".join(part.name if part.by_default else f"{part.name} (only if named)" for part in parts)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}",
+        description="Measure our code and its peers in one run, and append the records.",
+        epilog=f"Parts, the most important first: {names}. A GPU has all of them, the CPU those that fit it.",
+    )
+    add = parser.add_argument
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--only", default="", metavar="TEXT", help="a part, or text that a case's title holds, or both: 'sweep N256'")
+    add("--minutes", type=float, default=9.0, help="start no case after this long (default 9)")
+    add("--device", choices=("cuda", "cpu"), default=device, help="default: cuda where there is one")
+    add("--rounds", type=int, help="samples of each provider (default 21 on a GPU, 7 on the CPU)")
+    add("--out", type=Path, default=RESULTS, help="folder of the records (default benchmarks/results)")
+    add(
+        "--stall", type=float, default=100.0, help="seconds of silence after which a provider is given up (default 100)"
+    )
+    add("--dry-run", action="store_true", help="walk a GPU's cases on the CPU, cut down, and record nothing")
+    add("--part", action="append", choices=[p.name for p in parts], help="run it in this process; may be repeated")
+    add("--journal", type=Path, help="with --part: what earlier tries did and lost")
+    add("--warm", metavar="I/N", help="compile the I-th of N shares of what needs compiling, and time nothing")
+    return parser.parse_args(argv)
+
+
+def choose(parts: Sequence[Part], target: Target, options: argparse.Namespace) -> tuple[list[Part], str]:
+    """Return the parts to run on `target`, none where a named one is not run there, and the text a title must hold."""
+    here = [part for part in parts if (part.gpu if target.gpu else part.cpu)]
+    if options.part:
+        return [part for part in here if part.name in options.part], options.only
+    name, _, rest = options.only.partition(" ")
+    if any(part.name == name for part in parts):
+        return [part for part in here if part.name == name], rest
+    return [part for part in here if part.by_default] or here, options.only
+
+
+def _same(parts: Sequence[Part], text: str, options: argparse.Namespace) -> list[str]:
+    """The command that runs `parts` with the same options in a new process."""
+    command = [sys.executable, "-m", "benchmarks.run", "--out", str(options.out), "--minutes", f"{options.minutes:.2f}"]
+    command += [word for part in parts for word in ("--part", part.name)]
+    command += ["--rounds", str(options.rounds)] if options.rounds else []
+    return [*command, *(["--only", text] if text else [])]
+
+
+def run_part(part: Part, target: Target, text: str, options: argparse.Namespace) -> int:
+    """Measure the part's cases with `text` in their title in this process; return 0, or LOST_DEVICE."""
+    compile_ = torch.compile
+    if target.dry_run:  # compiled peers are traced, not compiled
+        torch.compile = functools.partial(compile_, backend="aot_eager")  # type: ignore[assignment]
+    try:
+        return _run_part(part, target, text, options)
+    finally:
+        torch.compile = compile_
+
+
+def _run_part(part: Part, target: Target, text: str, options: argparse.Namespace) -> int:
+    journal = Journal(options.journal)
+    rounds = options.rounds or (1 if target.dry_run else 7 if target.device == "cpu" else 21)
+    effort = Effort(rounds if part.timed else 0, warmup=1 if target.dry_run else 3)
+    began = time.monotonic()
+    done = skipped = 0
+    for case in part.cases(target):
+        if case.title in journal.done or text not in case.title:
+            continue
+        if time.monotonic() - began > options.minutes * 60:
+            skipped += 1
+            continue
+        limits = part.timed and not target.dry_run and any(case.needs)
+        if limits and "ceilings" not in journal.done:
+            for record in ceilings.records(target.device):
+                append(record, target.device, options.out)
+            journal.finish("ceilings")
+        bound = functools.partial(ceilings.bound, device=target.device) if limits else None
+        mark = functools.partial(journal.begin, case.title)
+        try:
+            with tf32(case.dtype == "tf32"):  # cuDNN's default is TF32
+                records = measure(case, target.device, effort, bound, mark, journal.lost.get(case.title))
+        except DeviceLost as error:
+            journal.lose(case.title, error.provider, error.why)
+            print(f"{case.title}: {error.provider} took the device along: {error.why}", flush=True)
+            return LOST_DEVICE
+        print(describe(records), flush=True)
+        for record in () if target.dry_run else records:
+            append(record, target.device, options.out)
+        journal.finish(case.title)
+        done += 1
+    late = f", {skipped} not started for lack of time" if skipped else ""
+    print(f"benchmarks: {part.name}: {done} cases{late}{'; nothing recorded' if target.dry_run else ''}", flush=True)
+    return 0
+
+
+def warm(parts: Sequence[Part], target: Target, index: int, count: int) -> int:
+    """Compile every `count`-th of the compiled providers into the caches on disk, while something else runs."""
+    everything = ((case, p) for part in parts for case in part.cases(target) for p in case.providers if p.compiles)
+    for case, provider in itertools.islice(everything, index, None, count):
+        try:
+            with tf32(case.dtype == "tf32"):  # a part of the key under which Inductor keeps graphs
+                provider.prepare()(0)
+        except Exception as error:
+            print(f"{case.shape} {provider.name}: {type(error).__name__}", flush=True)
+        torch.cuda.empty_cache()
+    return 0
+
+
+def describe(records: Sequence[Record]) -> str:
+    """Return the records of one case as a table."""
+    rows = []
+    for record in records:
+        what = f"{record.p50_us:.1f}" if record.p50_us is not None else record.error[:70] or "not timed"
+        share = f"{record.bound_us / record.p50_us:.0%}" if record.p50_us and record.bound_us else ""
+        images = record.config.get("images") or record.config.get("batch_size")
+        rate = f"{images / record.p50_us * 1e6:.0f}" if images and record.p50_us else ""
+        saved = "" if record.saved_bytes is None else f"{record.saved_bytes / 2**20:.1f}"
+        wrong = "" if record.relative_rms is None else f"{record.relative_rms:.1e}"
+        rows.append([record.provider, record.method, what, rate, share, saved, wrong, record.note])
+    first = records[0]
+    title = f"{first.benchmark} {first.shape} {first.dtype} {first.mode}"
+    header = ["provider", "method", "p50 us", "images/s", "of limit", "kept MiB", "rel. error", "note"]
+    return f"{title}\n{table(header, rows)}\n"
