@@ -1,14 +1,13 @@
-"""What this very device reaches on a copy, on matrix products and on exponentials, measured in the run it is for."""
+"""The rates this very device reaches on a copy, on matrix products and on exponentials, measured in the same run."""
 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.harness import Case
+from benchmarks.harness import Case, sample_us
 from benchmarks.machine import MACHINES
 from benchmarks.records import Record
 from sagan_fast.ops.tf32 import tf32
@@ -22,7 +21,7 @@ DTYPES = {"cuda": ("bf16", "fp16", "tf32", "fp32"), "cpu": ("fp32",)}
 
 @functools.cache
 def copy_bytes_per_s(device: str) -> float:
-    """Return bytes read and written a second by a copy of `COPY_BYTES`, the fastest of nine."""
+    """Return the bytes read and written in a second by a copy of `COPY_BYTES`, the fastest of nine."""
     source = torch.randn(COPY_BYTES[device] // 4, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES[device] / _fastest_s(lambda: target.copy_(source), device)
@@ -30,7 +29,7 @@ def copy_bytes_per_s(device: str) -> float:
 
 @functools.cache
 def product_flops(dtype: str, device: str) -> float:
-    """Return FLOP/s of a product of two random matrices of `PRODUCT` rows and columns, the fastest of nine."""
+    """Return the FLOP/s of a product of two random square matrices of size `PRODUCT`, the fastest of nine."""
     size = PRODUCT[device]
     a, b = (torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
     with tf32(dtype == "tf32"):
@@ -39,9 +38,10 @@ def product_flops(dtype: str, device: str) -> float:
 
 @functools.cache
 def exps_per_s(device: str) -> float:
-    """Return exponentials a second: on the CPU one thread's on numbers that stay in its cache, times the threads.
+    """Return exponentials a second.
 
-    On CUDA 16 a clock and multiprocessor at the device's highest clock, which is not measured.
+    On the CPU: one thread's on numbers that stay in its cache, times the threads. On CUDA: 16 per clock and
+    multiprocessor at the device's highest clock, which is not measured.
     """
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -59,7 +59,10 @@ def exps_per_s(device: str) -> float:
 
 
 def bound(case: Case, device: str) -> tuple[float, str]:
-    """Return the least time of the case's needed work in microseconds at this device's rates, and what sets it."""
+    """Return the least time of the case's needed work in microseconds at this device's rates, and what sets it.
+
+    That is "flop", "exp" or "bytes".
+    """
     flops, exps, nbytes = case.needs
     times = {
         "flop": flops / product_flops(case.dtype, device),
@@ -71,38 +74,24 @@ def bound(case: Case, device: str) -> tuple[float, str]:
 
 
 def records(device: str) -> list[Record]:
-    """Return the ceilings as records: microseconds of the fastest copy and products, the rates in the notes."""
-    method = "eager" if device == "cuda" else "wall"
-    size = COPY_BYTES[device]
-    made = [
-        Record("ceilings", f"copy {size >> 20} MiB", "fp32", "forward", "torch", method,
-               p50_us=2 * size / copy_bytes_per_s(device) * 1e6, note=f"{copy_bytes_per_s(device) / 1e9:.1f} GB/s"),
-        Record("ceilings", "2**20 exponentials", "fp32", "forward", "torch", method,
-               p50_us=2**20 / exps_per_s(device) * 1e6, note=f"{exps_per_s(device) / 1e9:.2f} G/s"),
-    ]  # fmt: skip
+    """Return the ceilings as records: the fastest times in microseconds, the rates in the notes."""
+    size, side = COPY_BYTES[device], PRODUCT[device]
+    copy, exps = copy_bytes_per_s(device), exps_per_s(device)
+    found = [
+        (f"copy {size >> 20} MiB", "fp32", 2 * size / copy, f"{copy / 1e9:.1f} GB/s"),
+        ("2**20 exponentials", "fp32", 2**20 / exps, f"{exps / 1e9:.2f} G/s"),
+    ]
     for dtype in DTYPES[device]:
         rate = product_flops(dtype, device)
-        made.append(
-            Record("ceilings", f"product {PRODUCT[device]}", dtype, "forward", "torch", method,
-                   p50_us=2 * PRODUCT[device] ** 3 / rate * 1e6, note=f"{rate / 1e12:.3g} TFLOP/s")
-        )  # fmt: skip
-    return made
+        found.append((f"product {side}", dtype, 2 * side**3 / rate, f"{rate / 1e12:.3g} TFLOP/s"))
+    method = "eager" if device == "cuda" else "wall"
+    return [
+        Record("ceilings", shape, dtype, "forward", "torch", method, p50_us=seconds * 1e6, note=note)
+        for shape, dtype, seconds, note in found
+    ]
 
 
 def _fastest_s(work: Callable[[], object], device: str) -> float:
     for _ in range(3):
         work()
-    times = []
-    for _ in range(9):
-        if device == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) / 1e3)
-        else:
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-    return min(times)
+    return min(sample_us(work, 1, device) for _ in range(9)) / 1e6

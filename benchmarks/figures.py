@@ -1,6 +1,6 @@
-"""Figures from the records: bars against peers, roofline, memory and time over N, scaling in the batch.
+"""Figures from one device's records: bars against peers, roofline, time and memory over N, images/s over the batch.
 
-Every figure comes from one device's records; one without records is not drawn.
+A figure without records is not drawn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def chosen(records: Records, prefix: str) -> Records:
 
 
 def available(records: Records, prefix: str) -> list[str]:
-    """Return the names of the figures that `records` suffice for."""
+    """Return the names of the figures that `records` are enough for."""
     found = chosen(records, prefix)
     ours = [r for r in found if r["provider"] in OURS]
     enough = {
@@ -48,7 +48,7 @@ def available(records: Records, prefix: str) -> list[str]:
 
 
 def draw(records: Records, folder: Path, prefix: str, device: str) -> list[Path]:
-    """Write the figures of one device as `folder`/`prefix`-*.png and return their paths; remove what has no records."""
+    """Write one device's figures as `folder`/`prefix`-*.png, remove those without records, and return the paths."""
     import matplotlib
 
     matplotlib.use("agg")

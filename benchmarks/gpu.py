@@ -1,10 +1,10 @@
-"""Everything that wants an NVIDIA GPU in one command within nine minutes: GPU tests, then the benchmarks.
+"""Runs the GPU tests, then the benchmarks, on one NVIDIA GPU within nine minutes.
 
     make gpu                                   # or, on a machine where nothing can be installed:
     python -m benchmarks.gpu --only attention  # after `make gpu-path`, see the Makefile
 
-Needs torch, triton, numpy and pytest. Records go to --out (default: the folder $OUT where that is set, else
-benchmarks/results) as they are made, beside them tests.txt and benchmarks.txt with what was printed.
+Needs torch, triton, numpy, and for the tests pytest and hypothesis. Records are written to --out as they are made.
+Beside them, tests.txt and benchmarks.txt hold what was printed.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ WARMERS = 4
 
 
 def missing() -> str | None:
-    """Return a sentence on what keeps the GPU run from starting, or None."""
+    """Return a sentence on what keeps the run from starting, or None."""
     absent = [name for name in ("torch", "triton", "numpy") if find_spec(name) is None]
     if absent:
         return f"{', '.join(absent)} must be installed"
     import torch
 
+    from sagan_fast.ops.backends import triton_refusal
+
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device here"
-    major, minor = torch.cuda.get_device_capability()
-    if major < 8:
-        return f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, the kernels need 8.0"
-    return None
+    reason = triton_refusal(torch.device("cuda"), torch.bfloat16)
+    return f"the kernels cannot run here: {reason}" if reason else None
 
 
 def no_tests() -> str | None:
@@ -59,14 +59,14 @@ def test_command(dry: bool) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the GPU tests and the benchmarks; return 0 if the tests passed, 1 if not, 2 if nothing could start."""
+    """Run the GPU tests and the benchmarks; return 0 if all passed, 1 if not, 2 if nothing could start."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8.5, help="for everything together")
-    parser.add_argument("--only", default="", help="tests, a part, or benchmarks whose case contains this")
-    parser.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS), help="folder of the records"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="walk through it without a GPU; nothing is recorded")
+    out = Path(os.environ.get("OUT") or RESULTS)
+    add = parser.add_argument
+    add("--minutes", type=float, default=8.5, help="for tests and benchmarks together (default 8.5)")
+    add("--only", default="", metavar="TEXT", help="tests, or what `python -m benchmarks.run --only` takes")
+    add("--out", type=Path, default=out, help="folder of the records (default $OUT, or benchmarks/results)")
+    add("--dry-run", action="store_true", help="walk through it without a GPU, and record nothing")
     options = parser.parse_args(argv)
     reason = None if options.dry_run else missing()
     if reason:
@@ -110,7 +110,7 @@ def _warmers() -> list[subprocess.Popen[bytes]]:
 
 
 def _run(command: Sequence[str], seconds: float, log: Path | None = None) -> bool:
-    """Run `command` for at most so long, what it prints going to `log` too; interrupted, so that it can sum up."""
+    """Run `command` for at most so many seconds, then interrupt it. What it prints goes to `log` too."""
     print("$ " + " ".join(command), flush=True)
     kept = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE, start_new_session=True) if log else None
     output = kept.stdin if kept else None

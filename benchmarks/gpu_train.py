@@ -1,12 +1,11 @@
-"""Trains presets on real data with eager and with our kernels from the same seeds, and holds the curves together.
+"""Trains presets on real data with eager and with our kernels from the same seeds, and compares their loss curves.
 
     python -m benchmarks.gpu_train --data tiny-imagenet-64=folder:PATH --data cifar-32=folder:PATH --minutes 9
 
-Resumable: every call goes on where the last one stopped, run by run, until all have `--steps` steps. A summary of what
-is finished is written each time: images a second, and whether the losses of the two backends differ by no more than
-those of different seeds do. With `--features FILE` (a TorchScript extractor, made where there is a network by
-`python -m benchmarks.gpu_train --save-features FILE`) the averaged generators' samples are scored too, by their Frechet
-distance from the data.
+Each call goes on where the last one stopped, run by run, until all have `--steps` steps. A preset whose runs are done
+gets a record and a sentence: images a second, and whether the losses of the two backends differ by no more than those
+of different seeds. With `--features FILE` the averaged generators' samples are scored too, by their Frechet distance
+from the data. FILE is a TorchScript extractor; `--save-features FILE` writes one where there is a network.
 """
 
 from __future__ import annotations
@@ -37,9 +36,15 @@ Scores = Callable[[Path], float]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of the run's log, none if it has not begun."""
+    """Return the lines of the run's log, an empty list if it has not begun."""
     path = run / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_done(run: Path, steps: int) -> bool:
+    """Return whether the run has done `steps` steps."""
+    log = lines(run)
+    return bool(log) and log[-1]["step"] >= steps
 
 
 def distance(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> float:
@@ -61,7 +66,10 @@ def agreement(logs: dict[tuple[str, int], list[dict[str, Any]]], backends: Seque
 
 
 def score(run: Path, spec: str, features: str, count: int, device: str) -> float:
-    """Return the Frechet distance of `count` samples of the run's averaged generator from `spec`; kept in the run."""
+    """Return the Frechet distance between `count` samples of the run's averaged generator and `spec`.
+
+    It is kept in the run's folder, so a second call computes nothing.
+    """
     path = run / f"frechet-{count}.json"
     if not path.exists():
         from sagan_fast.data import open_dataset
@@ -82,11 +90,9 @@ def score(run: Path, spec: str, features: str, count: int, device: str) -> float
 
 def summarise(
     preset: str, root: Path, steps: int, backends: Sequence[str], device: str, out: Path, scores: Scores | None = None
-) -> str | None:
-    """Record the preset's throughput and agreement once all its runs are done; return a sentence, or None before."""
+) -> str:
+    """Record the throughput and agreement of the preset's runs, which are all done, and return a sentence."""
     logs = {(b, s): lines(root / f"{preset}-{b}-{s}") for b in backends for s in SEEDS}
-    if not all(log and log[-1]["step"] >= steps for log in logs.values()):
-        return None
     found = agreement(logs, backends)
     agree = found["between_backends"] <= found["between_seeds"]
     verdict = "agree within" if agree else "DIFFER BY MORE THAN"
@@ -124,19 +130,7 @@ def summarise(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Go on with all runs for so many minutes; return 0, 1 if backends disagree, 2 with a sentence on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_train", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="append", default=[], metavar="PRESET=SPEC", help="what to train, and on what")
-    parser.add_argument("--steps", type=int, default=1500, help="of every run")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop, with checkpoints, after this long")
-    parser.add_argument("--runs", type=Path, default=Path("runs/gpu-train"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
-    parser.add_argument("--features", help="score the samples with this: a TorchScript file, or efficientnet-lite0")
-    parser.add_argument("--score-count", type=int, default=10_000, help="samples that a score is from")
-    parser.add_argument("--save-features", type=Path, metavar="FILE", help="write efficientnet-lite0 there, and stop")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--narrow", type=int, help="base channels of both networks, for trying it out on a CPU")
-    parser.add_argument("--batch-size", type=int, help="for trying it out on a CPU")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     if options.save_features:
         from sagan_fast.evaluation.features import open_extractor, save_extractor
 
@@ -149,53 +143,77 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.data or not all("=" in item for item in options.data):
         print("benchmarks.gpu_train: --data PRESET=SPEC must be given, e.g. cifar-32=folder:PATH", file=sys.stderr)
         return 2
-    backends = ("eager", "triton") if options.device == "cuda" else ("eager", "sdpa")
+    verdicts: dict[str, str] = {}
     deadline = time.monotonic() + options.minutes * 60
     alarm = threading.Timer(options.minutes * 60, os.kill, (os.getpid(), signal.SIGTERM))
     alarm.daemon = True
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # between two runs; within one, the loop stops for it
-    alarm.start()
-    verdicts = []
+    before = signal.signal(signal.SIGTERM, _time_is_up)  # a training run takes SIGTERM itself, and stops for it
     try:
+        alarm.start()
         for item in options.data:
             preset, spec = item.split("=", 1)
-            for seed in SEEDS:
-                for backend in backends:
-                    run = options.runs / f"{preset}-{backend}-{seed}"
-                    done = lines(run)
-                    if time.monotonic() < deadline and not (done and done[-1]["step"] >= options.steps):
-                        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                        train(_config(preset, spec, backend, seed, run, options), resume=True)
-            scores: Scores | None = None
-            signal.signal(signal.SIGTERM, _time_is_up)  # scores are kept run by run: nothing to save
-            if options.features:
-                scores = functools.partial(
-                    score, spec=spec, features=options.features, count=options.score_count, device=options.device
-                )
-            verdict = None
-            try:
-                if time.monotonic() < deadline:
-                    verdict = summarise(
-                        preset, options.runs, options.steps, backends, options.device, options.out, scores
-                    )
-            except TimeUp:
-                pass
-            finally:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            print(verdict or f"{preset}: not all runs are done and scored; call this again to go on", flush=True)
-            verdicts.append(verdict)
+            verdicts[item] = go_on(preset, spec, deadline, options)
+            print(verdicts[item], flush=True)
+    except TimeUp:
+        for item in options.data:
+            if item not in verdicts:
+                print(f"{item.split('=')[0]}: not all runs are done and scored; call this again to go on", flush=True)
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         alarm.cancel()
+        alarm.join()
         signal.signal(signal.SIGTERM, before)
-    return 1 if any(verdict and "DIFFER" in verdict for verdict in verdicts) else 0
+    return 1 if any("DIFFER" in verdict for verdict in verdicts.values()) else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_train",
+        description="Train presets with eager and with our kernels from the same seeds, and compare their curves.",
+    )
+    add = parser.add_argument
+    add("--data", action="append", default=[], metavar="PRESET=SPEC", help="a preset and its data; may be repeated")
+    add("--steps", type=int, default=1500, help="steps of every run (default 1500)")
+    add("--minutes", type=float, default=9.0, help="stop, with checkpoints, after this long (default 9)")
+    add("--runs", type=Path, default=Path("runs/gpu-train"), help="folder of the runs (default runs/gpu-train)")
+    add("--out", type=Path, default=RESULTS, help="folder of the records (default benchmarks/results)")
+    add("--features", help="score the samples with this extractor: a TorchScript file, or efficientnet-lite0")
+    add("--score-count", type=int, default=10_000, help="samples that are scored (default 10000)")
+    add("--save-features", type=Path, metavar="FILE", help="write efficientnet-lite0 to FILE, and stop")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="default cuda")
+    add("--narrow", type=int, help="base channels of both networks, to try it out on a CPU")
+    add("--batch-size", type=int, help="instead of the preset's, to try it out on a CPU")
+    return parser.parse_args(argv)
 
 
 class TimeUp(Exception):
-    """The minutes are over while scores are computed."""
+    """The minutes are over."""
 
 
 def _time_is_up(*_: object) -> None:
     raise TimeUp
+
+
+def go_on(preset: str, spec: str, deadline: float, options: argparse.Namespace) -> str:
+    """Train what is left of the preset's runs, and return the sentence of `summarise`.
+
+    Raises TimeUp at the deadline, a reading of `time.monotonic`: runs have checkpoints then, and scores are kept.
+    """
+    backends = ("eager", "triton") if options.device == "cuda" else ("eager", "sdpa")
+    for seed in SEEDS:
+        for backend in backends:
+            run = options.runs / f"{preset}-{backend}-{seed}"
+            if not is_done(run, options.steps):
+                if time.monotonic() < deadline:
+                    train(_config(preset, spec, backend, seed, run, options), resume=True)
+                if not is_done(run, options.steps):
+                    raise TimeUp
+    scores: Scores | None = None
+    if options.features:
+        given = dict(spec=spec, features=options.features, count=options.score_count, device=options.device)
+        scores = functools.partial(score, **given)
+    return summarise(preset, options.runs, options.steps, backends, options.device, options.out, scores)
 
 
 def _config(preset: str, spec: str, backend: str, seed: int, run: Path, options: argparse.Namespace) -> TrainConfig:

@@ -1,8 +1,8 @@
-"""Times providers of the same work fairly: right answers first, then interleaved, with inputs not in the cache.
+"""Times providers of the same work fairly: right answers first, then turn by turn, with inputs not in the cache.
 
-A case has inputs (several sets, together larger than the cache, used in turn), a float64 truth, and providers. A
-provider whose results are off is recorded as wrong and never timed; one that cannot run is recorded with its reason.
-The others are timed turn by turn, so that a change of clocks or load meets all of them.
+A case has inputs (several sets, used in turn, together larger than the cache), a float64 truth, and providers. A
+provider with wrong results is recorded as wrong and never timed. A provider that cannot run is recorded with its
+reason. The others take turns, so a change of clocks or load meets all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,8 +83,11 @@ class Effort:
     warmup: int = 3
 
 
+QUANTILES = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+
+
 class DeviceLost(RuntimeError):
-    """After what `provider` did, the device computes nothing more for this process."""
+    """The device computes nothing more for this process, after what `provider` did."""
 
     def __init__(self, provider: str, why: str) -> None:
         super().__init__(f"{provider}: {why}")
@@ -100,10 +102,16 @@ def measure(
     mark: Callable[[str], None] = str,
     lost: Mapping[str, str] | None = None,
 ) -> list[Record]:
-    """Return a record for each provider and method (the case's on CUDA, "wall" on the CPU).
+    """Return a record for each provider and method (the case's methods on CUDA, "wall" on the CPU).
 
-    With no rounds the results are only held against the truth. `mark` is told which provider runs next. Providers in
-    `lost` are not run, and recorded with the reason there. Raises DeviceLost where a provider took the device along.
+    Args:
+        effort: with no rounds the results are only held against the truth.
+        bound: returns the least time of a case and what sets it.
+        mark: is told which provider runs next.
+        lost: providers that are not run but recorded with the reason given.
+
+    Raises:
+        DeviceLost: a provider took the device along.
     """
     methods = ("wall",) if device == "cpu" else case.methods
     records, runs = [], {}
@@ -160,7 +168,7 @@ def measure(
                 samples[name].append(timed[name]())
         for name, times in samples.items():
             provider, _, values = runs[name]
-            p20, p50, p80 = (_quantile(times, q) for q in (0.2, 0.5, 0.8))
+            p20, p50, p80 = torch.tensor(times, dtype=torch.float64).quantile(QUANTILES).tolist()
             record(provider, method, p20_us=p20, p50_us=p50, p80_us=p80, samples=len(times), **values)
         timed.clear()
     runs.clear()
@@ -199,7 +207,7 @@ def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None
             run(i)
 
     if method == "wall":
-        return lambda: _wall(calls, num_sets)
+        return lambda: sample_us(calls, num_sets, "cpu")
     torch.cuda.synchronize()
     if method == "graph":
         graph = torch.cuda.CUDAGraph()
@@ -214,12 +222,12 @@ def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None
         if gate is not None:
             check_replay(graph.replay, results, run(0), gate)
         del results
-        return lambda: _events(graph.replay, num_sets, ahead=True)
-    return lambda: _events(calls, num_sets)
+        return lambda: sample_us(graph.replay, num_sets, "cuda", ahead=True)
+    return lambda: sample_us(calls, num_sets, "cuda")
 
 
 def check_replay(replay: Callable[[], Any], results: Sequence[Tensor], expected: Sequence[Tensor], gate: float) -> None:
-    """Raise RuntimeError unless `replay` writes what is `expected` into `results`, which are wiped before."""
+    """Wipe `results`, call `replay`, and raise RuntimeError unless it writes what is `expected` into them."""
     with torch.no_grad():
         for tensor in results:
             tensor.fill_(float("nan"))
@@ -234,18 +242,19 @@ def _worst(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return max(errors, key=lambda error: (math.isnan(error), error))  # max alone passes over a later NaN
 
 
-def _wall(work: Callable[[], Any], calls: int) -> float:
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) / calls * 1e6
-
-
 BUSY_CLOCKS = 2_000_000
 """About a millisecond of the GPU: longer than the launch of a graph of up to 16 calls takes."""
 
 
-def _events(work: Callable[[], Any], calls: int, ahead: bool = False) -> float:
-    """Return microseconds of one of the `calls` of `work`; with `ahead` the GPU gets all of it before it begins."""
+def sample_us(work: Callable[[], Any], calls: int, device: str, ahead: bool = False) -> float:
+    """Return microseconds of one of the `calls` that `work` makes.
+
+    On CUDA the time is the GPU's, between two events. With `ahead` the GPU gets all of the work before it begins.
+    """
+    if device == "cpu":
+        began = time.perf_counter()
+        work()
+        return (time.perf_counter() - began) / calls * 1e6
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     if ahead:  # else the first event would pass at once, and the launch would be timed too
@@ -258,7 +267,7 @@ def _events(work: Callable[[], Any], calls: int, ahead: bool = False) -> float:
 
 
 def _memory(run: Run, device: str, own: Sequence[Tensor]) -> dict[str, int | None]:
-    """Return the bytes that autograd keeps over one call, each storage once, and the peak beyond what was there."""
+    """Return the bytes that autograd keeps over one call, each storage once, and the peak of new memory on CUDA."""
     kept: dict[int, int] = {}
     owned = {tensor.untyped_storage().data_ptr() for tensor in own}
 
@@ -277,10 +286,3 @@ def _memory(run: Run, device: str, own: Sequence[Tensor]) -> dict[str, int | Non
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
     return {"saved_bytes": sum(size for ptr, size in kept.items() if ptr not in owned), "peak_bytes": peak}
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    if len(ordered) == 1:
-        return ordered[0]
-    return statistics.quantiles(ordered, n=100, method="inclusive")[round(share * 100) - 1]

@@ -1,4 +1,4 @@
-"""What a process of the benchmarks has done, so that another can go on where it crashed or hung."""
+"""A journal of what a benchmark process has done, so that another can go on after a crash or a hang."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_TRIES = 12
-"""A part is not started more often than this."""
+"""A part is started at most so many times."""
 
 
 class Journal:
-    """A file of lines: a case and provider begun, a case done, a provider lost. Without a path it is only in memory."""
+    """A file with a line for each provider begun, provider lost and case done. Without a path it is only in memory."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.done: set[str] = set()
         self.lost: dict[str, dict[str, str]] = {}
         self.last: tuple[str, str] | None = None
-        """the case and provider begun and not yet followed by another line"""
+        """the case and provider of the last line, if that says that they began"""
         if path is not None and path.exists():
             for line in path.read_text().splitlines():
                 self._take(json.loads(line))
@@ -59,11 +59,11 @@ class Journal:
 
 
 def supervise(command: Sequence[str], path: Path, deadline: float, stall: float) -> bool:
-    """Run `command` with its journal at `path` until it is done, starting it again after a crash or a hang.
+    """Run `command` with its journal at `path` until it is done; start it again after a crash or a hang.
 
-    A provider during which the process died or said nothing for `stall` seconds is not run again on that case; if it
-    was during the timing, where all run in turn, the case is left out. Nothing runs after `deadline` (time.monotonic).
-    Returns whether all was done, or what time allowed: a slow machine is no failure.
+    If the process died or wrote nothing for `stall` seconds, the provider it was at is not run again on that case.
+    During the timing all providers take turns, so then the case is left out. Nothing runs after `deadline`, a reading
+    of time.monotonic. Returns whether all was done, or as much as time allowed: a slow machine is no failure.
     """
     tries: dict[tuple[str, str] | None, int] = {}
     for _ in range(MOST_TRIES):
@@ -92,7 +92,7 @@ def supervise(command: Sequence[str], path: Path, deadline: float, stall: float)
 
 
 def _watch(command: Sequence[str], path: Path, deadline: float, stall: float) -> int | None:
-    """Return the exit status of `command`, None if it was ended because its journal stood still or time was up."""
+    """Return the exit status of `command`, None if it was killed because its journal stood still or time was up."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     seen, since = -1, time.monotonic()
     while True:

@@ -27,7 +27,7 @@ from benchmarks.machine import MACHINES
 from benchmarks.records import RESULTS, gpus
 from benchmarks.shapes import BLOCK_SHAPES
 from benchmarks.shipped import BACKWARD, FORWARD, FUNCTIONAL, INFERENCE, Launch, launches
-from benchmarks.text import table
+from benchmarks.text import replaced, table
 
 Row = dict[str, Any]
 PASSES = {"forward": (INFERENCE,), "forward+backward": (FORWARD, BACKWARD)}
@@ -185,14 +185,9 @@ BEGIN, END = "<!-- kernel report: begin -->", "<!-- kernel report: end -->"
 
 
 def write_markdown(path: Path, rows: Sequence[Row], blocks: Sequence[Row]) -> None:
-    """Put both tables between the markers of the Markdown file `path`; without markers, exit with a sentence."""
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"kernel_report: {path} must hold the lines {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    """Put both tables between the markers of the Markdown file `path`. Raises ValueError without the markers."""
     launched = launch_table([r for r in rows if r["pass"] != FUNCTIONAL], True)
-    path.write_text(f"{before}{BEGIN}\n{block_table(blocks, True)}\n\n{launched}\n{END}{after}")
+    path.write_text(replaced(path, BEGIN, END, f"\n{block_table(blocks, True)}\n\n{launched}\n"))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -202,7 +197,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="replace the tables between FILE's markers")
     parser.add_argument("--only", default="", metavar="TEXT", help="only launches with TEXT in kernel, dtype or shape")
     parser.add_argument("--dtype", action="append", help="only this precision; may be repeated")
-    parser.add_argument("--arch", type=int, action="append", choices=sorted(MACHINES), help="may be repeated")
+    parser.add_argument(
+        "--arch", type=int, action="append", choices=sorted(MACHINES), help="only this one; may be repeated"
+    )
     parser.add_argument("--contiguous", action="store_true", help="maps in NCHW order instead of channels_last")
     parser.add_argument("--processes", type=int, default=2, help="compilations at a time (default 2)")
     return parser.parse_args(arguments)

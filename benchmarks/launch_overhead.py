@@ -1,8 +1,10 @@
-"""What the host does for one call of the attention block, without a GPU: python -m benchmarks.launch_overhead [--cold]
+"""Times the host's work for one call of the attention block, without a GPU.
 
-Everything runs as on a GPU, checks, autograd, custom op, launchers, Triton's `run` and its compiler, down to where
-Triton hands a launch to its CUDA backend; there a stub returns at once, and results are what memory held before.
-`--cold` compiles the two forward kernels from an empty cache.
+    python -m benchmarks.launch_overhead [--cold]
+
+Checks, autograd, custom op, launchers, Triton's `run` and its compiler run as on a GPU. Where Triton hands a launch to
+its CUDA backend, a stub returns at once, so results are whatever memory held before. `--cold` also times compiling the
+two forward kernels from an empty cache.
 """
 
 from __future__ import annotations
@@ -191,8 +193,8 @@ def cold(dtype: str = "bf16") -> tuple[float, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the times; return 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launch_overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=41, help="of 50 calls each")
-    parser.add_argument("--cold", action="store_true", help="compile the forward kernels from an empty cache too")
+    parser.add_argument("--samples", type=int, default=41, help="samples of 50 calls each (default 41)")
+    parser.add_argument("--cold", action="store_true", help="also compile the forward kernels from an empty cache")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     driver = install()

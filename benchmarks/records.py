@@ -1,4 +1,4 @@
-"""Measurements as lines of JSON: what was measured, on what, with what; appended, never changed."""
+"""Measurements as lines of JSON: what was measured, on which device, with which versions. Lines are only appended."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass
 class Record:
-    """One provider on one case. Times in microseconds of one call, over `samples` samples; None where it failed.
+    """One provider on one case. Times are microseconds of one call, quantiles of `samples` samples; None if it failed.
 
-    `method` is "graph" (CUDA graph replay: the GPU's time), "eager" (calls as a user makes them, launches included) or
-    "wall" (CPU). `saved_bytes` is what autograd keeps for backward beyond the inputs and parameters, `peak_bytes` the
+    `method` is "graph" (replay of a CUDA graph: the GPU's time), "eager" (calls from Python, launches included) or
+    "wall" (CPU). `saved_bytes` is what autograd keeps for backward beyond inputs and parameters. `peak_bytes` is the
     most memory in use during a call beyond what was there. `bound_us` is the time of the needed work at the rates
-    measured on this device in the same run. `error` says why there is no time; `relative_rms` is the worst output's.
+    measured on this device in the same run. `relative_rms` is the worst output's error. `error` says why there is no
+    time.
     """
 
     benchmark: str
@@ -50,13 +51,13 @@ class Record:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a later record of the same measurement replaces in a table."""
+        """What names the measurement: a later record with the same key replaces this one in tables."""
         return (self.benchmark, self.shape, self.dtype, self.mode, self.provider, self.method)
 
 
 @functools.cache
 def environment(device: str) -> dict[str, str]:
-    """Return what a record must say of where it was made: device, driver, versions, commit, date."""
+    """Return where a record is made: device, driver, versions, commit ("+": with changes), date."""
     found = {
         "device": device_name(device),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -95,7 +96,7 @@ def results_file(device: str, folder: Path = RESULTS) -> Path:
 
 
 def append(record: Record, device: str, folder: Path = RESULTS) -> None:
-    """Add `record` with its environment to the device's file, at once: a run cut off loses nothing."""
+    """Add `record` with its environment to the device's file at once, so that a run cut off loses nothing."""
     path = results_file(device, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

@@ -1,12 +1,12 @@
-"""How training should scale from 1 to 512 GPUs: a model of gradient bytes against link bandwidth, nothing measured.
+"""A model of how training scales from 1 to 512 GPUs: gradient bytes against link bandwidth. Nothing is measured.
 
-python -m benchmarks.scaling          # prints the tables of docs/multi-node.md
-python -m benchmarks.scaling --write  # and puts them there
+    python -m benchmarks.scaling          # prints the tables of docs/multi-node.md
+    python -m benchmarks.scaling --write  # puts them there
 
-A step of one GPU takes its images' FLOP at 45 % of the bf16 peak of an H200. An all-reduce of S bytes over W GPUs is a
-ring: 2 (W - 1)/W S over the slowest link in it (a node's network cards together, or NVLink within one node), plus a
-latency that grows with the logarithm of the nodes; bandwidths are taken at 80 % of nominal. Copying the gradients into
-and out of one piece of memory is four passes over them. Reading images and drawing noise are left out.
+A step of one GPU takes its images' FLOP at 45 % of an H200's bf16 peak. An all-reduce of S bytes over W GPUs is a
+ring: 2 (W - 1)/W S bytes pass the slowest link, at 80 % of its nominal bandwidth. That link is NVLink within one node,
+else a node's network cards together. Its latency grows with the logarithm of the nodes. Copying the gradients into and
+out of one piece of memory is four passes over them. Reading images and drawing noise are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.text import table
+from benchmarks.text import replaced, table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "multi-node.md"
@@ -35,7 +35,7 @@ HOP = 10e-6  # s for each doubling of the nodes
 
 @dataclass(frozen=True)
 class Model:
-    """What a step costs: parameters of each network, FLOP an image of each one's forward, batch norms."""
+    """What a step costs: each network's parameters, FLOP per image of its forward, and the number of batch norms."""
 
     name: str
     g_parameters: int
@@ -46,8 +46,11 @@ class Model:
 
     @property
     def flops(self) -> float:
-        """FLOP an image and step: the D step runs G forward and D forward and backward on two images, the G step G
-        forward and backward and D forward and backward to its input alone."""
+        """FLOP per image and step.
+
+        The D step runs G forward, and D forward and backward on two images. The G step runs G forward and backward,
+        and D forward and backward to its input alone.
+        """
         return self.g_forward + 6 * self.d_forward + 3 * self.g_forward + 2 * self.d_forward
 
 
@@ -57,7 +60,7 @@ FEAT64 = Model("official-128-feat64", 42_017_412, 39_448_258, 19.2e9, 9.74e9, 11
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of `gpus` GPUs; bytes/s of NVLink a GPU and direction, and of all network cards of a node together."""
+    """Nodes of `gpus` GPUs. `nvlink`: bytes/s per GPU and direction; `network`: bytes/s of a node's cards together."""
 
     name: str
     gpus: int
@@ -84,7 +87,7 @@ def all_reduce_s(cluster: Cluster, gpus: int, bytes_: float) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step: computing, and with the gradients not hidden, hidden as ours does, hidden as far as can be."""
+    """Seconds of a step: computing alone, and with all-reduces not hidden, hidden as ours are, or hidden at best."""
 
     compute: float
     exposed: float
@@ -97,9 +100,9 @@ def step_s(
 ) -> Step:
     """Return the modelled step of `gpus` GPUs with `images` images each.
 
-    Ours hides the discriminator's all-reduce behind the generator's forward of the next update and the generator's
-    not at all: the spectral norm of a network hands all its gradients over at the end of the backward. Ideal hides
-    both behind their backward passes. Synced batch norm adds three small collectives a batch norm.
+    Ours hides the discriminator's all-reduce behind the generator's next forward, and the generator's not at all:
+    grouped spectral norm hands over all gradients of a network at the end of its backward. Ideal hides both behind
+    their backward passes. Synced batch norm adds three small collectives for each batch norm.
     """
     compute = images * model.flops / FLOP_PER_S
     d, g = (all_reduce_s(cluster, gpus, n * gradient_bytes) for n in (model.d_parameters, model.g_parameters))
@@ -118,7 +121,7 @@ def step_s(
 
 
 def rows(cluster: Cluster, images: int, model: Model = FEAT64) -> list[list[str]]:
-    """Return the table of `cluster` at `images` images a GPU: a row for each number of GPUs, efficiencies in %."""
+    """Return the rows of `cluster` at `images` images per GPU: one for each number of GPUs, efficiencies in %."""
     found = []
     for gpus in GPUS:
         step = step_s(model, cluster, gpus, images)
@@ -154,15 +157,13 @@ def tables() -> str:
 
 def write(path: Path = PAGE) -> None:
     """Put the tables between the markers of the page `path`."""
-    text = path.read_text()
-    before, rest = text.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END, 1)[1]}")
+    path.write_text(replaced(path, BEGIN, END, f"\n\n{tables()}\n\n"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables, or write them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"put them into {PAGE.relative_to(ROOT)}")
+    """Print the tables, or write them; return 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help=f"write them into {PAGE.relative_to(ROOT)}")
     if parser.parse_args(argv).write:
         write()
     else:

@@ -15,7 +15,7 @@ class BlockShape:
     """A self-attention block on x (B, C, H, W): q, k of D_QK channels, v of D_V, `pool` halves the map of k and v.
 
     "Needed" below is what no implementation can do without: products of unpadded sizes, one exponential per score,
-    every input and output once; not what a kernel stores in between, pads or computes twice.
+    every input and output once. What a kernel pads, computes twice or stores in between is not needed.
     """
 
     name: str
@@ -41,15 +41,15 @@ class BlockShape:
 
     @property
     def weight_elements(self) -> int:
-        """Elements of theta, phi, g and o, biases not counted: C (2 D_QK + D_V), and D_V C with `out_proj`."""
+        """Elements of theta, phi, g and o, without biases: C (2 D_QK + D_V), and D_V C with `out_proj`."""
         return self.C * (2 * self.d_qk + self.d_v) + (self.d_v * self.C if self.out_proj else 0)
 
     def flops(self, backward: bool = False) -> int:
-        """Needed floating-point operations (a multiply-add is two) of the forward pass, or of forward and backward.
+        """Return needed floating-point operations (a multiply-add is two), forward or forward and backward.
 
         Forward: 2 B [N C (2 D_QK + D_V) + N M (D_QK + D_V) + N D_V C], the last term only with `out_proj`.
-        Backward: every projection twice (its input's and its weight's gradient), and
-        2 B N M (3 D_QK + 2 D_V): scores again, d_beta, d_v, d_q, d_k.
+        Backward: every projection twice (gradients of its input and its weight), and 2 B N M (3 D_QK + 2 D_V) for
+        the scores again, d_beta, d_v, d_q and d_k.
         """
         projections = 2 * self.B * self.N * self.weight_elements
         pairs = 2 * self.B * self.N * self.M
@@ -57,12 +57,14 @@ class BlockShape:
         return forward + (2 * projections + pairs * (3 * self.d_qk + 2 * self.d_v) if backward else 0)
 
     def exps(self, backward: bool = False) -> int:
-        """Needed exponentials: B N M forward, and once more when the map is recomputed in the backward pass."""
+        """Return needed exponentials: B N M forward, and again in the backward pass, which recomputes the map."""
         return self.B * self.N * self.M * (2 if backward else 1)
 
     def bytes(self, dtype: str, backward: bool = False) -> int:
-        """Needed bytes of global memory, each once: x and the weights in, y out; backward adds x, dy and the weights
-        in, dx and the weights' gradients out. Nothing is charged for what forward keeps for backward beyond x.
+        """Return needed bytes of global memory, each once.
+
+        Forward: x and the weights in, y out. Backward adds x, dy and the weights in, dx and the weights' gradients
+        out. Nothing is charged for what forward keeps for backward beyond x.
         """
         x = self.B * self.C * self.N
         count = 2 * x + self.weight_elements + (3 * x + 2 * self.weight_elements if backward else 0)
@@ -93,8 +95,11 @@ STANDARD_SHAPES = (
     _block("unpooled-32x32-C64", 64, 64, 32, d_v=64, **UNPOOLED),
     _block("unpooled-16x16-C128", 64, 128, 16, d_v=128, **UNPOOLED),
 )
-"""The eight shapes that targets are stated for: SAGAN as released (maps of 32x32) and with its attention at 64x64,
-BigGAN at 128x128 images, and the form of the best-known PyTorch port (no pooling, v of C channels, no o, biases)."""
+"""The eight shapes that targets are stated for.
+
+SAGAN as released (maps of 32x32) and with its attention at 64x64, BigGAN at 128x128 images, and the form of the
+best-known PyTorch port (no pooling, v of C channels, no o, biases).
+"""
 
 LARGE_SHAPE = _block("large-128x128-C64", 8, 64, 128)
 """A map of 16,384 queries and 4,096 keys: 64 times the scores of the official shapes."""

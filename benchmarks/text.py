@@ -1,14 +1,15 @@
-"""Tables as plain text or Markdown, with nothing but the standard library."""
+"""Tables as plain text or Markdown, and the generated parts of pages, with nothing but the standard library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
-    """Rows as aligned plain text, or as a Markdown table; None is a dash."""
-    cells = [[cell_text(cell) for cell in row] for row in rows]
+    """Return rows as aligned plain text, or as a Markdown table; None is a dash."""
+    cells = [[_text(cell) for cell in row] for row in rows]
     if markdown:
         lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
@@ -22,7 +23,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool =
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, cells)])
 
 
-def cell_text(cell: Any) -> str:
+def replaced(path: Path, begin: str, end: str, content: str) -> str:
+    """Return the text of the page at `path` with `content` between the lines `begin` and `end`, which stay.
+
+    Raises ValueError unless the page holds both markers once.
+    """
+    text = path.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path} must hold these lines once each: {begin} and {end}")
+    return text[: text.index(begin) + len(begin)] + content + text[text.index(end) :]
+
+
+def _text(cell: Any) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):

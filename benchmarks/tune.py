@@ -192,10 +192,12 @@ def write(path: Path, row: Row, config: LaunchConfig, origin: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status, 2 where there is no GPU to measure on."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16")
-    parser.add_argument("--shape", action="append", choices=[s.name for s in BLOCK_SHAPES], help="may be repeated")
-    parser.add_argument("--kernel", action="append", choices=KERNELS, help="may be repeated")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin no candidate after this")
+    parser.add_argument("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16", help="precision (default bf16)")
+    parser.add_argument(
+        "--shape", action="append", choices=[s.name for s in BLOCK_SHAPES], help="only this shape; may be repeated"
+    )
+    parser.add_argument("--kernel", action="append", choices=KERNELS, help="only this kernel; may be repeated")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin no candidate after this long (default 8)")
     parser.add_argument("--out", type=Path, default=configs.FILE, help="the file of configs")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates; needs no GPU")
     options = parser.parse_args(arguments)

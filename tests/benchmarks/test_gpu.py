@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import torch
 
 from benchmarks import gpu
@@ -10,6 +12,14 @@ def test_what_is_missing_is_a_sentence_and_status_2(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "find_spec", lambda name: None if name == "triton" else object())
     assert gpu.main([]) == 2
     assert "triton must be installed" in capsys.readouterr().err
+
+
+def test_a_gpu_that_the_kernels_do_not_run_on_is_a_sentence(monkeypatch, capsys):
+    old = SimpleNamespace(name="Tesla V100", major=7, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: old)
+    assert gpu.main([]) == 2
+    assert "the kernels cannot run here: Tesla V100 has compute capability 7.0" in capsys.readouterr().err
 
 
 def test_a_command_over_its_time_is_stopped_and_said(capsys):

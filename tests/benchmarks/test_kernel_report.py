@@ -166,7 +166,7 @@ def test_markdown_goes_between_its_markers(tmp_path):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| s | bf16 | sm_90 |" in text and "| k | 1 | N64 |" in text and "other" not in text
     page.write_text("no markers")
-    with pytest.raises(SystemExit, match="must hold the lines"):
+    with pytest.raises(ValueError, match="must hold these lines once each"):
         write_markdown(page, [row], [BLOCK])
 
 

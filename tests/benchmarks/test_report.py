@@ -1,7 +1,8 @@
 import pytest
 
 from benchmarks.records import Record, append, environment
-from benchmarks.report import END, START, document, main, readme_block, replace_block
+from benchmarks.report import END, START, document, main, readme_block
+from benchmarks.text import replaced
 
 
 def fill(folder):
@@ -74,13 +75,26 @@ def test_the_readme_block_comes_back_byte_for_byte_and_a_stale_one_is_found(tmp_
     assert main(args) == 0 and main([*args, "--check"]) == 0
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# x\n\n" + START) and text.endswith(END + "\n\nrest\n") and "old" not in text
-    assert replace_block(text, readme_block(tmp_path / "results")) == text
+    block = f"\n\n{readme_block(tmp_path / 'results')}\n\n"
+    assert replaced(tmp_path / "README.md", START, END, block) == text
 
 
 def test_the_committed_pages_are_what_the_committed_records_say():
     assert main(["--check"]) == 0
 
 
-def test_a_readme_without_markers_is_refused():
-    with pytest.raises(ValueError, match="two benchmark markers once each"):
-        replace_block("nothing", "block")
+def test_a_readme_without_markers_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(ValueError, match="must hold these lines once each"):
+        main(["--results", str(tmp_path), "--root", str(tmp_path)])
+
+
+def test_ours_stands_against_each_peer_as_images_a_second(tmp_path):
+    for provider, time in (("eager", 4e6), ("other", 3e6), ("ours", 2e6)):
+        record = Record("train_step", "x", "fp32", "both", provider, "wall", p50_us=time, config={"batch_size": 8})
+        append(record, "cpu", tmp_path)
+    rows = [line for line in document(tmp_path).splitlines() if line.startswith("| x | both |")]
+    assert rows == [
+        "| x | both | eager | 2.0 | 4.0 | 2.00 | not measured |",
+        "| x | both | other | 2.7 | 4.0 | 1.50 | not measured |",
+    ]
