@@ -82,24 +82,32 @@ def test_a_device_that_is_not_there_is_a_sentence(monkeypatch, capsys):
     assert "PyTorch finds no CUDA device" in capsys.readouterr().err
 
 
+LISTED = (
+    Part("gate", list, cpu=False),
+    Part("attention", list),
+    Part("attention-compiled", list, cpu=False),
+    Part("sweep", list),
+    Part("loader", list, by_default=False),
+)
+
+
 def chosen(*arguments):
-    options = command.parse(PARTS, arguments)
-    parts, text = command.choose(PARTS, Target("cuda" if options.device == "cuda" else "cpu", options.dry_run), options)
+    options = command.parse(LISTED, arguments)
+    parts, text = command.choose(LISTED, Target("cpu" if options.dry_run else options.device, options.dry_run), options)
     return [part.name for part in parts], text
 
 
 def test_only_names_a_part_or_is_text_in_a_title_or_both():
-    default = ["attention", "spectral_norm", "train_step", "sweep"]
-    assert chosen("--device", "cpu") == (default, "")
-    assert chosen("--device", "cpu", "--only", "64x64") == (default, "64x64")
+    assert chosen("--device", "cpu") == (["attention", "sweep"], "")
+    assert chosen("--device", "cpu", "--only", "64x64") == (["attention", "sweep"], "64x64")
     assert chosen("--device", "cpu", "--only", "sweep N256") == (["sweep"], "N256")
     assert chosen("--device", "cpu", "--only", "loader") == (["loader"], "")
-    assert chosen("--device", "cuda")[0] == [part.name for part in PARTS if part.name != "loader"]
-    assert chosen("--dry-run")[0] == chosen("--device", "cuda")[0]
-    assert chosen("--device", "cpu", "--part", "sweep", "--part", "attention", "--only", "N256") == (
-        ["attention", "sweep"],
-        "N256",
-    )
+    assert chosen("--device", "cuda") == (["gate", "attention", "attention-compiled", "sweep"], "")
+    assert chosen("--dry-run") == chosen("--device", "cuda")
+    several = chosen("--device", "cpu", "--part", "sweep", "--part", "attention", "--only", "N256")
+    assert several == (["attention", "sweep"], "N256")
+    only_when_named = [part for part in LISTED if not part.by_default]
+    assert command.choose(only_when_named, Target("cpu"), command.parse(only_when_named, []))[0] == only_when_named
 
 
 def test_what_is_not_run_here_and_bad_arguments_are_a_sentence(capsys):

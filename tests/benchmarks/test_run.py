@@ -15,7 +15,7 @@ from benchmarks.run import PARTS
 def test_every_part_of_every_bench_is_listed_once_the_most_important_first():
     names = [part.name for part in PARTS]
     assert names[:5] == ["gate", "attention", "spectral_norm", "attention-compiled", "train_step"]
-    assert len(set(names)) == len(names) and set(names[5:]) == {"sweep", "dtypes", "loader"}
+    assert len(set(names)) == len(names) and {"sweep", "dtypes", "loader"} <= set(names)
     files = {path.stem for path in Path(__file__).parents[2].glob("benchmarks/bench_*.py")}
     assert files == {part.cases.__module__.split(".")[-1] for part in PARTS}
 
