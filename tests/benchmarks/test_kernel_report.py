@@ -68,7 +68,8 @@ def check(row):
     assert row["smem"] <= row["smem_cap"] and row["resident_blocks"] >= 1 and row["limit_us"] > 0, where
     if row["exps"]:
         assert row["mufu"] > 0, where
-    if row["exps"] or row["kernel"] == "projection_fwd":
+    through_o = row["kernel"] == "attention_bwd_delta" and row["pass"] == "backward" and "unpooled" not in row["shape"]
+    if row["exps"] or row["kernel"] == "projection_fwd" or through_o:
         used = {"sm_80": row["hmma"], "sm_90": row["hgmma"], "sm_100": row["utchmma"] + row["hmma"]}
         assert (used[row["arch"]] > 0) == (row["dtype"] != "fp32"), where
     if "sweep" in row["kernel"]:
