@@ -68,7 +68,7 @@ def check(row):
     assert row["smem"] <= row["smem_cap"] and row["resident_blocks"] >= 1 and row["limit_us"] > 0, where
     if row["exps"]:
         assert row["mufu"] > 0, where
-    through_o = row["kernel"] == "attention_bwd_delta" and row["pass"] == "backward" and "unpooled" not in row["shape"]
+    through_o = row["kernel"] == "self_attention_bwd_preprocess" and "unpooled" not in row["shape"]
     if row["exps"] or row["kernel"] == "projection_fwd" or through_o:
         used = {"sm_80": row["hmma"], "sm_90": row["hgmma"], "sm_100": row["utchmma"] + row["hmma"]}
         assert (used[row["arch"]] > 0) == (row["dtype"] != "fp32"), where
@@ -92,6 +92,7 @@ def test_every_shipped_kernel(everything):
     assert {row["arch"] for row in everything} == {"sm_80", "sm_90", "sm_100"}
     assert {row["dtype"] for row in everything} >= {"fp32", "tf32", "fp16", "bf16"}
     assert {row["shape"] for row in everything} >= {"large-128x128-C64", "official-G-32x32-C256"}
+    assert {row["kernel"] for row in everything} >= {"self_attention_bwd_preprocess", "projection_fwd"}
     for row in everything:
         check(row)
 
