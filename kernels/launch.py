@@ -45,7 +45,6 @@ class Needs:
     exps: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
-    loops: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Plan:
     """One launch, said without tensors: enough to compile it without a GPU and to know what it needs.
 
     `signature` gives Triton's type of every argument that is not in `constexprs`; `divisible_by_16` names those that
-    the launch specialises (aligned pointers, strides). `loops` says, in the order of the source, how often one program
-    runs each loop over run-time counts. For the counts of work see `Needs`.
+    the launch specialises (aligned pointers, strides). For the counts of work see `Needs`.
     """
 
     name: str
@@ -67,7 +65,6 @@ class Plan:
     num_stages: int
     grid: tuple[int, ...]
     divisible_by_16: tuple[str, ...] = ()
-    loops: tuple[int, ...] = ()
     flops: int = 0
     exps: int = 0
     bytes_read: int = 0
@@ -243,7 +240,6 @@ def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: La
         num_stages=config.num_stages,
         grid=what.grid,
         divisible_by_16=tuple(aligned),
-        loops=needs.loops,
         flops=needs.flops,
         exps=needs.exps,
         bytes_read=needs.bytes_read,

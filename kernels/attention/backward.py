@@ -220,7 +220,6 @@ def describe_dkv(
             exps=B * N * M,
             bytes_read=size_of(q, k, v, d_o, lse, delta),
             bytes_written=size_of(k, v),
-            loops=(cdiv(N, config.BLOCK_N),),
         ),
     )  # fmt: skip
 
@@ -280,7 +279,6 @@ def attention_bwd_dq(
                 exps=B * N * M,
                 bytes_read=size_of(q, k, v, d_o, lse, delta),
                 bytes_written=size_of(q),
-                loops=(cdiv(M, chosen.BLOCK_M),),
             ),
         )  # fmt: skip
 

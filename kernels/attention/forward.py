@@ -178,7 +178,6 @@ def attention_fwd(
                 exps=B * N * M,
                 bytes_read=size_of(q, k, v),
                 bytes_written=size_of(out, lse),
-                loops=(cdiv(M, chosen.BLOCK_M),),
             ),
         )  # fmt: skip
 

@@ -229,7 +229,6 @@ def projection_fwd(
                 flops=2 * B * C * (N * D_QK + window * M * (D_QK + D_V)),
                 bytes_read=size_of(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g),
                 bytes_written=size_of(q, k, v, argmax),
-                loops=(window,) if block_c >= C else (window, window * cdiv(C, block_c)),
             ),
         )  # fmt: skip
 

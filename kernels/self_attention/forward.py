@@ -155,7 +155,6 @@ def block_fwd(
 
     def describe() -> Launch:
         chosen = config or lookup("attention_fwd", arch_of(x), precision, D_QK, D_V, N)
-        chunks = cdiv(C, chosen.BLOCK_C)
         grid, (width, rest) = grid_of(cdiv(N, chosen.BLOCK_N), B), split(D_V)
         stride_b, stride_c, stride_n = strides_of(x)
         return Launch(
@@ -178,7 +177,6 @@ def block_fwd(
                 exps=B * N * M,
                 bytes_read=size_of(x, q, k, v, w_o, b_o, gamma),
                 bytes_written=size_of(y, o, lse),
-                loops=(cdiv(M, chosen.BLOCK_M), *([] if w_o is None else [chunks])),
             ),
         )  # fmt: skip
 

@@ -115,7 +115,6 @@ def block_bwd_preprocess(
                 flops=2 * B * N * D_V * (1 if w_o is None else C + 1),
                 bytes_read=size_of(d_y, w_o, b_o, o, gamma),
                 bytes_written=size_of(d_o, delta, d_gamma),
-                loops=() if w_o is None else (cdiv(C, chosen.BLOCK_C),),
             ),
         )  # fmt: skip
 

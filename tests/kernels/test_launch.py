@@ -35,7 +35,7 @@ def test_a_plan_has_the_arguments_of_the_launch():
     launch("op", spy, tensors("cpu"), (), described)
     assert spy.grid == (3, 2) and spy.kwargs["enable_fp_fusion"] and spy.kwargs["num_warps"] == 4
     with recording(80, "fp16") as found:
-        launch("op", spy, tensors("meta"), (), lambda: described(needs=lambda: Needs(flops=3, loops=(2,))))
+        launch("op", spy, tensors("meta"), (), lambda: described(needs=lambda: Needs(flops=3, exps=2)))
     (plan,) = found.plans
     options = {"num_warps", "num_stages", "enable_fp_fusion"}
     assert {*plan.signature, *plan.constexprs} == set(spy.kwargs) - options
@@ -44,7 +44,7 @@ def test_a_plan_has_the_arguments_of_the_launch():
     }  # fmt: skip
     assert plan.constexprs == {"BLOCK": 16, "b_ptr": None, "stride": 1}
     assert plan.divisible_by_16 == ("x_ptr", "N", "far")
-    assert (plan.grid, plan.flops, plan.loops, plan.dtype) == ((3, 2), 3, (2,), "fp16")
+    assert (plan.grid, plan.flops, plan.exps, plan.dtype) == ((3, 2), 3, 2, "fp16")
 
 
 def test_a_cap_on_registers_is_passed_on():

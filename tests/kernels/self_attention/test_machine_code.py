@@ -71,7 +71,6 @@ def test_needs_are_counted_without_padding():
     forward_plan = found["self_attention_fwd"]
     assert all(plan.exps == (scores if i in (1, 3, 4) else 0) for i, plan in enumerate(found.values()))
     assert forward_plan.flops == 2 * scores * 40 + 2 * 4 * 4096 * 64 * 32
-    assert forward_plan.loops[0] * forward_plan.constexprs["BLOCK_M"] == 1024
     assert found["projection_fwd"].bytes_read == 2 * (4 * 4096 * 64 + 48 * 64)
     assert found["self_attention_bwd_dkv"].flops + found["attention_bwd_dq"].flops == 2 * scores * (4 * 8 + 3 * 32)
 
