@@ -50,9 +50,9 @@ def main(parts: Sequence[Part], argv: Sequence[str] | None = None) -> int:
     if target.dry_run and os.environ.get("TRITON_INTERPRET") != "1":  # must be there before any kernel is imported
         again = [*_same(chosen, text, options), "--dry-run"]
         return subprocess.run(again, env={**os.environ, "TRITON_INTERPRET": "1"}).returncode
-    if options.part or target.dry_run:
-        return max(run_part(part, target, text, options) for part in chosen)
     deadline = time.monotonic() + options.minutes * 60
+    if options.part or target.dry_run:
+        return max(run_part(part, target, text, deadline, options) for part in chosen)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for part in chosen:
@@ -81,11 +81,12 @@ def parse(parts: Sequence[Part], argv: Sequence[str] | None) -> argparse.Namespa
     add("--device", choices=("cuda", "cpu"), default=device, help="default: cuda where there is one")
     add("--rounds", type=int, help="samples of each provider (default 21 on a GPU, 7 on the CPU)")
     add("--out", type=Path, default=RESULTS, help="folder of the records (default benchmarks/results)")
-    add(
-        "--stall", type=float, default=100.0, help="seconds of silence after which a provider is given up (default 100)"
-    )
+    add("--stall", type=float, default=100.0, help="give a provider up after so many silent seconds (default 100)")
     add("--dry-run", action="store_true", help="walk a GPU's cases on the CPU, cut down, and record nothing")
-    add("--part", action="append", choices=[p.name for p in parts], help="run it in this process; may be repeated")
+    add(
+        "--part", action="append", choices=[p.name for p in parts], metavar="PART",
+        help="run this part in this process; may be repeated",
+    )  # fmt: skip
     add("--journal", type=Path, help="with --part: what earlier tries did and lost")
     add("--warm", metavar="I/N", help="compile the I-th of N shares of what needs compiling, and time nothing")
     return parser.parse_args(argv)
@@ -110,27 +111,29 @@ def _same(parts: Sequence[Part], text: str, options: argparse.Namespace) -> list
     return [*command, *(["--only", text] if text else [])]
 
 
-def run_part(part: Part, target: Target, text: str, options: argparse.Namespace) -> int:
-    """Measure the part's cases with `text` in their title in this process; return 0, or LOST_DEVICE."""
+def run_part(part: Part, target: Target, text: str, deadline: float, options: argparse.Namespace) -> int:
+    """Measure the part's cases with `text` in their title in this process; return 0, or LOST_DEVICE.
+
+    No case is started after `deadline`, a reading of `time.monotonic`.
+    """
     compile_ = torch.compile
     if target.dry_run:  # compiled peers are traced, not compiled
         torch.compile = functools.partial(compile_, backend="aot_eager")  # type: ignore[assignment]
     try:
-        return _run_part(part, target, text, options)
+        return _run_part(part, target, text, deadline, options)
     finally:
         torch.compile = compile_
 
 
-def _run_part(part: Part, target: Target, text: str, options: argparse.Namespace) -> int:
+def _run_part(part: Part, target: Target, text: str, deadline: float, options: argparse.Namespace) -> int:
     journal = Journal(options.journal)
     rounds = options.rounds or (1 if target.dry_run else 7 if target.device == "cpu" else 21)
     effort = Effort(rounds if part.timed else 0, warmup=1 if target.dry_run else 3)
-    began = time.monotonic()
     done = skipped = 0
     for case in part.cases(target):
         if case.title in journal.done or text not in case.title:
             continue
-        if time.monotonic() - began > options.minutes * 60:
+        if time.monotonic() > deadline:
             skipped += 1
             continue
         limits = part.timed and not target.dry_run and any(case.needs)

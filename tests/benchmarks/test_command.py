@@ -136,3 +136,12 @@ def test_warming_compiles_its_share_and_times_nothing(capsys):
         assert main([Part("x", listed)], ["--device", "cpu", "--warm", share]) == 0
         assert ran == expected
     assert capsys.readouterr().out == "t bad: RuntimeError\n"
+
+
+def test_parts_in_one_process_share_the_time(capsys):
+    """With no minutes nothing is begun, in no part."""
+    parts = [Part(name, lambda target: cases(target, SMALL[:2])) for name in ("one", "two")]
+    args = ["--device", "cpu", "--minutes", "0", "--part", "one", "--part", "two"]
+    assert main(parts, args) == 0
+    out = capsys.readouterr().out
+    assert "one: 0 cases, 2 not started for lack of time" in out and "two: 0 cases, 2 not started" in out
