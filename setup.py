@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
+        "filelock>=3.30",  # torch brings it; with older ones a forked child can give back its parent's lock
         "triton>=3.6; platform_system == 'Linux'",
         "numpy",
         "torchvision",

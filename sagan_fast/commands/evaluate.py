@@ -12,6 +12,7 @@ from typing import Any
 
 from sagan_fast.commands.options import command_parser
 from sagan_fast.errors import InputError
+from sagan_fast.files import explained, written
 
 TIMEOUT = 3600
 """Seconds that a process waits for the others, of which the first also computes the scores of the real images."""
@@ -75,7 +76,8 @@ def run(args: list[str]) -> None:
     if result is None:
         return
     if target is not None:
-        _write(result, target)
+        with written(target) as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
     _print(result)
     if target is not None:
         print(f"scores and protocol in {target}")
@@ -202,21 +204,11 @@ def _check_writable(target: Path) -> None:
     """Raise InputError before the work, not after it."""
     if target.is_dir():
         raise InputError(f"--json must name a file, and {target} is a folder")
-    try:
+    with explained(f"cannot write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
-    if not os.access(target.parent, os.W_OK):
+    is_pipe = target.exists() and not target.is_file()
+    if not os.access(target if is_pipe else target.parent, os.W_OK):
         raise InputError(f"cannot write {target}: its folder cannot be written")
-
-
-def _write(result: dict[str, Any], target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
 
 
 def _print(result: dict[str, Any]) -> None:

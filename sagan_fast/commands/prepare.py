@@ -12,6 +12,7 @@ from pathlib import Path
 from sagan_fast.commands.options import command_parser
 from sagan_fast.data.packed_writer import Progress
 from sagan_fast.errors import InputError
+from sagan_fast.files import reason
 
 SECONDS_BETWEEN_LINES = 30.0
 """Of progress, where the output is no terminal."""
@@ -99,7 +100,7 @@ def _read_names(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 from sagan_fast.data.dataset import ImageDataset, count, list_some, match_classes
 from sagan_fast.data.images import BrokenImageError, read_image
 from sagan_fast.errors import InputError
+from sagan_fast.files import reason
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _list_root(name: str, root: str) -> _Tree:
     try:
         tree = _read_tree(root)
     except OSError as error:
-        raise InputError(f"{name}: {error.filename} cannot be listed: {error.strerror}") from error
+        raise InputError(f"{name}: {error.filename} cannot be listed: {reason(error)}") from error
     folders = tree.inhabited()
     if not tree.files and not folders:
         raise InputError(
@@ -160,9 +161,9 @@ def _list_root(name: str, root: str) -> _Tree:
             f"{name} holds both images ({os.path.basename(tree.files[0])}, ...) and folders of images "
             f"({list_some(list(folders))}): move the images into class folders, or give one of the folders"
         )
-    if folders and (reason := _why_too_high(folders)):
+    if folders and (why := _why_too_high(folders)):
         meant = os.path.join(name, _probably_meant(folders))
-        raise InputError(f"{name} is a level too high: {reason}; give {meant}")
+        raise InputError(f"{name} is a level too high: {why}; give {meant}")
     return tree
 
 

@@ -14,6 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from sagan_fast.files import reason
+
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
 
@@ -37,7 +39,8 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Ten
     except MemoryError:
         raise
     except Exception as error:  # decoders meet bad bytes with nearly every kind of exception
-        raise BrokenImageError(_reason(error)) from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose own words name the file a second time
+        raise BrokenImageError("it is not an image that Pillow can read" if unknown else reason(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -75,11 +78,3 @@ def crop_and_resize(image: Image.Image, resolution: int) -> Image.Image:
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB `image` of size (W, H) as a uint8 tensor (3, H, W)."""
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image that Pillow can read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sagan_fast.data.dataset import ImageDataset, list_some, match_classes
 from sagan_fast.errors import InputError
+from sagan_fast.files import explained, reason
 
 FORMAT = "sagan_fast packed images"
 VERSION = 1
@@ -82,7 +83,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(_no_set(folder)) from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
     except ValueError as error:
         raise InputError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -212,7 +213,7 @@ def load_labels(folder: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
     try:
         labels: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
     if labels.shape != (manifest.num_images,) or labels.dtype != np.int64:
         raise InputError(
             f"{path} is damaged: it must hold {manifest.num_images} int64, and holds {labels.dtype} {labels.shape}"
@@ -224,7 +225,7 @@ def map_images(folder: Path, manifest: Manifest) -> npt.NDArray[np.uint8]:
     """Return images.npy as a read-only memory map, uint8 (N, 3, R, R); InputError if it is not of that size."""
     path = folder / IMAGES
     shape = (manifest.num_images, 3, manifest.resolution, manifest.resolution)
-    try:
+    with explained(f"{path} cannot be read"):
         with open(path, "rb") as file:
             start, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
         wanted = HEADER_BYTES + math.prod(shape)
@@ -233,6 +234,4 @@ def map_images(folder: Path, manifest: Manifest) -> npt.NDArray[np.uint8]:
         if start != header(manifest.num_images, manifest.resolution):
             raise InputError(f"{path} is damaged: its header is not that of {shape} uint8")
         images: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, np.uint8, "r", offset=HEADER_BYTES, shape=shape))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     return images

@@ -14,6 +14,7 @@ from sagan_fast.data.dataset import list_some
 from sagan_fast.data.packed import BROKEN, Manifest, load_labels, map_images, new_digest, read_manifest
 from sagan_fast.data.packed_writer import Progress
 from sagan_fast.errors import InputError
+from sagan_fast.files import reason
 
 
 def check(
@@ -91,7 +92,7 @@ def _wrong_list(folder: Path, manifest: Manifest) -> list[str]:
     except FileNotFoundError:
         lines = 0
     except OSError as error:
-        return [f"{BROKEN} cannot be read: {error.strerror}"]
+        return [f"{BROKEN} cannot be read: {reason(error)}"]
     return [f"{BROKEN} has {lines} lines for {manifest.num_broken} broken"] if lines != manifest.num_broken else []
 
 

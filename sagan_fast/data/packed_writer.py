@@ -36,6 +36,7 @@ from sagan_fast.data.packed import (
     new_digest,
 )
 from sagan_fast.errors import InputError
+from sagan_fast.files import clean, hold, move, reason, replacing
 
 if TYPE_CHECKING:  # it brings Pillow, which a writer has no need of
     from sagan_fast.data.sources.base import Source
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # it brings Pillow, which a writer has no need of
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
 SYNC_SECONDS = 1.0
+LOCK = ".lock"
 ENTRY_KEYS = {"items", "labels", "position", "broken", "blocks"}
 """Of a line of the journal after the first, which holds the settings."""
 TRANSFORM = {
@@ -102,12 +104,14 @@ class PackedWriter:
         self._files: list[IO[bytes]] = []
         with self._sentences():
             _make_folder(folder)
-            self._journal = self._open(folder / PROGRESS)
-            _lock(self._journal, folder)
-            if (folder / IMAGES).exists():  # killed between the last steps of finish
-                os.replace(folder / IMAGES, self._part)
-            self._images = self._open(self._part)
+            taken = f"another process is preparing {folder}: wait for it or give another folder"
+            self._release = hold(folder / LOCK, taken)
             try:
+                clean(folder)
+                self._journal = self._open(folder / PROGRESS)
+                if (folder / IMAGES).exists():  # killed between the last steps of finish
+                    move(folder / IMAGES, self._part)
+                self._images = self._open(self._part)
                 self._recover()
             except BaseException:
                 self.close()
@@ -172,14 +176,14 @@ class PackedWriter:
             self._images.seek(0)
             _write_all(self._images, header(done.images, self.resolution))
             os.fsync(self._images.fileno())
-            with _replacing(self.folder / LABELS) as file:
+            with replacing(self.folder / LABELS) as file:
                 np.save(file, labels)
             if done.broken:
-                with _replacing(self.folder / BROKEN) as file:
+                with replacing(self.folder / BROKEN) as file:
                     file.writelines(_line(name, reason) for name, reason in done.broken)
             self._images.close()
-            os.replace(self._part, self.folder / IMAGES)
-            with _replacing(self.folder / MANIFEST) as file:
+            move(self._part, self.folder / IMAGES)
+            with replacing(self.folder / MANIFEST) as file:
                 file.write(manifest.dumps().encode())
             os.unlink(self.folder / PROGRESS)
         return manifest
@@ -188,6 +192,7 @@ class PackedWriter:
         """Close the files; what is not committed is done again next time."""
         for file in self._files:
             file.close()
+        self._release()
 
     def _open(self, path: Path) -> IO[bytes]:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", buffering=0)
@@ -282,28 +287,14 @@ class PackedWriter:
             with suppress(OSError):
                 self._sync()
             safe = f"; {count(self._num_safe, 'image is', 'images are')} safe there, and the same command goes on"
-            reason = error.strerror or str(error)
-            raise InputError(f"{self.folder} cannot be written: {reason}{safe if self._num_safe else ''}") from error
+            said = f"{self.folder} cannot be written: {reason(error)}{safe if self._num_safe else ''}"
+            raise InputError(said) from error
 
 
 def _make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / PROGRESS).exists() and any(folder.iterdir()):
+    if not (folder / PROGRESS).exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise InputError(f"{folder} holds other files: give a folder that is empty or not there yet")
-
-
-def _lock(file: IO[bytes], folder: Path) -> None:
-    """Hold `file` for this process alone, workers excluded: they may outlive it by seconds."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise InputError(f"another process is preparing {folder}: wait for it or give another folder") from None
-    except OSError:  # a file system without locks
-        return
 
 
 def _names(source: Source, given: list[str] | None, labels: npt.NDArray[np.int64]) -> list[str]:
@@ -336,20 +327,3 @@ def _json_line(value: dict[str, Any]) -> bytes:
 
 def _line(name: str, reason: str) -> bytes:
     return os.fsencode(f"{name}: {reason}".replace("\n", "\\n")) + b"\n"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file that takes the place of `path` at once, when it is whole and on the disk."""
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan_fast.errors import InputError
+from sagan_fast.files import written
 from sagan_fast.ops.tf32 import tf32
 
 RESIZES = ("tf1-bilinear", "antialias-bicubic")
@@ -145,11 +146,8 @@ def save_extractor(extractor: Extractor, path: Path) -> None:
             module = _Resized(torch.jit.trace(module.network, example), module.size, module.resize).eval()  # type: ignore[no-untyped-call]
             module = torch.jit.script(module)
         extra = {METADATA: json.dumps(dataclasses.asdict(extractor.identity))}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.jit.save(module, str(path), _extra_files=extra)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"cannot write {path}: {_last_line(error)}") from error
+        with written(path) as file:
+            torch.jit.save(module, file, _extra_files=extra)
 
 
 class _Resized(nn.Module):

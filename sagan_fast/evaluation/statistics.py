@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from sagan_fast.data import ImageDataset
 from sagan_fast.data.folders import FolderDataset
 from sagan_fast.data.loader import epoch_order
 from sagan_fast.data.packed import PackedDataset
-from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.metrics import Gaussian, InceptionScore, Moments
 from sagan_fast.evaluation.streams import Images, features_in_order, from_first, is_first
+from sagan_fast.files import WRITING, explained, move, reason
 
 CLASS_CAP = 5000
 """Images of a class that count for its FID; those after are left out. All features of a class are in memory at once."""
@@ -169,8 +169,8 @@ class Reference:
             content = {"count": count, "mean": gaussian.mean.cpu(), "factor": gaussian.factor.float().cpu()}
             try:
                 torch.save(content, folder / f"class_{label:06d}.pt")
-            except (OSError, RuntimeError) as error:  # the other processes are in the midst of it: later
-                self._failure = error if isinstance(error, OSError) else OSError(str(error).split("\n")[0])
+            except WRITING as error:  # the other processes are in the midst of it: later
+                self._failure = OSError(reason(error))
 
         return collect(images, extractor, keep=keep, on_class=save_class if per_class else None, progress=progress)
 
@@ -184,18 +184,11 @@ class Reference:
             torch.save(content, temporary / "set.pt")
             (temporary / "identity.json").write_text(text)
             shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or another process has just written the same
-            os.replace(temporary, self.folder)
+            move(temporary, self.folder)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-            raise InputError(
-                f"cannot keep the statistics of the real images in {self.folder.parent}: {reason}; set "
-                "SAGAN_FAST_CACHE to a folder that can be written"
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        what = f"cannot keep the statistics of the real images in {self.folder.parent}"
+        return explained(what, "; set SAGAN_FAST_CACHE to a folder that can be written", WRITING)
 
 
 def cache_folder() -> Path:
@@ -214,10 +207,8 @@ def fingerprint(dataset: ImageDataset) -> str:
     if isinstance(dataset, FolderDataset):
         for index in range(len(dataset)):
             path = dataset.path_of(index)
-            try:
+            with explained(f"{path} cannot be read"):
                 status = os.stat(path)
-            except OSError as error:
-                raise InputError(f"{path} cannot be read: {error.strerror}") from error
             relative = os.path.relpath(path, dataset.root)
             digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     elif isinstance(dataset, PackedDataset):

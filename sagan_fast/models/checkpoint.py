@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sagan_fast.errors import InputError
+from sagan_fast.files import reason
 from sagan_fast.models.config import DiscriminatorConfig, GeneratorConfig, network_config
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.export import is_exported, load_folder
@@ -46,11 +47,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}") from error
     except (PermissionError, IsADirectoryError) as error:
-        raise InputError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+        raise InputError(f"cannot read the checkpoint {path}: {reason(error)}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(
-            f"{path} is no checkpoint of sagan-fast: cut off, or holding more than plain data "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+            f"{path} is no checkpoint of sagan-fast: cut off, or holding more than plain data ({reason(error)})"
         ) from error
     missing = [key for key in KEYS if not isinstance(content, dict) or key not in content]
     if missing:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from torch.nn.utils import parametrize
 
 import sagan_fast
 from sagan_fast.errors import InputError
+from sagan_fast.files import reason, written
 from sagan_fast.models.config import GeneratorConfig, from_mapping
 from sagan_fast.models.generator import Generator
 
@@ -79,7 +79,7 @@ def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | N
     `about` is put into config.json beside what sizes the network: plain values such as the step. Raises InputError if
     the folder cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = folded(generator).state_dict()
     config = {
@@ -90,10 +90,10 @@ def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | N
         **(about or {}),
         "versions": {"sagan_fast": sagan_fast.__version__, "torch": str(torch.__version__)},
     }
-    with written(folder / WEIGHTS) as path:
-        save_file(weights, path, metadata={"format": "pt"})
-    with written(folder / CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    with written(folder / WEIGHTS) as file:
+        file.write(save(weights, metadata={"format": "pt"}))
+    with written(folder / CONFIG) as file:
+        file.write(json.dumps(config, indent=2).encode() + b"\n")
 
 
 def is_exported(folder: Path) -> bool:
@@ -116,7 +116,7 @@ def load_folder(folder: Path, device: str = "cpu") -> Generator:
         config = json.loads((folder / CONFIG).read_text())
         weights = load_file(folder / WEIGHTS, device=device)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"{folder} cannot be read: {reason(error)}") from error
     if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
         raise InputError(f"{folder / CONFIG} does not describe a {ARCHITECTURE}")
     if config.get("format") != FORMAT:
@@ -141,7 +141,7 @@ def save_torchscript(generator: Generator, path: Path) -> None:
     with _quiet(), torch.no_grad():
         script = torch.jit.trace(folded(generator, "sdpa"), example(generator), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(script, traced)  # type: ignore[no-untyped-call]
-    with written(path) as part, zipfile.ZipFile(traced) as whole, zipfile.ZipFile(part, "w") as kept:
+    with written(path) as file, zipfile.ZipFile(traced) as whole, zipfile.ZipFile(file, "w") as kept:
         for entry in whole.infolist():
             if not entry.filename.endswith(".debug_pkl"):  # source lines, with the paths of this machine
                 kept.writestr(entry, whole.read(entry))
@@ -175,8 +175,8 @@ def save_onnx(generator: Generator, path: Path) -> None:
     model = program.model_proto
     for part_of_graph in (*model.graph.node, *model.graph.value_info, model.graph, model):
         del part_of_graph.metadata_props[:]  # stack traces, with the paths of this machine
-    with written(path) as part:
-        onnx.save(model, part)
+    with written(path) as file:
+        onnx.save(model, file)
 
 
 CARD = """# SAGAN generator, {size}x{size}, {classes}
@@ -228,8 +228,8 @@ def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], file
     text = CARD.format(usage="".join(USAGE[file].format(**values) for file in files), **values)
     if generator.class_names:
         text += "\nClasses: " + ", ".join(f"{i} {name}" for i, name in enumerate(generator.class_names)) + "\n"
-    with written(folder / "README.md") as path:
-        path.write_text(text)
+    with written(folder / "README.md") as file:
+        file.write(text.encode())
 
 
 def example(generator: Generator, count: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
@@ -263,25 +263,6 @@ def readers() -> dict[str, Callable[[Path], Callable[..., Tensor]]]:
 
         found["onnx"] = onnx
     return found
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` when all went well, and is removed otherwise.
-
-    Raises InputError if the place cannot be written.
-    """
-    part = path.with_name(f".part.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 @contextlib.contextmanager

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from sagan_fast.errors import InputError
+from sagan_fast.files import clean, explained, link, written
 
 _NAME = re.compile(r"step-(\d+)\.pt")
+_UNTOUCHED = "; the one before it is untouched"
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
     """Write `content` (tensors, numbers, strings, lists, dictionaries) to `path`: after a crash the old file stands.
 
-    A temporary file beside it is written, flushed to the disk and renamed. Raises InputError if the folder cannot be
-    written or the disk is full; the old file is untouched.
+    Raises InputError if the folder cannot be written or the disk is full; the old file is untouched.
     """
-    with _named(path, f"cannot write the checkpoint {path}"):
-        _replace(path, lambda file: torch.save(content, file))
+    with written(path, f"the checkpoint {path}", _UNTOUCHED) as file:
+        torch.save(content, file)
 
 
 class Checkpoints:
@@ -55,7 +52,7 @@ class Checkpoints:
         Raises InputError if it cannot be written; last.pt is then the one before, whole.
         """
         save_atomically(content, self.path(step))
-        self._name(self.path(step), self.last)
+        self._link(self.path(step), self.last)
         for old in [s for s in self.steps() if s <= step][: -self.keep]:
             self._drop(self.path(old))
         return self.last
@@ -73,8 +70,7 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed process left half written."""
-        for path in [*self.folder.glob(".*.pt.*"), *self.folder.glob(".best.json.*")]:
-            self._drop(path)
+        clean(self.folder)
 
     def pin_best(self, step: int, metric: str, score: float, *, lower_is_better: bool = True) -> bool:
         """Keep the checkpoint of `step` as best.pt if no earlier `score` was better; return whether it is the best.
@@ -95,66 +91,18 @@ class Checkpoints:
                 return False
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        self._name(path, self.folder / "best.pt")
-        text = json.dumps({"step": step, "metric": metric, "score": score}) + "\n"
-        with _named(note, f"cannot write {note}"):
-            _replace(note, lambda file: file.write(text.encode()))
+        self._link(path, self.folder / "best.pt")
+        with written(note) as file:
+            file.write(json.dumps({"step": step, "metric": metric, "score": score}).encode() + b"\n")
         return True
 
-    def _name(self, path: Path, name: Path) -> None:
-        """Let `name` be another name of the file `path`, at once and whole."""
-        beside = self.folder / f".{name.name}.{os.getpid()}"
-        with _named(name, f"cannot write the checkpoint {name}"):
-            try:
-                beside.unlink(missing_ok=True)
-                try:
-                    os.link(path, beside)
-                except OSError:  # a file system without links
-                    shutil.copyfile(path, beside)
-                    _flush(beside)
-                os.replace(beside, name)
-                _flush(self.folder)
-            finally:
-                beside.unlink(missing_ok=True)
+    def _link(self, path: Path, name: Path) -> None:
+        with explained(f"cannot write the checkpoint {name}", _UNTOUCHED):
+            link(path, name)
 
     def _drop(self, path: Path) -> None:
         with contextlib.suppress(OSError):  # one file too many is no reason to end a run
             path.unlink()
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _named(path: Path, sentence: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise InputError(f"{sentence}: {reason}; the one before it is untouched") from error
 
 
 def rng_state() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS
+from sagan_fast.files import explained
 from sagan_fast.models.config import (
     SHARED,
     DiscriminatorConfig,
@@ -211,9 +212,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        with explained(f"cannot read {path}"):
+            values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -21,6 +21,7 @@ from sagan_fast.errors import InputError
 from sagan_fast.evaluation.evaluate import evaluate_generator
 from sagan_fast.evaluation.features import Extractor, file_sha256, open_extractor
 from sagan_fast.evaluation.protocol import Protocol
+from sagan_fast.files import explained, link, reason, written
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.log import SilentLog
 from sagan_fast.training.run import Run
@@ -86,7 +87,7 @@ class Evaluations:
                 try:
                     self.beside = _Beside(self.run, self.folder, step)
                 except OSError as error:
-                    self.log.say(f"the evaluation of step {step} cannot be started: {error.strerror or error}")
+                    self.log.say(f"the evaluation of step {step} cannot be started: {reason(error)}")
         return time.perf_counter() - began
 
     def poll(self) -> None:
@@ -121,12 +122,10 @@ class Evaluations:
             self.beside = None
 
     def _make_folder(self) -> None:
-        try:
+        with explained(f"cannot write {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob("step-*.pt"):  # a killed run's
                 left.unlink()
-        except OSError as error:
-            raise InputError(f"cannot write {self.folder}: {error.strerror}") from error
 
     def _inline(self, step: int) -> None:
         run = self.run
@@ -147,11 +146,8 @@ class Evaluations:
 
     def _write_and_record(self, step: int, result: dict[str, Any] | None) -> None:
         assert result is not None
-        path = self.folder / f"step-{step:08d}.json"
-        try:
-            path.write_text(json.dumps(result, indent=1) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        with written(self.folder / f"step-{step:08d}.json") as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
         self._record(step, result, self.run.folder.checkpoints.path(step))
 
     def _record(self, step: int, result: dict[str, Any], checkpoint: Path) -> None:
@@ -162,7 +158,7 @@ class Evaluations:
         path = checkpoints.path(step)
         gone = not path.exists()  # newer ones have pushed it out while it was evaluated
         if gone:
-            _link(checkpoint, path)
+            link(checkpoint, path)
         try:
             best = checkpoints.pin_best(step, "fid", result["fid"])
         finally:
@@ -181,7 +177,7 @@ class _Beside:
         self.snapshot, self.said = folder / f"step-{step:08d}.pt", folder / f"step-{step:08d}.log"
         self.target = self.snapshot.with_suffix(".json")
         self.target.unlink(missing_ok=True)
-        _link(run.folder.checkpoints.path(step), self.snapshot)
+        link(run.folder.checkpoints.path(step), self.snapshot)
         protocol = evaluation_protocol(config)
         command = [sys.executable, "-m", "sagan_fast.cli", "evaluate", str(self.snapshot)]
         command += ["--data", config.eval_data or config.data, "--json", str(self.target)]
@@ -236,15 +232,6 @@ class _Beside:
 def evaluation_protocol(config: TrainConfig) -> Protocol:
     """Return the protocol of the evaluations of a run."""
     return Protocol.preset("clean", count=config.eval_count, reference_count=config.eval_reference_count or None)
-
-
-def _link(path: Path, name: Path) -> None:
-    """Let `name` be another name of the file `path`, or a copy where the file system has no links."""
-    name.unlink(missing_ok=True)
-    try:
-        os.link(path, name)
-    except OSError:
-        shutil.copyfile(path, name)
 
 
 @contextmanager

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sagan_fast.errors import InputError
+from sagan_fast.files import explained, hold, replacing
 from sagan_fast.training.checkpoint import Checkpoints
 from sagan_fast.training.config import TrainConfig
 
 PATIENCE = 15.0
-"""Seconds to wait for a folder in use: the readers of a killed run outlive it by some."""
+"""Seconds to wait for a folder in use: a run that was asked to stop first writes its checkpoint."""
 
 
 class RunFolder:
@@ -21,7 +20,7 @@ class RunFolder:
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep)
-        self._lock: int | None = None
+        self._release: Callable[[], None] | None = None
 
     def check(self, resume: bool) -> None:
         """Raise InputError if the folder is a file, or holds a run and is not to be resumed."""
@@ -36,48 +35,21 @@ class RunFolder:
 
         path = self.path / "config.yaml"
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None)
-        try:
+        with explained(f"cannot write {path}"):
             for folder in (self.path, self.path / "samples", self.checkpoints.folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._take()
-            temporary = self.path / ".config.yaml"
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+            taken = f"another process is training in {self.path}: end it first, or choose another --out"
+            self._release = hold(self.path / ".lock", taken, PATIENCE)
+            with replacing(path) as file:
+                file.write(text.encode())
         self.checkpoints.clean()
 
     def close(self) -> None:
         """Let other processes train here."""
-        if self._lock is not None:
-            with contextlib.suppress(ImportError, OSError):
-                import fcntl
-
-                fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough while a forked reader has it too
-            os.close(self._lock)
-            self._lock = None
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def sample_path(self, step: int) -> Path:
         """Return the file for the sample grid of `step`."""
         return self.path / "samples" / f"{step:07d}.png"
-
-    def _take(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        self._lock = os.open(self.checkpoints.folder, os.O_RDONLY)
-        deadline = time.monotonic() + PATIENCE
-        # OSError but for a taken lock: a network file system that has none.
-        with contextlib.suppress(OSError):
-            while True:
-                try:
-                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        self.close()
-                        raise InputError(
-                            f"another process is training in {self.path}: end it first, or choose another --out"
-                        ) from None
-                    time.sleep(0.2)

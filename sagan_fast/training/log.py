@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from sagan_fast.errors import InputError
+from sagan_fast.files import explained, replacing
 
 HEARTBEAT = 60.0
 """Seconds of silence after which a run that has no terminal says how far it is."""
@@ -147,12 +146,8 @@ class RunLog(SilentLog):
         seconds = (time.monotonic() - self.began) / done * (self.steps - step)
         return f"  {timedelta(seconds=round(seconds))} left"
 
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"cannot write {error.filename or self.path}: {error.strerror or error}") from error
+    def _disk(self) -> contextlib.AbstractContextManager[None]:
+        return explained(f"cannot write the log in {self.run}")
 
 
 def _drop_lines_after(path: Path, step: int) -> list[str]:
@@ -166,7 +161,6 @@ def _drop_lines_after(path: Path, step: int) -> list[str]:
             (kept if json.loads(line)["step"] <= step else dropped).append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # cut off by a crash
-    whole = path.with_name(f".{path.name}")
-    whole.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(whole, path)  # or a kill in the midst would take the history with it
+    with replacing(path) as file:  # or a kill in the midst would take the history with it
+        file.writelines(f"{line}\n".encode() for line in kept)
     return dropped

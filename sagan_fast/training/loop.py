@@ -142,7 +142,4 @@ def save_samples(state: TrainState, config: TrainConfig, path: Path) -> None:
     rows, columns = min(config.num_classes, 10) or 8, 8
     z = latents(rows * columns, config.generator.z_dim, config.seed)
     y = classes(rows * columns, min(config.num_classes, rows))
-    try:
-        save_grid(torch.cat(list(sample(state.ema, z, y))), path, columns)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    save_grid(torch.cat(list(sample(state.ema, z, y))), path, columns)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sagan_fast.errors import InputError
+from sagan_fast.files import WRITING, explained
 
 WARM_UP = 3
 """Steps left out first: kernels are loaded and memory is allocated in them."""
@@ -50,9 +50,7 @@ class Profile:
             torch.cuda.synchronize()
         tracing.stop()
         path = self.folder / f"step-{self.start + 1:07d}.json"
-        try:
+        with explained(f"cannot write {path}", "", WRITING):
             self.folder.mkdir(parents=True, exist_ok=True)
             tracing.export_chrome_trace(str(path))
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"cannot write {path}: {error}") from error
         return path

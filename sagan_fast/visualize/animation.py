@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from sagan_fast.errors import InputError
+from sagan_fast.files import written
 
 SUFFIXES = (".gif", ".apng", ".png")
 
@@ -31,17 +31,12 @@ def save_animation(frames: Sequence[Tensor], path: Path, frames_per_second: floa
         strip = Image.fromarray(np.concatenate([np.asarray(image)[::2, ::2] for image in sample]))
         palette = strip.quantize(256, kmeans=1)  # without k-means small bright things, such as dots, go dull
         images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path, durable=False) as file:
         images[0].save(
-            temporary,
+            file,
             format="GIF" if suffix == ".gif" else "PNG",
             save_all=True,
             append_images=images[1:],
             duration=round(1000 / frames_per_second),
             loop=0,
         )
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from sagan_fast.errors import InputError
+from sagan_fast.files import written
 from sagan_fast.visualize import drawing
 
 
@@ -21,13 +20,8 @@ def save_png(image: Tensor, path: Path) -> None:
     """Write the uint8 image (3, H, W) to `path`, whole or not at all; InputError if the place cannot be written."""
     from PIL import Image
 
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with written(path, durable=False) as file:  # a picture can be drawn again, and there may be thousands
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

@@ -71,7 +71,7 @@ def write(folder, chunks):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "progress.jsonl"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("progress.jsonl", ".lock")}
 
 
 def failing(monkeypatch, at, error):

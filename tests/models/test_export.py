@@ -211,15 +211,6 @@ def test_a_place_that_cannot_be_written_is_named(model, tmp_path):
         export.save_folder(model, tmp_path / "file" / "x")
 
 
-def test_what_was_there_stays_where_writing_fails(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), export.written(path) as part:
-        part.write_text("half")
-        raise ZeroDivisionError
-    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a"]
-
-
 @pytest.mark.gpu
 def test_everything_runs_on_the_gpu(model, folder, tmp_path):
     expected = model(*export.example(model, 6))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sagan_fast.data.images import BrokenImageError, crop_and_resize, to_tensor
-from sagan_fast.errors import InputError
+from sagan_fast.files import explained
 
 Image = npt.NDArray[np.uint8]
 MAX_LABEL = 10**6
@@ -96,7 +96,5 @@ def fit(image: Image, resolution: int) -> Image:
 
 def open_checked(path: str) -> Any:
     """Open `path` for reading bytes; InputError says why it cannot be."""
-    try:
+    with explained(f"{path} cannot be opened"):
         return open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}") from error

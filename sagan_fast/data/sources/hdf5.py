@@ -15,6 +15,7 @@ import numpy as np
 from sagan_fast.data.images import BrokenImageError
 from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, fit
 from sagan_fast.errors import InputError
+from sagan_fast.files import explained
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_ITEMS_PER_TASK = 512
@@ -110,11 +111,8 @@ class HDF5Source(Source):
                 raise InputError(
                     f'{self.file} is an HDF5 file, and h5py is not installed: pip install h5py, or "sagan_fast[hdf5]"'
                 ) from None
-            try:
+            with explained(f"{self.file} cannot be opened as HDF5"):
                 self._opened = h5py.File(self.file, "r")
-            except OSError as error:
-                reason = error.strerror or " ".join(str(error).split())
-                raise InputError(f"{self.file} cannot be opened as HDF5: {reason}") from error
         return self._opened
 
     def _close(self) -> None:

@@ -22,6 +22,7 @@ from sagan_fast.data.folders import EXTENSIONS, NOT_DATA
 from sagan_fast.data.images import BrokenImageError, read_image
 from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, open_checked
 from sagan_fast.errors import InputError
+from sagan_fast.files import reason
 
 LABEL_KEYS = ("cls", "label", "class")
 """Where a KEY.json may hold the class number; the first that is there."""
@@ -97,7 +98,7 @@ class TarSource(Source):
                     file.seek(item.offset)
                     data = file.read(item.size)
             except OSError as error:
-                raise BrokenImageError(error.strerror or str(error)) from error
+                raise BrokenImageError(reason(error)) from error
             if len(data) < item.size:
                 raise BrokenImageError("the shard ends within it")
         image: Image = read_image(io.BytesIO(data), resolution).numpy()

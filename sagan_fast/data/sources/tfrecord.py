@@ -27,6 +27,7 @@ from sagan_fast.data.images import BrokenImageError, read_image
 from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, fit, open_checked
 from sagan_fast.data.sources.crc32c import masked_crc32c
 from sagan_fast.errors import InputError
+from sagan_fast.files import reason
 
 IMAGE_KEYS = ("image_raw", "image/encoded", "image")
 LABEL_KEYS = ("label", "image/class/label")
@@ -146,7 +147,7 @@ class TFRecordSource(Source):
                     file.seek(item.offset)
                     data = file.read(item.size + 4)
             except OSError as error:
-                raise BrokenImageError(error.strerror or str(error)) from error
+                raise BrokenImageError(reason(error)) from error
         content, stored = memoryview(data)[: item.size], data[item.size :]
         if masked_crc32c(content) != int.from_bytes(stored, "little"):
             raise BrokenImageError("its check sum is wrong")

@@ -1,0 +1,137 @@
+"""Files that are written whole or not at all, locks, and what the system says in one sentence."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from sagan_fast.errors import InputError
+
+WRITING = (OSError, RuntimeError)
+"""What a failed write raises; RuntimeError is PyTorch's word for a full disk."""
+PART = ".part"
+"""Ends the name of a file that is being written; the name begins with a dot."""
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why `error` was raised: the system's words, or the first line of its message."""
+    return getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def explained(what: str, after: str = "", kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Turn an exception of `kinds` from inside into the InputError "`what`: reason`after`"."""
+    try:
+        yield
+    except kinds as error:
+        raise InputError(f"{what}: {reason(error)}{after}") from error
+
+
+@contextmanager
+def written(path: Path, what: str = "", after: str = "", *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Yield a file as `replacing` does; where it fails, raise the InputError "cannot write `what`: reason`after`".
+
+    `what` is the path if not given.
+    """
+    with explained(f"cannot write {what or path}", after, WRITING), replacing(path, durable=durable) as file:
+        yield file
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Yield a new file that takes the place of `path` in the end; if anything is raised, `path` stays as it was.
+
+    The folder is made if it is missing. `durable` has the content on the disk before the name changes, so that a power
+    cut cannot leave an empty file; it takes milliseconds. A link is followed; a pipe or device is written directly.
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    with _beside(path.resolve(), durable) as part, part.open("xb") as file:
+        yield file
+        if durable:
+            _flush(file)
+
+
+def link(path: Path, name: Path) -> None:
+    """Make `name` another name of the file `path`, or a copy where the file system has no links; whole, at once.
+
+    Raises OSError.
+    """
+    if name.exists() and name.samefile(path):
+        return
+    with _beside(name, True) as part:
+        try:
+            os.link(path, part)
+        except OSError:
+            with path.open("rb") as old, part.open("xb") as new:
+                shutil.copyfileobj(old, new)
+                _flush(new)
+
+
+def move(source: Path, target: Path, *, durable: bool = True) -> None:
+    """Give the file or folder `source` the name `target`; a file that had the name is gone. Raises OSError."""
+    os.replace(source, target)
+    if durable and hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def clean(folder: Path) -> None:
+    """Remove from `folder` what killed processes left half written."""
+    for path in folder.glob(f".*{PART}"):
+        with suppress(OSError):  # one file too many is no reason to stop
+            path.unlink()
+
+
+def hold(path: Path, sentence: str, patience: float = 0.0) -> Callable[[], None]:
+    """Hold the lock file `path` for this process and return the function that gives it back.
+
+    Forked children do not hold it, and a killed process gives it back. Raises the InputError `sentence` when another
+    process still holds it after `patience` seconds. Where a file system has no locks, nothing is held.
+    """
+    from filelock import FileLock, Timeout  # here, so that reading needs torch and numpy only
+
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    with suppress(OSError):
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise InputError(sentence) from None
+
+    def release() -> None:
+        if lock.is_locked:
+            with suppress(OSError):  # Windows removes it later
+                path.unlink()
+            lock.release()
+
+    return release
+
+
+@contextmanager
+def _beside(path: Path, durable: bool) -> Iterator[Path]:
+    """Yield a free name beside `path`; the file made there becomes `path`, or is removed if anything is raised."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+    try:
+        yield part
+        move(part, path, durable=durable)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
