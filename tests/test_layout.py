@@ -14,7 +14,7 @@ ALL_SOURCES = sorted([*SOURCES, *(ROOT / "benchmarks").rglob("*.py")])
 # A part may import those of a lower floor, and itself. Data, visualize and evaluation stand beside the layers.
 FLOOR = {
     "errors": 0, "kernels": 0, "testing": 0,
-    "files": 1, "ops": 1,
+    "distributed": 1, "files": 1, "ops": 1,
     "functional": 2,
     "layers": 3,
     "models": 4,

@@ -49,8 +49,8 @@ def run(args: list[str]) -> None:
     points = None if options.points == "auto" else read_points(options.points)
     import torch
 
+    from sagan_fast.distributed import pick_device
     from sagan_fast.models.checkpoint import load_discriminator, load_generator
-    from sagan_fast.training.loop import pick_device
     from sagan_fast.visualize.animation import save_animation
     from sagan_fast.visualize.attention_figure import figure, figure_row, sweep_frames
     from sagan_fast.visualize.attention_maps import attention_input, attention_layer, positions_at, spread_queries

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sagan_fast.commands.options import command_parser
+from sagan_fast.commands.options import command_parser, said_once
+from sagan_fast.distributed import rank
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained, written
 
@@ -64,12 +65,12 @@ def run(args: list[str]) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch_size", type=int, help="images at a time (64)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images")
-    options = parser.parse_args(args)
-
-    target = Path(options.json) if options.json else None
-    if target is not None:
-        _check_writable(target)
-    from sagan_fast.training.distributed import connected
+    with said_once():
+        options = parser.parse_args(args)
+        target = Path(options.json) if options.json else None
+        if target is not None:
+            _check_writable(target)
+    from sagan_fast.distributed import connected
 
     with connected(options.device, TIMEOUT) as world:
         result = _evaluate(options, str(world.device))
@@ -185,7 +186,7 @@ def _resolution(spec: str) -> int:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int], Callable[[int], None]] | None]:
     """Yield what shows progress on a terminal; None elsewhere."""
-    if not sys.stderr.isatty() or int(os.environ.get("RANK", "0")):
+    if not sys.stderr.isatty() or rank():
         yield None
         return
     from rich.console import Console

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from sagan_fast.distributed import rank
 from sagan_fast.errors import InputError
 
 DASHES = "Options may be written with dashes or underscores."
@@ -23,6 +25,17 @@ def command_parser(command: str, description: str) -> Any:
             raise InputError(_sentence(message, list(self._option_string_actions))) from ex
 
     return SentenceParser(prog=f"sagan-fast {command}", description=description, epilog=DASHES)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let the first of torchrun's processes alone say an InputError that all of them meet, as they read one line."""
+    try:
+        yield
+    except InputError:
+        if rank():
+            raise SystemExit(2) from None
+        raise
 
 
 def as_options(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -55,9 +55,9 @@ def run(args: list[str]) -> None:
     rows = _check(options, out, truncations)
     if options.count is None:
         options.count = 8 if rows else 64
+    from sagan_fast.distributed import pick_device
     from sagan_fast.evaluation.sampling import classes, latents, sample
     from sagan_fast.models.checkpoint import load_generator
-    from sagan_fast.training.loop import pick_device
     from sagan_fast.visualize.grids import save_grid, save_png, to_uint8
 
     device = pick_device(options.device)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagan_fast.commands.options import as_options, command_parser
+from sagan_fast.commands.options import as_options, command_parser, said_once
 from sagan_fast.errors import InputError
 from sagan_fast.models.config import SHARED, DiscriminatorConfig, GeneratorConfig, load_preset, preset_names
 
@@ -17,12 +16,8 @@ if TYPE_CHECKING:
 
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast train`."""
-    try:
+    with said_once():
         config, resume, profile = _parse(args)
-    except InputError:
-        if os.environ.get("RANK", "0") != "0":  # one of many processes with the same words: the first says it
-            raise SystemExit(2) from None
-        raise
     if config is None:
         return
     from sagan_fast.training.loop import train

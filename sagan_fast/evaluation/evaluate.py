@@ -12,6 +12,7 @@ import torch
 
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.packed import PackedDataset
+from sagan_fast.distributed import current_world
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor, file_sha256
 from sagan_fast.evaluation.metrics import (
@@ -23,7 +24,7 @@ from sagan_fast.evaluation.metrics import (
 )
 from sagan_fast.evaluation.protocol import METRICS, Protocol, versions
 from sagan_fast.evaluation.statistics import Reference, SetStatistics, collect, fingerprint
-from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages, from_first, is_first, process_count
+from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
 from sagan_fast.models.generator import Generator
 
@@ -68,7 +69,8 @@ def evaluate(
     per_class = "intra_fid" in metrics and same_classes
     with_score = "is" in metrics and extractor.num_logits > 0
 
-    what = from_first(lambda: dataset_source(dataset))
+    world = current_world(extractor.device)
+    what = world.from_main(lambda: dataset_source(dataset))
     real_count = len(dataset) if protocol.reference_count is None else min(protocol.reference_count, len(dataset))
     if protocol.reference_count is not None and real_count < protocol.reference_count:
         notes.append(f"the protocol wants {protocol.reference_count} real images, and there are {real_count}")
@@ -104,7 +106,7 @@ def evaluate(
             intra[label] = (frechet_distance(gaussian, found[1]), count)
 
     score = None
-    if with_score and is_first():
+    if with_score and world.is_main:
         score = InceptionScore(generated.count, extractor.num_logits, protocol.splits, extractor.device)
     fake = collect(
         generated,
@@ -152,7 +154,7 @@ def evaluate(
         "generated": dict(source),
         "real": {**what, "resolution": dataset.resolution, "images": len(dataset)},
         "device": str(extractor.device),
-        "processes": process_count(),
+        "processes": world.size,
         "versions": versions(),
     }
     if not isinstance(generated, GeneratedImages):

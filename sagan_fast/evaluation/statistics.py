@@ -24,9 +24,10 @@ from sagan_fast.data import ImageDataset
 from sagan_fast.data.folders import FolderDataset
 from sagan_fast.data.loader import epoch_order
 from sagan_fast.data.packed import PackedDataset
+from sagan_fast.distributed import current_world
 from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.metrics import Gaussian, InceptionScore, Moments
-from sagan_fast.evaluation.streams import Images, features_in_order, from_first, is_first
+from sagan_fast.evaluation.streams import Images, features_in_order
 from sagan_fast.files import WRITING, explained, move, reason
 
 CLASS_CAP = 5000
@@ -60,7 +61,8 @@ def collect(
         inception: is shown all logits.
         progress: is told the number of images of each batch.
     """
-    moments = Moments(extractor.num_features, extractor.device) if is_first() else None
+    is_main = current_world(extractor.device).is_main
+    moments = Moments(extractor.num_features, extractor.device) if is_main else None
     wanted = torch.zeros(images.count, dtype=torch.bool)
     wanted[torch.from_numpy(epoch_order(images.count, 0, 0)[:keep])] = True
     kept: list[Tensor] = []
@@ -113,16 +115,17 @@ class Reference:
         text = json.dumps(self.identity, sort_keys=True)
         self.folder = cache_folder() / "reference" / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.device = extractor.device
-        found = self._load(text) if is_first() else None
-        self.from_cache = from_first(lambda: found is not None)
+        world = current_world(extractor.device)
+        found = self._load(text) if world.is_main else None
+        self.from_cache = world.from_main(lambda: found is not None)
         if not self.from_cache:
             # Made before the work and not after it, so that a place that cannot be written shows at once.
-            temporary = from_first(self._temporary_folder)
+            temporary = world.from_main(self._temporary_folder)
             try:
                 found = self._collect(Path(temporary), images(), extractor, keep, per_class, progress)
-                from_first(lambda: self._keep(Path(temporary), text, found))
+                world.from_main(lambda: self._keep(Path(temporary), text, found))
             finally:
-                if is_first():
+                if world.is_main:
                     shutil.rmtree(temporary, ignore_errors=True)
         self._statistics = found
 

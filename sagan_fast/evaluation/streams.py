@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.loader import epoch_order
+from sagan_fast.distributed import current_world
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.sampling import classes, latents
 from sagan_fast.models.generator import Generator
-
-T = TypeVar("T")
 
 BATCH_NORMS = ("running", "batch", "standing")
 QUANTISATIONS = ("uint8", "none")
@@ -169,67 +167,23 @@ def features_in_order(images: Images, extractor: Extractor) -> Iterator[tuple[in
 
     Raises InputError on every process if one of them fails with it.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-    mine = images.units(range(rank, images.num_units, world_size))
-    for first in range(0, images.num_units, world_size):
-        features = logits = None
+    world = current_world(extractor.device)
+    mine = images.units(range(world.rank, images.num_units, world.size))
+    for first in range(0, images.num_units, world.size):
+        own = torch.zeros(images.batch_size, extractor.num_features + extractor.num_logits, device=extractor.device)
         failure = ""
-        if first + rank < images.num_units:
+        if first + world.rank < images.num_units:
             try:
-                features, logits = extractor(next(mine))
+                found = torch.cat(extractor(next(mine)), 1)
+                own[: len(found)] = found
             except InputError as error:
                 failure = str(error)
-        if world_size == 1:
-            if failure:
-                raise InputError(failure)
-            assert features is not None and logits is not None
-            yield images.unit_range(first).start, features, logits
-            continue
-        failures: list[str] = [""] * world_size
-        dist.all_gather_object(failures, failure)
-        if any(failures):
-            raise InputError(next(sentence for sentence in failures if sentence))
-        widths = (extractor.num_features, extractor.num_logits)
-        own = torch.zeros(images.batch_size, sum(widths), device=extractor.device)
-        if features is not None and logits is not None:
-            own[: len(features)] = torch.cat([features, logits], 1)
-        everyone = [torch.empty_like(own) for _ in range(world_size)]
-        dist.all_gather(everyone, own)
-        for unit, rows in zip(range(first, images.num_units), everyone, strict=False):
+        if failures := [sentence for sentence in world.gather(failure) if sentence]:
+            raise InputError(failures[0])
+        for unit, rows in zip(range(first, images.num_units), world.gather_tensors(own), strict=False):
             samples = images.unit_range(unit)
             rows = rows[: len(samples)]
-            yield samples.start, rows[:, : widths[0]], rows[:, widths[0] :]
-
-
-def is_first() -> bool:
-    """Return whether this is the process that keeps statistics and writes results."""
-    return not _distributed() or dist.get_rank() == 0
-
-
-def from_first(work: Callable[[], T]) -> T:
-    """Return on every process what `work` gives on the first, which must be plain data; its InputError likewise."""
-    if not _distributed():
-        return work()
-    box: list[Any] = [None, ""]
-    if is_first():
-        try:
-            box[0] = work()
-        except InputError as error:
-            box[1] = str(error)
-    dist.broadcast_object_list(box)
-    if box[1]:
-        raise InputError(box[1])
-    value: T = box[0]
-    return value
-
-
-def process_count() -> int:
-    """Return how many processes share the evaluation."""
-    return dist.get_world_size() if _distributed() else 1
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+            yield samples.start, rows[:, : extractor.num_features], rows[:, extractor.num_features :]
 
 
 class _Reader(Dataset[Any]):

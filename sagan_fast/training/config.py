@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sagan_fast.distributed import Device
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS
 from sagan_fast.files import explained
@@ -49,7 +50,7 @@ class TrainConfig:
     """batch norm over the images of all processes instead of each process' own"""
     seed: int = 0
     """of the weights, the order of the images, the noise and the labels drawn"""
-    device: str = "auto"
+    device: Device = "auto"
     """cpu, cuda or auto: cuda where there is one"""
     precision: str = "auto"
     """auto (bf16 on CUDA devices that have it, fp32 elsewhere), fp32, tf32, bf16 or fp16"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from sagan_fast.data import open_dataset
+from sagan_fast.distributed import environment_of_one
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.evaluate import evaluate_generator
 from sagan_fast.evaluation.features import Extractor, file_sha256, open_extractor
@@ -27,7 +27,6 @@ from sagan_fast.training.log import SilentLog
 from sagan_fast.training.run import Run
 
 NICENESS = 10
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
 class Evaluations:
@@ -189,11 +188,10 @@ class _Beside:
         command += ["--device", device]
         if nice := shutil.which("nice"):
             command = [nice, "-n", str(NICENESS), *command]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(_TORCHRUN)}
         with self.said.open("w") as output:
             self.process = subprocess.Popen(
                 command,
-                env=environment,
+                env=environment_of_one(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

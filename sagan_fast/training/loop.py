@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from sagan_fast.data import batches, open_dataset
+from sagan_fast.distributed import connected
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.distributed import StopVote, connected, pick_device
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Diverged, Guard
@@ -20,12 +20,10 @@ from sagan_fast.training.log import RunLog, SilentLog
 from sagan_fast.training.meter import Meter
 from sagan_fast.training.profile import Profile
 from sagan_fast.training.run import Run
-from sagan_fast.training.signals import stop_on_signals
+from sagan_fast.training.signals import StopVote, stop_on_signals
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import train_step
 from sagan_fast.visualize.grids import save_grid
-
-__all__ = ["pick_device", "save_samples", "train"]
 
 
 def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> TrainState:

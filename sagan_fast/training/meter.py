@@ -7,8 +7,8 @@ import time
 import torch
 
 from sagan_fast.data import ImageDataset
+from sagan_fast.distributed import World
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.distributed import World
 from sagan_fast.training.health import memory_gib, network_values
 from sagan_fast.training.state import TrainState
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sagan_fast.distributed import World
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.distributed import World
 from sagan_fast.training.ema import update_ema
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import TrainState

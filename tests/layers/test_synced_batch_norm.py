@@ -27,7 +27,7 @@ def inputs(dtype):
 
 
 def as_rank(folder, dtype, affine):
-    from sagan_fast.training.distributed import connected
+    from sagan_fast.distributed import connected
 
     x, d_out = inputs(dtype)
     torch.manual_seed(4)

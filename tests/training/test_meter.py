@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sagan_fast.distributed import World
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.distributed import World
 from sagan_fast.training.meter import SUMMED, Meter
 from sagan_fast.training.state import new_state
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from sagan_fast.data import open_dataset
+from sagan_fast.distributed import World, connected
 from sagan_fast.errors import InputError
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.testing import run_ranks
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.distributed import World, connected
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Diverged, Guard
-from sagan_fast.training.run import Run
+from sagan_fast.training.run import Run, bit_sums
 from sagan_fast.training.state import new_state
 
 
@@ -139,3 +139,11 @@ def unlike(folder):
 
 def test_processes_that_are_not_alike_are_refused(tmp_path):
     assert run_ranks(unlike, 2, tmp_path) == [0, 0]
+
+
+def test_bit_sums_show_a_single_bit_and_an_exchange(generator):
+    a, b = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    changed = a.clone()
+    changed[3, 2] = torch.nextafter(changed[3, 2], torch.tensor(9.0))
+    prints = [bit_sums(t) for t in ([a, b], [changed, b], [b, a], [])]
+    assert len({tuple(p) for p in prints}) == 4 and bit_sums([a.clone(), b.clone()]) == prints[0]

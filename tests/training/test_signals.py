@@ -3,8 +3,10 @@ import signal
 
 import pytest
 
+from sagan_fast.distributed import connected
+from sagan_fast.testing import run_ranks
 from sagan_fast.training import signals
-from sagan_fast.training.signals import stop_on_signals
+from sagan_fast.training.signals import StopVote, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -25,3 +27,17 @@ def test_an_echo_of_a_signal_is_not_impatience(monkeypatch):
         monkeypatch.setattr(signals, "IMPATIENCE", -1.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def vote_four_times():
+    with connected("cpu", 60) as world:
+        vote, granted = StopVote(world), []
+        for call in range(4):
+            granted.append(vote(world.rank == 1 and call == 1))
+        assert granted == [False, False, True, False] and not vote.settle() and not vote.settle()
+
+
+def test_a_wish_of_one_process_is_granted_to_all_at_the_next_call():
+    assert run_ranks(vote_four_times, 3) == [0, 0, 0]
+    with connected("cpu", 1) as world:
+        assert StopVote(world)(True) and not StopVote(world)(False) and not StopVote(world).settle()

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from sagan_fast.distributed import World
 from sagan_fast.errors import InputError
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.distributed import World
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import (
     LANE,

@@ -1,4 +1,4 @@
-"""Processes that train together: what they tell each other, and that their number does not change the training."""
+"""Processes that train together: their number does not change the training, and they start, stop and fail as one."""
 
 import contextlib
 import json
@@ -11,16 +11,14 @@ import pytest
 import torch
 
 from sagan_fast import cli
-from sagan_fast.errors import InputError
+from sagan_fast.distributed import connected
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.testing import run_ranks, start_ranks
 from sagan_fast.training import step as step_module
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.distributed import StopVote, World, connected, fingerprint
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import train_step
 
-CPU = torch.device("cpu")
 TINY = dict(
     resolution=16,
     generator={"base_channels": 4, "channel_multipliers": [4, 2, 1], "attention_resolutions": [8]},
@@ -106,85 +104,6 @@ def test_each_of_two_processes_in_two_micro_batches_equals_one_process_in_four(t
     one, two = both(tmp_path, 4, torch.float64, micro_batch_size=4)
     torch.testing.assert_close(two["lines"], one["lines"], rtol=1e-6, atol=1e-6)
     assert furthest(one, two) < 1e-9
-
-
-def words(folder):
-    with connected("cpu", 60) as world:
-        r, n = world.rank, world.size
-        assert (world.is_main, n, world.device) == (r == 0, 3, CPU)
-        assert world.total([1.0, r]) == [3.0, 3.0] and world.largest([-r, r]) == [0.0, 2.0]
-        assert world.agrees([5, 2**60]) and not world.agrees([5, r])
-        assert world.gather(b"x" * r) == [b"", b"x", b"xx"] and world.gather(b"") == [b""] * 3
-        assert world.share(b"bytes" if r == 0 else None) == b"bytes" and world.share(None) is None
-        assert world.share(b"") == b""
-        assert world.by_main(lambda: 7) == (7 if r == 0 else None)
-        tensors = [torch.full((2, 3, 4, 4), float(r)).to(memory_format=torch.channels_last), torch.ones(()) * 3 * r]
-        world.average(tensors)()
-        assert torch.equal(tensors[0], torch.ones(2, 3, 4, 4)) and tensors[1].item() == 3.0
-        vote, granted = StopVote(world), []
-        for call in range(4):
-            granted.append(vote(r == 1 and call == 1))
-        assert granted == [False, False, True, False] and not vote.settle() and not vote.settle()
-
-        def fail():
-            if r == 2:
-                raise InputError("no such folder")
-
-        try:
-            world.together(fail)
-        except InputError as error:
-            assert r == 0
-            (folder / "said").write_text(str(error))
-            raise SystemExit(2) from error
-
-
-def test_what_processes_tell_each_other(tmp_path):
-    assert run_ranks(words, 3, tmp_path) == [2, 2, 2]
-    assert (tmp_path / "said").read_text() == "no such folder (process 2 of 3)"
-
-
-def restarted(port, start):
-    os.environ.update({"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"})
-    with connected("cpu", 60) as world:
-        assert world.total([1.0]) == [2.0]
-        if start == 0:
-            os._exit(9)  # leaves its addresses in the store
-
-
-def test_processes_started_again_on_the_same_store_do_not_look_for_the_dead():
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    store.set("sagan_fast/hello/1", "of one that never got an answer")
-    assert run_ranks(restarted, 2, store.port, 0) == [9, 9]
-    assert run_ranks(restarted, 2, store.port, 1) == [0, 0]
-
-
-def test_alone_nothing_is_asked_of_anyone():
-    with connected("auto", 1) as world:
-        assert (world.rank, world.size, world.is_main) == (0, 1, True)
-        assert world.total([2.0]) == [2.0] and world.agrees([1]) and world.gather(b"a") == [b"a"]
-        assert world.share(b"a") == b"a" and world.share(None) is None
-        tensor = torch.ones(3)
-        world.average([tensor])()
-        assert tensor.sum() == 3 and StopVote(world)(True) and not StopVote(world).settle()
-        with pytest.raises(InputError, match="^it$"):
-            world.by_main(lambda: (_ for _ in ()).throw(InputError("it")))
-
-
-def test_more_processes_than_devices_is_a_sentence(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 3), ("LOCAL_WORLD_SIZE", 4)):
-        monkeypatch.setenv(name, str(value))
-    with pytest.raises(InputError, match="was given 4 processes but has 2 CUDA devices"), connected("cuda", 1):
-        pass
-
-
-def test_a_fingerprint_shows_a_single_bit_and_an_exchange(generator):
-    a, b = (torch.randn(5, 7, generator=generator) for _ in range(2))
-    changed = a.clone()
-    changed[3, 2] = torch.nextafter(changed[3, 2], torch.tensor(9.0))
-    prints = [fingerprint(t) for t in ([a, b], [changed, b], [b, a], [])]
-    assert len({tuple(p) for p in prints}) == 4 and fingerprint([a.clone(), b.clone()]) == prints[0]
 
 
 def options(run, total, **overrides):
@@ -311,11 +230,3 @@ def test_an_input_error_is_said_once(tmp_path):
     said = (tmp_path / "err-0").read_text().splitlines()
     assert said[1].endswith("batch_size must be divisible by the number of processes = 2, got 7") and len(said) == 2
     assert (tmp_path / "err-1").read_text() == "" and not (tmp_path / "run").exists()
-
-
-@pytest.mark.gpu
-def test_one_process_under_torchrun_takes_its_device(monkeypatch):
-    for name, value in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
-        monkeypatch.setenv(name, str(value))
-    with connected("cuda", 60) as world:
-        assert world == World(torch.device("cuda"))
