@@ -116,14 +116,13 @@ def _evaluate(options: Any, device: str) -> dict[str, Any] | None:
                 raise InputError(f"{name} is for checkpoints, and {options.generated} holds images")
         if options.last:
             raise InputError(f"last is for checkpoints, and {options.generated} holds images")
-        stored = open_dataset(spec, resolution=options.resolution or _resolution(spec))
+        stored = open_dataset(spec, resolution=options.resolution)
         images = StoredImages(
             stored,
             options.count,
             seed=options.seed or 0,
             batch_size=options.batch_size or Protocol.batch_size,
             num_workers=options.num_workers,
-            same_size=options.resolution is None,
         )
         # What is said of a generator does not apply; uint8 is what files hold.
         protocol = Protocol.preset(options.protocol, **{**overrides, "count": images.count, "quantise": "uint8"})
@@ -153,34 +152,6 @@ def _spec(generated: str) -> str | None:
     if path.is_dir() and not (path / "checkpoints").exists() and not (path / "config.yaml").exists():
         return f"folder:{generated}"
     return None
-
-
-def _resolution(spec: str) -> int:
-    """Return the side of the first image of a data set that has its own size; InputError if it is not square."""
-    from sagan_fast.data import open_dataset
-    from sagan_fast.data.folders import FolderDataset
-    from sagan_fast.evaluation.streams import image_size
-
-    kind, _, path = spec.partition(":")
-    if kind == "packed":
-        from sagan_fast.data.packed import read_manifest
-
-        return read_manifest(Path(path).expanduser()).resolution
-    if kind != "folder":
-        raise InputError(f"--resolution R must be given for {spec}")
-    folder = open_dataset(spec, resolution=1)
-    assert isinstance(folder, FolderDataset)
-    for index in range(len(folder)):
-        size = image_size(folder.path_of(index))
-        if size is None:
-            continue  # reading it will say why
-        if size[0] != size[1]:
-            raise InputError(
-                f"{folder.path_of(index)} has {size[0]}x{size[1]} pixels, and generated images are square: give "
-                "--resolution R to have all images cropped and resized"
-            )
-        return size[0]
-    raise InputError(f"{spec} holds no image that Pillow can read, {folder.path_of(0)} for one")
 
 
 @contextmanager

@@ -16,9 +16,9 @@ ON_BROKEN = ("fail", "skip")
 
 
 def open_dataset(
-    spec: str, *, resolution: int, num_classes: int | None = None, on_broken: str = "fail"
+    spec: str, *, resolution: int | None, num_classes: int | None = None, on_broken: str = "fail"
 ) -> ImageDataset:
-    """Return the data set that `spec` names, its images squares of `resolution` pixels.
+    """Return the data set that `spec` names, its images squares of `resolution` pixels; None takes the size they have.
 
     Args:
         spec: "shapes" (drawn in code), "folder:PATH" (class folders, or one flat folder of images), "packed:PATH"
@@ -27,11 +27,12 @@ def open_dataset(
         on_broken: "fail" raises InputError when a broken image is read, "skip" replaces it and counts it.
 
     Raises:
-        InputError: the spec is unknown, the folder is not laid out as such, or its classes are not those expected.
+        InputError: the spec is unknown, the folder is not laid out as such, its classes are not those expected, or
+            its images have no size of their own that all share.
     """
     if on_broken not in ON_BROKEN:
         raise InputError(f"on_broken must be one of {', '.join(ON_BROKEN)}, got '{on_broken}'")
-    if resolution < 1:
+    if resolution is not None and resolution < 1:
         raise InputError(f"the resolution of a data set must be at least 1 pixel, got {resolution}")
     kind, colon, path = spec.partition(":")
     if kind not in SPECS:

@@ -15,7 +15,7 @@ from sagan_fast.errors import InputError
 
 
 class Cifar10Dataset(ImageDataset):
-    """The training set of CIFAR-10, resized where `resolution` is not 32; nothing is downloaded.
+    """The training set of CIFAR-10, resized where `resolution` is neither 32 nor None; nothing is downloaded.
 
     Args:
         path: the folder that holds cifar-10-batches-py, or that folder itself.
@@ -24,7 +24,7 @@ class Cifar10Dataset(ImageDataset):
         InputError: the archive is not there, its checksums are wrong, or `num_classes` is neither None, 0 nor 10.
     """
 
-    def __init__(self, path: str, *, resolution: int, num_classes: int | None = None) -> None:
+    def __init__(self, path: str, *, resolution: int | None, num_classes: int | None = None) -> None:
         name = f"cifar10:{path}"
         root = Path(path).expanduser()
         if root.name == CIFAR10.base_folder and not (root / CIFAR10.base_folder).exists():
@@ -43,7 +43,7 @@ class Cifar10Dataset(ImageDataset):
             ) from error
         super().__init__(
             name,
-            resolution=resolution,
+            resolution=resolution or source.data.shape[1],
             class_names=match_classes(name, source.classes, num_classes),
             labels=np.array(source.targets, np.int64),
         )

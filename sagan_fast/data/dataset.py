@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +32,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         class_names: one name per label; empty for an unconditional set, whose labels are all 0.
         labels: int64 array (len(dataset),).
         in_threads: whether batches are read by threads, not processes: reading is copying, without the interpreter.
+        preprocessing: how its images were cropped and resized, in words or as a mapping of words.
     """
 
     in_threads = False
+    preprocessing: Any = "largest centred square, Pillow's bilinear with antialiasing to the resolution, RGB uint8"
 
     def __init__(
         self,
@@ -121,6 +126,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             InputError: the image is broken; the sentence names the file and the reason.
         """
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 that changes whenever the images or their labels may have changed."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        digest.update(json.dumps([type(self).__name__, self.resolution, self.class_names]).encode())
+        for part in self._identity():
+            digest.update(part)
+        return digest.hexdigest()
+
+    def _identity(self) -> Iterator[bytes]:
+        """Yield what tells these images from others: all their pixels, unless the set has something shorter."""
+        return (self.load(index).numpy().tobytes() for index in range(len(self)))
 
     def _next_of_class(self, index: int) -> int:
         same = np.flatnonzero(self.labels == self.labels[index])

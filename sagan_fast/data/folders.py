@@ -10,16 +10,16 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from sagan_fast.data.dataset import ImageDataset, count, list_some, match_classes
-from sagan_fast.data.images import BrokenImageError, read_image
+from sagan_fast.data.images import BrokenImageError, image_size, read_image
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
+from sagan_fast.files import explained, reason
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = ("train", "training", "train_images", "val", "valid", "validation", "test", "testing", "dev", "eval")
 """Names that sub-folders have when they are parts of a data set, not classes of one; the preferred first."""
 NOT_DATA = ("__macosx",)
+_RESIZE = "give --resolution R to have all images cropped and resized"
 MAX_LOOKED_AT = 100
 """Entries looked at beside a folder to tell whether it is one of many classes."""
 
@@ -39,12 +40,15 @@ class FolderDataset(ImageDataset):
 
     Args:
         path: the folder; `~` is the home folder.
+        resolution: R; None takes the images as they are, all as large as the first, and refuses any other.
 
     Raises:
         InputError: with one sentence that says what was found instead and what to do.
     """
 
-    def __init__(self, path: str, *, resolution: int, num_classes: int | None = None, on_broken: str = "fail") -> None:
+    def __init__(
+        self, path: str, *, resolution: int | None, num_classes: int | None = None, on_broken: str = "fail"
+    ) -> None:
         name = f"folder:{path}"
         self.root = os.path.expanduser(path)
         tree = _list_root(name, self.root)
@@ -63,9 +67,12 @@ class FolderDataset(ImageDataset):
             files = [file for inside in classes.values() for file in inside]
             sizes = [len(inside) for inside in classes.values()]
         labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-        super().__init__(name, resolution=resolution, class_names=class_names, labels=labels, on_broken=on_broken)
+        super().__init__(name, resolution=resolution or 1, class_names=class_names, labels=labels, on_broken=on_broken)
         self.num_ignored = tree.total_ignored()
         self._files = _PackedNames(files)
+        self._as_they_are = resolution is None
+        if self._as_they_are:
+            self.resolution = self._first_size()
         logger.info(
             "%s: %s in %s, %s ignored",
             name,
@@ -80,11 +87,32 @@ class FolderDataset(ImageDataset):
 
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R); InputError names the file and says what is wrong with it."""
-        path = self.path_of(index)
+        path, R = self.path_of(index), self.resolution
+        if self._as_they_are and (size := image_size(path)) not in (None, (R, R)):
+            raise InputError(f"{path} has {size[0]}x{size[1]} pixels where {R}x{R} are expected: {_RESIZE}")
         try:
-            return read_image(path, self.resolution)
+            return read_image(path, R)
         except BrokenImageError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
+
+    def _first_size(self) -> int:
+        """Return the side of the first image that can be read; InputError if it is not square, or none can."""
+        for index in range(len(self)):
+            if (size := image_size(path := self.path_of(index))) is None:
+                continue  # reading it will say why
+            if size[0] != size[1]:
+                raise InputError(f"{path} has {size[0]}x{size[1]} pixels and is not square: {_RESIZE}")
+            return size[0]
+        raise InputError(f"{self.name} holds no image that Pillow can read, {self.path_of(0)} for one")
+
+    def _identity(self) -> Iterator[bytes]:
+        """Yield names, sizes and modification times of the files."""
+        for index in range(len(self)):
+            path = self.path_of(index)
+            with explained(f"{path} cannot be read"):
+                status = os.stat(path)
+            relative = os.path.relpath(path, self.root)
+            yield f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
 
 
 class _PackedNames:

@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sagan_fast.files import reason
@@ -41,6 +41,16 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Ten
     except Exception as error:  # decoders meet bad bytes with nearly every kind of exception
         unknown = isinstance(error, UnidentifiedImageError)  # whose own words name the file a second time
         raise BrokenImageError("it is not an image that Pillow can read" if unknown else reason(error)) from error
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return (width, height) of an image file from its header; None if it is broken, which reading it will tell."""
+    try:
+        with Image.open(path) as image:
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return image.size[::-1] if on_its_side else image.size
+    except Exception:  # decoders meet bad bytes with nearly every kind of exception
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

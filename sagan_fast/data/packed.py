@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,8 @@ def image_bytes(resolution: int) -> int:
 class PackedDataset(ImageDataset):
     """A packed set, memory-mapped; batches are gathered by one copy, without decoding.
 
+    `resolution` must be the one it was packed with, or None.
+
     Raises:
         InputError: there is no whole set, it has another resolution or other classes than wanted, or a class without
             images.
@@ -148,11 +151,12 @@ class PackedDataset(ImageDataset):
 
     in_threads = True
 
-    def __init__(self, path: str, *, resolution: int, num_classes: int | None = None) -> None:
+    def __init__(self, path: str, *, resolution: int | None, num_classes: int | None = None) -> None:
         name = f"packed:{path}"
         self.folder = Path(path).expanduser()
         self.manifest = manifest = read_manifest(self.folder)
-        if manifest.resolution != resolution:
+        self.preprocessing = manifest.transform
+        if resolution not in (None, manifest.resolution):
             raise InputError(
                 f"{name} holds images of {manifest.resolution}x{manifest.resolution}, and {resolution}x{resolution} "
                 f"are wanted: make another with `sagan-fast prepare {manifest.source.get('path', 'SRC')} "
@@ -166,7 +170,7 @@ class PackedDataset(ImageDataset):
                 "are counted from 1 are prepared with --first-label 1; num_classes: 0 trains without classes"
             )
         labels = load_labels(self.folder, manifest)
-        super().__init__(name, resolution=resolution, class_names=names, labels=labels)
+        super().__init__(name, resolution=manifest.resolution, class_names=names, labels=labels)
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,6 +187,9 @@ class PackedDataset(ImageDataset):
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R)."""
         return torch.from_numpy(self._images[index].copy())
+
+    def _identity(self) -> Iterator[bytes]:
+        yield self.manifest.dumps().encode()  # it has the checksums
 
     def read_batch(
         self, indices: npt.NDArray[np.int64], out: Tensor | None = None

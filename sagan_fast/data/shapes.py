@@ -51,7 +51,9 @@ class ShapesDataset(ImageDataset):
         InputError: `resolution` is not in 16..256, or `num_classes` is neither None, 0 nor 10.
     """
 
-    def __init__(self, *, resolution: int, num_classes: int | None = None) -> None:
+    def __init__(self, *, resolution: int | None, num_classes: int | None = None) -> None:
+        if resolution is None:
+            raise InputError("shapes is drawn with any number of pixels: --resolution R must be given")
         if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
             raise InputError(
                 f"shapes is drawn with {MIN_RESOLUTION} to {MAX_RESOLUTION} pixels a side, not with {resolution}: set "

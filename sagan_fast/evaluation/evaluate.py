@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from sagan_fast.data import ImageDataset
-from sagan_fast.data.packed import PackedDataset
 from sagan_fast.distributed import current_world
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor, file_sha256
@@ -23,7 +22,7 @@ from sagan_fast.evaluation.metrics import (
     precision_recall_density_coverage,
 )
 from sagan_fast.evaluation.protocol import METRICS, Protocol, versions
-from sagan_fast.evaluation.statistics import Reference, SetStatistics, collect, fingerprint
+from sagan_fast.evaluation.statistics import Reference, SetStatistics, collect
 from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
 from sagan_fast.models.generator import Generator
@@ -157,7 +156,7 @@ def evaluate(
         "processes": world.size,
         "versions": versions(),
     }
-    if not isinstance(generated, GeneratedImages):
+    if not generated.drawn:
         result["protocol"] |= dict.fromkeys(("labels", "batch_norm", "standing_batches", "truncation", "weights"))
     return result
 
@@ -213,10 +212,7 @@ def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tupl
 
 def dataset_source(dataset: ImageDataset) -> dict[str, Any]:
     """Return what the protocol says of a set of images: its spec, how images were prepared, its fingerprint."""
-    preparation: Any = "largest centred square, Pillow's bilinear with antialiasing to the resolution, RGB uint8"
-    if isinstance(dataset, PackedDataset):
-        preparation = dataset.manifest.transform
-    return {"data": dataset.name, "preprocessing": preparation, "fingerprint": fingerprint(dataset)}
+    return {"data": dataset.name, "preprocessing": dataset.preprocessing, "fingerprint": dataset.fingerprint()}
 
 
 def _scores(

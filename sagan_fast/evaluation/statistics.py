@@ -20,10 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sagan_fast.data import ImageDataset
-from sagan_fast.data.folders import FolderDataset
 from sagan_fast.data.loader import epoch_order
-from sagan_fast.data.packed import PackedDataset
 from sagan_fast.distributed import current_world
 from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.metrics import Gaussian, InceptionScore, Moments
@@ -197,26 +194,3 @@ class Reference:
 def cache_folder() -> Path:
     """Return $SAGAN_FAST_CACHE, or ~/.cache/sagan_fast."""
     return Path(os.environ.get("SAGAN_FAST_CACHE") or Path("~", ".cache", "sagan_fast")).expanduser()
-
-
-def fingerprint(dataset: ImageDataset) -> str:
-    """Return a SHA-256 of what `dataset` holds: it changes whenever its images or labels may have changed.
-
-    Of a folder: names, sizes and modification times of its files. Of a packed set: its manifest, checksums included.
-    Of other sets: all their pixels.
-    """
-    digest = hashlib.sha256(dataset.labels.tobytes())
-    digest.update(json.dumps([type(dataset).__name__, dataset.resolution, dataset.class_names]).encode())
-    if isinstance(dataset, FolderDataset):
-        for index in range(len(dataset)):
-            path = dataset.path_of(index)
-            with explained(f"{path} cannot be read"):
-                status = os.stat(path)
-            relative = os.path.relpath(path, dataset.root)
-            digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    elif isinstance(dataset, PackedDataset):
-        digest.update(dataset.manifest.dumps().encode())
-    else:
-        for index in range(len(dataset)):
-            digest.update(dataset.load(index).numpy().tobytes())
-    return digest.hexdigest()

@@ -31,7 +31,10 @@ class Images:
         labels: int64 (count,), in the order of the samples.
         num_classes: 0 if the labels mean nothing.
         class_names: one a class where they are known, else empty.
+        drawn: whether a generator made them, as the protocol says.
     """
+
+    drawn = False
 
     def __init__(self, labels: Tensor, num_classes: int, batch_size: int) -> None:
         if batch_size < 1:
@@ -68,6 +71,8 @@ class GeneratedImages(Images):
 
     The generator is copied where its batch norms must change; spectral norm's u and v never move.
     """
+
+    drawn = True
 
     def __init__(
         self,
@@ -120,8 +125,7 @@ class GeneratedImages(Images):
 class StoredImages(Images):
     """`count` images of a data set (None: all), in order of class; fewer than all are a fixed random choice.
 
-    Raises InputError if there are not as many, and (from `units`) if one is broken, or is not of the set's resolution
-    although `same_size` says that all should be.
+    Raises InputError if there are not as many, and (from `units`) if one cannot be read.
     """
 
     def __init__(
@@ -132,7 +136,6 @@ class StoredImages(Images):
         seed: int = 0,
         batch_size: int = 64,
         num_workers: int = 0,
-        same_size: bool = False,
     ) -> None:
         if count is not None and not 0 < count <= len(dataset):
             raise InputError(f"{dataset.name} has {len(dataset)} images, and {count} are asked for")
@@ -142,12 +145,12 @@ class StoredImages(Images):
         self.indices: npt.NDArray[np.int64] = chosen[np.argsort(dataset.labels[chosen], kind="stable")]
         super().__init__(torch.from_numpy(dataset.labels[self.indices]), dataset.num_classes, batch_size)
         self.class_names = dataset.class_names
-        self.dataset, self.num_workers, self.same_size = dataset, num_workers, same_size
+        self.dataset, self.num_workers = dataset, num_workers
 
     def units(self, numbers: range) -> Iterator[Tensor]:
         batches = [self.indices[list(self.unit_range(unit))].tolist() for unit in numbers]
         loader: DataLoader[Any] = DataLoader(
-            _Reader(self.dataset, self.same_size),
+            _Reader(self.dataset),
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
@@ -189,14 +192,11 @@ def features_in_order(images: Images, extractor: Extractor) -> Iterator[tuple[in
 class _Reader(Dataset[Any]):
     """Reads whole batches. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
 
-    def __init__(self, dataset: ImageDataset, same_size: bool) -> None:
-        self.dataset, self.same_size = dataset, same_size
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
 
     def __getitems__(self, indices: list[int]) -> Tensor | InputError:
         try:
-            if self.same_size:
-                for index in indices:
-                    _check_size(self.dataset, index)
             return torch.stack([self.dataset.load(index) for index in indices])
         except InputError as error:
             return InputError(*error.args)
@@ -204,32 +204,6 @@ class _Reader(Dataset[Any]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _check_size(dataset: ImageDataset, index: int) -> None:
-    """Raise InputError naming the file of image `index` if it would have to be cropped or resized."""
-    from sagan_fast.data.folders import FolderDataset
-
-    if not isinstance(dataset, FolderDataset):
-        return
-    size = image_size(dataset.path_of(index))
-    if size is not None and size != (dataset.resolution, dataset.resolution):
-        raise InputError(
-            f"{dataset.path_of(index)} has {size[0]}x{size[1]} pixels where {dataset.resolution}x{dataset.resolution} "
-            "are expected: give --resolution R to have all images cropped and resized"
-        )
-
-
-def image_size(path: str) -> tuple[int, int] | None:
-    """Return (width, height) of an image file from its header; None if it is broken, which reading it will tell."""
-    from PIL import ExifTags, Image
-
-    try:
-        with Image.open(path) as image:
-            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            return image.size[::-1] if on_its_side else image.size
-    except Exception:  # decoders meet bad bytes with nearly every kind of exception
-        return None
 
 
 def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -110,7 +110,7 @@ def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, fe
     assert "12 images against 12" in capsys.readouterr().out
     Image.new("RGB", (24, 20)).save(generated / "000.png")
     assert cli.main(what) == 2
-    assert f"{generated / '000.png'} has 24x20 pixels, and generated images are square" in sentence()
+    assert f"{generated / '000.png'} has 24x20 pixels and is not square: give --resolution R" in sentence()
 
 
 @pytest.mark.parametrize(

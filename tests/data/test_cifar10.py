@@ -45,6 +45,7 @@ def test_images_and_labels(archive, inside):
     path, pixels, labels = archive
     data = open_dataset(f"cifar10:{path / 'cifar-10-batches-py' if inside else path}", resolution=32, num_classes=10)
     assert len(data) == 20 and data.class_names == NAMES
+    assert open_dataset(data.name, resolution=None).resolution == 32
     for index in range(20):
         image, label = data[index]
         assert np.array_equal(image.numpy(), pixels[index]) and label == labels[index]

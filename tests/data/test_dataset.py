@@ -76,3 +76,19 @@ def test_match_classes():
     assert match_classes("x", ["a", "b"], 0) == []
     with pytest.raises(InputError, match=r"x has 6 classes \(0, 1, 2, 3, \.\.\.\), but the model is made for 2"):
         match_classes("x", list("012345"), 2)
+
+
+def test_a_fingerprint_changes_with_pixels_labels_names_and_kind():
+    class Others(Numbers):
+        pass
+
+    class Brighter(Numbers):
+        def load(self, index):
+            return super().load(index) + 1
+
+    Brighter.__name__ = "Numbers"
+    one = Numbers([0, 1, 1])
+    assert one.fingerprint() == Numbers([0, 1, 1]).fingerprint() and len(one.fingerprint()) == 64
+    others = [Numbers([0, 0, 1]), Numbers([0, 1, 1], class_names=("a", "c")), Others([0, 1, 1]), Brighter([0, 1, 1])]
+    assert len({data.fingerprint() for data in [one, *others]}) == 5
+    assert "largest centred square" in one.preprocessing

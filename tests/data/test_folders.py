@@ -173,3 +173,39 @@ def test_million_paths_take_little_memory():
     packed = _PackedNames(names)
     assert [packed[i] for i in range(3000)] == names
     assert len(pickle.dumps(packed)) < 3000 * 24
+
+
+def test_images_as_they_are(tmp_path, caplog):
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    (tmp_path / "a" / "0.png").write_bytes(b"broken")
+    data = open_dataset(f"folder:{tmp_path}", resolution=None)
+    assert data.resolution == 20 and data[1][0].shape == (3, 20, 20)
+    with pytest.raises(InputError, match=r"0\.png cannot be read: it is not an image"):
+        data[0]
+    Image.new("RGB", (24, 20)).save(tmp_path / "b" / "3.png")
+    with pytest.raises(InputError, match=r"3\.png has 24x20 pixels where 20x20 are expected: give --resolution R"):
+        data[3]
+    assert open_dataset(f"folder:{tmp_path}", resolution=20)[3][0].shape == (3, 20, 20)
+    Image.new("RGB", (24, 20)).save(tmp_path / "a" / "0.png")
+    with pytest.raises(InputError, match=r"0\.png has 24x20 pixels and is not square: give --resolution R"):
+        open_dataset(f"folder:{tmp_path}", resolution=None)
+    for path in tmp_path.glob("*/*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"holds no image that Pillow can read, .*0\.png for one"):
+        open_dataset(f"folder:{tmp_path}", resolution=None)
+
+
+def test_a_fingerprint_follows_names_sizes_and_times(tmp_path):
+    make(tmp_path, "a/1.png", "b/2.png")
+    before = open_folder(tmp_path).fingerprint()
+    assert open_folder(tmp_path).fingerprint() == before != open_folder(tmp_path, num_classes=0).fingerprint()
+    os.utime(tmp_path / "a/1.png", (1, 1))
+    assert (touched := open_folder(tmp_path).fingerprint()) != before
+    (tmp_path / "a/1.png").rename(tmp_path / "a/0.png")
+    assert open_folder(tmp_path).fingerprint() not in (before, touched)
+    data = open_folder(tmp_path)
+    (tmp_path / "a/0.png").unlink()
+    with pytest.raises(InputError, match=r"0\.png cannot be read: No such file"):
+        data.fingerprint()

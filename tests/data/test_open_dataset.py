@@ -9,6 +9,8 @@ from sagan_fast.errors import InputError
 def test_shapes():
     data = open_dataset("shapes", resolution=16, num_classes=10)
     assert data.name == "shapes" and len(data) == 5000 and data.resolution == 16 and data.num_broken == 0
+    with pytest.raises(InputError, match="shapes is drawn with any number of pixels: --resolution R must be given"):
+        open_dataset("shapes", resolution=None)
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,12 @@ def test_damaged_sets(packed, name, damage, message):
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(f"packed:{packed}", resolution=8)
     assert "\n" not in str(caught.value)
+
+
+def test_it_says_what_it_is(image_folder, packed, tmp_path):
+    data = open_dataset(f"packed:{packed}", resolution=None)
+    assert data.resolution == 8 and data.preprocessing == data.manifest.transform
+    prepare(open_source(str(image_folder)), tmp_path / "again", resolution=8, num_workers=0)
+    assert open_dataset(f"packed:{tmp_path / 'again'}", resolution=None).fingerprint() == data.fingerprint()
+    prepare(open_source(str(image_folder / "cat")), tmp_path / "cat", resolution=8, num_workers=0)
+    assert open_dataset(f"packed:{tmp_path / 'cat'}", resolution=None).fingerprint() != data.fingerprint()
