@@ -32,8 +32,9 @@ def run(args: list[str]) -> None:
         raise InputError(f"--out must name a folder, and {folder} is a file")
     from sagan_fast.models import export
     from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
+    from sagan_fast.models.generator import WEIGHTS, is_exported
 
-    if export.is_exported(Path(options.checkpoint)):
+    if is_exported(Path(options.checkpoint)):
         raise InputError(f"{options.checkpoint} is an exported generator: give the run or checkpoint it came from")
     generator = load_generator(options.checkpoint, average=not options.last)
     content = load_checkpoint(find_checkpoint(Path(options.checkpoint)))
@@ -42,7 +43,7 @@ def run(args: list[str]) -> None:
         "weights": "last" if options.last else "averaged",
         "data": data_name(content["config"]["data"]),
     }
-    paths = {"safetensors": export.WEIGHTS, "onnx": export.ONNX, "torchscript": export.TORCHSCRIPT}
+    paths = {"safetensors": WEIGHTS, "onnx": export.ONNX, "torchscript": export.TORCHSCRIPT}
     readers = export.readers()
     inputs = export.example(generator, count=5, seed=1)
     expected = generator(*inputs)

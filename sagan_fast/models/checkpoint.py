@@ -13,8 +13,7 @@ from sagan_fast.errors import InputError
 from sagan_fast.files import reason
 from sagan_fast.models.config import DiscriminatorConfig, GeneratorConfig, network_config
 from sagan_fast.models.discriminator import Discriminator
-from sagan_fast.models.export import is_exported, load_folder
-from sagan_fast.models.generator import Generator
+from sagan_fast.models.generator import Generator, is_exported
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -82,7 +81,7 @@ def load_generator(run_or_checkpoint: str | Path, *, average: bool = True, devic
     if is_exported(path):
         if not average:
             raise InputError(f"{path} is an exported generator: the last weights are in the checkpoint only")
-        return load_folder(path, device)
+        return Generator.from_pretrained(path, device=device)
     content = load_checkpoint(find_checkpoint(path))
     generator = Generator(network_config(GeneratorConfig, content["config"], "generator", backend="auto"))
     generator.class_names = class_names(content)

@@ -1,7 +1,7 @@
-"""A trained generator as files for others: safetensors with its configuration, ONNX, TorchScript; and reading it back.
+"""A trained generator as files for others: safetensors with its configuration, ONNX, TorchScript.
 
 Spectral norm is folded in: the weights written are W/sigma, with the u and v of the checkpoint. Nothing here needs the
-trainer, and a folder is read without running anything in it.
+trainer. `Generator.from_pretrained` reads the safetensors back.
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 import sagan_fast
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason, written
-from sagan_fast.models.config import GeneratorConfig, from_mapping
-from sagan_fast.models.generator import Generator
+from sagan_fast.files import written
+from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator
 
-ARCHITECTURE = "sagan_fast.Generator"
-FORMAT = 1
-CONFIG, WEIGHTS, ONNX, TORCHSCRIPT = "config.json", "model.safetensors", "model.onnx", "model.torchscript.pt"
+ONNX, TORCHSCRIPT = "model.onnx", "model.torchscript.pt"
 ONNX_OPSET = 18
 
 
@@ -37,7 +33,7 @@ def folded(generator: Generator, backend: str = "auto") -> Generator:
 
     Its weights are W/sigma, u and v as they are, under the keys of plain layers. `generator` is left as it was.
     """
-    out = _empty(dataclasses.replace(generator.config, backend=backend))
+    out = Generator.folded(dataclasses.replace(generator.config, backend=backend))
     modes = {module: module.training for module in generator.modules()}
     generator.eval()  # reading a weight in training mode would move u and v
     try:
@@ -50,21 +46,6 @@ def folded(generator: Generator, backend: str = "auto") -> Generator:
     out.load_state_dict({name: t.clone(memory_format=contiguous) for name, t in state.items()}, assign=True)
     out.class_names = generator.class_names
     return out.requires_grad_(False)
-
-
-def _empty(config: GeneratorConfig) -> Generator:
-    """Return a generator without spectral norm, in eval mode, whose tensors have shapes but no memory.
-
-    Not made by folding a deep copy of another: `remove_parametrizations` deletes the property from the class, which
-    copies share with their original, and the original would have no weights any more.
-    """
-    with torch.device("meta"):  # nor are random numbers drawn for weights that are about to be replaced
-        generator = Generator(config).eval()
-    for module in generator.modules():
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    return generator
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
@@ -94,41 +75,6 @@ def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | N
         file.write(save(weights, metadata={"format": "pt"}))
     with written(folder / CONFIG) as file:
         file.write(json.dumps(config, indent=2).encode() + b"\n")
-
-
-def is_exported(folder: Path) -> bool:
-    """Return whether `folder` holds what `save_folder` writes."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-
-
-def load_folder(folder: Path, device: str = "cpu") -> Generator:
-    """Return the generator in `folder`, in eval mode, frozen and channels_last on `device`; draws no random numbers.
-
-    Raises InputError if files are missing or damaged, or belong to another architecture or a newer format.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} holds no exported generator: there is no {name} in it")
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        weights = load_file(folder / WEIGHTS, device=device)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be read: {reason(error)}") from error
-    if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
-        raise InputError(f"{folder / CONFIG} does not describe a {ARCHITECTURE}")
-    if config.get("format") != FORMAT:
-        raise InputError(f"{folder} has export format {config.get('format')}, this version reads {FORMAT}")
-    generator = _empty(from_mapping(GeneratorConfig, config.get("generator", {}), "generator."))
-    try:
-        generator.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"{folder}: the weights do not fit the configuration ({error})") from error
-    generator.class_names = tuple(config.get("class_names", ()))
-    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return generator.requires_grad_(False)
 
 
 def save_torchscript(generator: Generator, path: Path) -> None:
@@ -256,7 +202,7 @@ def readers() -> dict[str, Callable[[Path], Callable[..., Tensor]]]:
         )
 
     found: dict[str, Callable[[Path], Callable[..., Tensor]]] = {
-        "safetensors": lambda path: load_folder(path.parent), "torchscript": torchscript
+        "safetensors": lambda path: Generator.from_pretrained(path.parent), "torchscript": torchscript
     }  # fmt: skip
     with contextlib.suppress(ImportError):
         import onnxruntime  # noqa: F401

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from sagan_fast.errors import InputError
+from sagan_fast.files import reason
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import spectral_norm
-from sagan_fast.models.config import GeneratorConfig, NetworkConfig, load_preset, network_config
+from sagan_fast.models.config import GeneratorConfig, NetworkConfig, from_mapping, load_preset, network_config
+
+ARCHITECTURE, FORMAT = "sagan_fast.Generator", 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+"""The files of an exported generator; the first says ARCHITECTURE and FORMAT."""
 
 
 def attention_block(channels: int, config: NetworkConfig) -> SelfAttention2d:
@@ -68,13 +76,51 @@ class Generator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str = "cpu") -> Generator:
-        """Return the generator that `sagan-fast export` wrote to `folder`, in eval mode on `device`; no trainer needed.
+        """Return the generator that `sagan-fast export` wrote to `folder`: in eval mode, frozen, channels_last.
 
-        Its weights are W/sigma, without spectral norm. Raises InputError if the folder holds no such export.
+        It is on `device`; its weights are W/sigma, without spectral norm. Nothing in the folder is run and no random
+        numbers are drawn. Raises InputError if files are missing or damaged, or belong to another architecture or a
+        newer format.
         """
-        from sagan_fast.models.export import load_folder
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
-        return load_folder(Path(folder), device)
+        folder = Path(folder)
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder} holds no exported generator: there is no {name} in it")
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            weights = load_file(folder / WEIGHTS, device=device)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{folder} cannot be read: {reason(error)}") from error
+        if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
+            raise InputError(f"{folder / CONFIG} does not describe a {ARCHITECTURE}")
+        if config.get("format") != FORMAT:
+            raise InputError(f"{folder} has export format {config.get('format')}, this version reads {FORMAT}")
+        generator = cls.folded(from_mapping(GeneratorConfig, config.get("generator", {}), "generator."))
+        try:
+            generator.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise InputError(f"{folder}: the weights do not fit the configuration ({error})") from error
+        generator.class_names = tuple(config.get("class_names", ()))
+        generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return generator.requires_grad_(False)
+
+    @classmethod
+    def folded(cls, config: GeneratorConfig) -> Generator:
+        """Return a generator without spectral norm, in eval mode, whose tensors have shapes but no memory.
+
+        Not made by folding a deep copy of another: `remove_parametrizations` deletes the property from the class, which
+        copies share with their original, and the original would have no weights any more.
+        """
+        with torch.device("meta"):  # nor are random numbers drawn for weights that are about to be replaced
+            generator = cls(config).eval()
+        for module in generator.modules():
+            if parametrize.is_parametrized(module):
+                for name in list(module.parametrizations):  # type: ignore[arg-type]
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        return generator
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return images (B, 3, R, R) in [-1, 1] for `z` (B, z_dim) and classes `y` (B,), or weights of them."""
@@ -90,6 +136,11 @@ class Generator(nn.Module):
             if str(size) in self.attentions:
                 x = self.attentions[str(size)](x)
         return torch.tanh(self.conv(F.relu(self.norm(x))))
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether `folder` holds what `Generator.from_pretrained` reads."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def check_classes(model: str, y: Tensor | None, num_classes: int) -> None:
