@@ -109,7 +109,7 @@ class HDF5Source(Source):
                 import h5py
             except ImportError:
                 raise InputError(
-                    f'{self.file} is an HDF5 file, and h5py is not installed: pip install h5py, or "sagan_fast[hdf5]"'
+                    f"{self.file} is an HDF5 file and needs the package h5py: pip install 'sagan_fast[hdf5]'"
                 ) from None
             with explained(f"{self.file} cannot be opened as HDF5"):
                 self._opened = h5py.File(self.file, "r")

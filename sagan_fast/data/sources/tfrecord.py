@@ -11,13 +11,14 @@ The two formats take a page of code, where TensorFlow takes gigabytes and PyPI's
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,6 @@ import numpy as np
 
 from sagan_fast.data.images import BrokenImageError, read_image
 from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, fit, open_checked
-from sagan_fast.data.sources.crc32c import masked_crc32c
 from sagan_fast.errors import InputError
 from sagan_fast.files import reason
 
@@ -58,7 +58,7 @@ class TFRecordSource(Source):
     """The records of all files, in order.
 
     Raises:
-        InputError: a file is no TFRecord file, or the first record holds no image.
+        InputError: a file is no TFRecord file, the first record holds no image, or the package crc32c is missing.
     """
 
     kind = "tfrecord"
@@ -155,17 +155,38 @@ class TFRecordSource(Source):
 
 
 def is_tfrecord(start: bytes) -> bool:
-    """Return whether a file that begins with `start` is a TFRecord file, plain or gzip."""
+    """Return whether a file that begins with `start` is a TFRecord file, plain or gzip.
+
+    Raises InputError where that takes the package crc32c and it is missing.
+    """
     if start.startswith(GZIP):
         try:
             start = zlib.decompressobj(31).decompress(start)
         except zlib.error:
             return False
-    try:
-        _length(start[: HEADER.size])
-    except ValueError:
+    # Without the sum, which takes a package: no record has 4 GiB, and a tar file has its magic here.
+    if len(start) < HEADER.size or any(start[4:8]) or start[257:262] == b"ustar":
         return False
-    return True
+    _, stored = HEADER.unpack_from(start)
+    return bool(masked_crc32c(start[:8]) == stored)
+
+
+def masked_crc32c(data: bytes | memoryview) -> int:
+    """Return the CRC-32C of `data` as TFRecord files store it: rotated by 15 bits, plus a constant.
+
+    Raises InputError where the package crc32c is missing.
+    """
+    crc = _crc32c()(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@functools.cache
+def _crc32c() -> Callable[[bytes | memoryview], int]:
+    try:
+        from crc32c import crc32c
+    except ImportError:
+        raise InputError("TFRecord files need the package crc32c: pip install 'sagan_fast[tfrecord]'") from None
+    return crc32c
 
 
 def _length(start: bytes) -> int:

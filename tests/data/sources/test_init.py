@@ -1,11 +1,14 @@
 """Kinds are recognised by contents, patterns mean what they mean to a shell."""
 
 import io
+import struct
+import sys
 import tarfile
 
 import pytest
 
 from sagan_fast.data.sources import expand_braces, files_of, kind_of, open_source
+from sagan_fast.data.sources.tfrecord import _crc32c, masked_crc32c
 from sagan_fast.errors import InputError
 
 
@@ -40,18 +43,22 @@ def test_files(tmp_path):
         files_of(f"{tmp_path}/{{b1,b*}}")
 
 
-def test_kinds(tmp_path, image_folder):
-    import struct
-
-    from sagan_fast.data.sources.crc32c import masked_crc32c
-
+def test_kinds(tmp_path, image_folder, monkeypatch):
     length = struct.pack("<Q", 3)
     (tmp_path / "records").write_bytes(length + struct.pack("<I", masked_crc32c(length)) + b"xxx....")
     (tmp_path / "hdf").write_bytes(b"\x89HDF\r\n\x1a\n")
-    with tarfile.open(tmp_path / "archive", "w") as tar:
-        tar.addfile(tarfile.TarInfo("x"), io.BytesIO())
+    for name, mode in (("archive", "w"), ("packed", "w:gz")):
+        with tarfile.open(tmp_path / name, mode) as tar:
+            tar.addfile(tarfile.TarInfo("x"), io.BytesIO())
     assert [kind_of(str(tmp_path / name)) for name in ("records", "hdf", "archive")] == ["tfrecord", "hdf5", "tar"]
     assert kind_of(str(image_folder)) == kind_of(str(image_folder / "cat")) == "folder"
+    monkeypatch.setitem(sys.modules, "crc32c", None)  # is missed only where there may be a TFRecord file
+    _crc32c.cache_clear()
+    assert [kind_of(str(tmp_path / name)) for name in ("hdf", "archive", "packed")] == ["hdf5", "tar", "tar"]
+    assert kind_of(str(image_folder)) == kind_of(str(image_folder / "cat")) == "folder"
+    with pytest.raises(InputError, match=r"need the package crc32c: pip install 'sagan_fast\[tfrecord\]'$"):
+        kind_of(str(tmp_path / "records"))
+    monkeypatch.undo()
     with pytest.raises(InputError, match=r"holds files of several kinds: .*\(hdf5\).*; give a pattern"):
         kind_of(f"{tmp_path}/{{hdf,records}}")
     with pytest.raises(InputError, match="is no tar, TFRecord or HDF5 file"):

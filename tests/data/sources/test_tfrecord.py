@@ -14,7 +14,7 @@ from sagan_fast.data.packed_check import check
 from sagan_fast.data.prepare import prepare
 from sagan_fast.data.sources import open_source
 from sagan_fast.data.sources.base import fit
-from sagan_fast.data.sources.tfrecord import parse_example
+from sagan_fast.data.sources.tfrecord import masked_crc32c, parse_example
 from sagan_fast.errors import InputError
 
 masked_crc = pytest.importorskip("tensorboard.compat.tensorflow_stub.pywrap_tensorflow").masked_crc32c
@@ -267,3 +267,25 @@ def test_no_tfrecord_files(tmp_path, images):
         open_source(write(tmp_path / "a", [example(picture=b"x")]))
     with pytest.raises(InputError, match=r"record 0: it is no tf\.train\.Example"):
         open_source(write(tmp_path / "a", [b"\xff"]))
+
+
+@pytest.mark.parametrize(
+    ("data", "crc"),
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+    ],
+)
+def test_check_sums_of_rfc_3720_masked(data, crc):
+    """Appendix B.4; the mask is that of tensorflow/core/lib/hash/crc32c.h."""
+    assert masked_crc32c(data) == masked_crc32c(memoryview(data)) == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
+
+
+def test_check_sums_of_any_bytes_are_tensorboards(rng):
+    for size in [*range(12), *rng.integers(1, 9000, 8).tolist(), 49152]:
+        data = rng.bytes(size)
+        assert masked_crc32c(data) == masked_crc(data), size
