@@ -23,7 +23,7 @@ setup(
         "torchvision",
         "pillow>=10.1",
         "pyyaml",
-        "jsonargparse[signatures]>=4.40",
+        "jsonargparse[signatures]>=4.48",
         "rich",
         "tensorboard",
         "safetensors",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import sagan_fast
-from sagan_fast.commands.options import nearest, underscored
-from sagan_fast.errors import InputError
+from sagan_fast.commands.options import underscored
+from sagan_fast.errors import InputError, nearest
 
 COMMANDS = {
     "prepare": "pack a data set of any known format, to be read without decoding",
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"sagan-fast {sagan_fast.__version__}")
             return 0
         if args[0] not in COMMANDS:
-            raise InputError(f"unknown command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
+            raise InputError(f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)}")
         import_module(f"sagan_fast.commands.{args[0]}").run(underscored(args[1:]))
     except InputError as error:
         print(f"sagan-fast: {error}", file=sys.stderr)

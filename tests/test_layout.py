@@ -14,8 +14,8 @@ ALL_SOURCES = sorted([*SOURCES, *(ROOT / "benchmarks").rglob("*.py")])
 # A part may import those of a lower floor, and itself. Data, visualize and evaluation stand beside the layers.
 FLOOR = {
     "errors": 0, "kernels": 0, "testing": 0,
-    "distributed": 1, "files": 1, "ops": 1,
-    "functional": 2,
+    "choices": 1, "files": 1, "ops": 1,
+    "distributed": 2, "functional": 2,
     "layers": 3,
     "models": 4,
     "data": 5, "interop": 5, "presets": 5, "visualize": 5,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sagan_fast.commands.options import command_parser, said_once
-from sagan_fast.distributed import rank
+from sagan_fast.choices import Device, ProtocolName
+from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
+from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics
 from sagan_fast.files import explained, written
 
 TIMEOUT = 3600
@@ -31,49 +34,52 @@ SCORES = (
 )
 
 
+@dataclass
+class Options:
+    """Score a checkpoint's samples, or a folder of images, against real images.
+
+    The scores are IS, FID, KID, precision, recall, density, coverage and the FID of each class. Statistics of the real
+    images are kept in $SAGAN_FAST_CACHE (~/.cache/sagan_fast). Under torchrun the processes share the work.
+    """
+
+    generated: str
+    """run folder, checkpoint file, folder of images, or SPEC of a data set"""
+    data: str
+    """real images: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
+    json: str | None = None
+    """write scores and protocol to this file"""
+    protocol: ProtocolName = "clean"
+    """clean, or official: as the released SAGAN was scored. It decides what is not given below"""
+    features: str = "inception"
+    """inception, efficientnet-lite0 or a TorchScript file"""
+    inception_weights: str | None = None
+    """file of torch-fidelity's Inception weights, instead of a download"""
+    metrics: str = "all"
+    """some of fid,is,kid,prdc,intra_fid"""
+    last: bool = False
+    """use the last weights instead of the averaged ones"""
+    resolution: int | None = None
+    """crop and resize all images to this many pixels a side; for data sets, not for checkpoints"""
+    device: Device = "auto"
+    """where to compute; auto is cuda where there is one"""
+    num_workers: int = 0
+    """processes that read images"""
+
+
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast evaluate`."""
-    parser = command_parser(
-        "evaluate",
-        "Score a checkpoint's samples, or a folder of images, against real images: IS, FID, KID, precision, recall, "
-        "density, coverage and the FID of each class. Statistics of the real images are kept in $SAGAN_FAST_CACHE "
-        "(~/.cache/sagan_fast). Under torchrun the processes share the work.",
-    )
-    parser.add_argument("generated", help="run folder, checkpoint file, folder of images, or SPEC of a data set")
-    parser.add_argument("--data", required=True, help="real images: shapes, folder:PATH, packed:PATH or cifar10:PATH")
-    parser.add_argument("--count", type=int, help="generated images; 50000 of a checkpoint, all of a folder")
-    parser.add_argument("--json", help="write scores and protocol to this file")
-    parser.add_argument("--protocol", default="clean", help="clean, or official: as the released SAGAN was scored")
-    parser.add_argument("--features", default="inception", help="inception, efficientnet-lite0 or a TorchScript file")
-    parser.add_argument("--inception_weights", help="file of torch-fidelity's Inception weights, instead of a download")
-    parser.add_argument("--metrics", default="all", help="some of fid,is,kid,prdc,intra_fid")
-    parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
-    parser.add_argument("--seed", type=int, help="of the samples, and of the choice of real images (0)")
-    parser.add_argument("--truncation", type=float, help="draw z within [-T, T]")
-    parser.add_argument("--batch_norm", help="running averages (default), statistics of each batch, or standing ones")
-    parser.add_argument("--standing_batches", type=int, help="batches that standing statistics average over (200)")
-    parser.add_argument("--reference_count", type=int, help="real images, a fixed random choice; all if not given")
-    parser.add_argument("--feature_resize", help="tf1-bilinear or antialias-bicubic")
-    parser.add_argument("--feature_size", type=int, help="side that images are resized to for the features")
-    parser.add_argument("--quantise", help="generated images as uint8 or none (floats)")
-    parser.add_argument("--splits", type=int, help="parts whose inception scores are averaged")
-    parser.add_argument("--kid_subsets", type=int, help="subsets KID is averaged over (100)")
-    parser.add_argument("--kid_subset_size", type=int, help="images in each (1000)")
-    parser.add_argument("--neighbours", type=int, help="k of precision, recall, density and coverage (5)")
-    parser.add_argument("--keep", type=int, help="images whose features are kept for KID and precision (10000)")
-    parser.add_argument("--resolution", type=int, help="crop and resize all images to this; only with a folder")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--batch_size", type=int, help="images at a time (64)")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read images")
     with said_once():
-        options = parser.parse_args(args)
+        options, overrides = _parse(args)
         target = Path(options.json) if options.json else None
         if target is not None:
             _check_writable(target)
     from sagan_fast.distributed import connected
+    from sagan_fast.evaluation.evaluate import evaluate
 
     with connected(options.device, TIMEOUT) as world:
-        result = _evaluate(options, str(world.device))
+        what = world.together(lambda: _opened(options, overrides, str(world.device)))
+        with _progress(world.is_main) as progress:
+            result = world.together(lambda: evaluate(**what, num_workers=options.num_workers, progress=progress))
     if result is None:
         return
     if target is not None:
@@ -84,50 +90,52 @@ def run(args: list[str]) -> None:
         print(f"scores and protocol in {target}")
 
 
-def _evaluate(options: Any, device: str) -> dict[str, Any] | None:
-    from sagan_fast.data import open_dataset
-    from sagan_fast.evaluation.evaluate import dataset_source, evaluate, evaluate_generator, generator_source
-    from sagan_fast.evaluation.features import open_extractor
-    from sagan_fast.evaluation.protocol import METRICS, Protocol
-    from sagan_fast.evaluation.streams import StoredImages
+def _parse(args: list[str]) -> tuple[Options, dict[str, Any]]:
+    """Return the options, and what of the protocol was given."""
+    parser = command_parser("evaluate", inspect.getdoc(Options) or "")
+    add_options(parser, Options, positional=("generated",))
+    add_options(parser, Protocol, skip=("name", "weights"))
+    given = parser.parse_args(args, defaults=False).as_dict()
+    own = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
+    options = Options(**own)
+    if options.last:
+        given["weights"] = "last"
+    return options, given
 
-    metrics = METRICS if options.metrics == "all" else tuple(options.metrics.split(","))
+
+def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return the arguments of `evaluate`: images, real images, features and protocol."""
+    from sagan_fast.data import open_dataset
+    from sagan_fast.evaluation.evaluate import dataset_source, drawn_images, generator_source
+    from sagan_fast.evaluation.features import open_extractor
+    from sagan_fast.evaluation.streams import Images, StoredImages
+
+    metrics = METRICS if options.metrics == "all" else check_metrics(options.metrics.split(","))
     spec = _spec(options.generated)
-    overrides = {
-        name: options[name]
-        for name in (
-            "count", "reference_count", "feature_resize", "feature_size", "quantise", "splits", "batch_norm",
-            "standing_batches", "truncation", "seed", "batch_size", "kid_subsets", "kid_subset_size", "neighbours",
-            "keep",
-        )
-    }  # fmt: skip
-    overrides["weights"] = "last" if options.last else None
+    images: Images
     if spec is None:
         if options.resolution is not None:
             raise InputError("resolution is the checkpoint's own: --resolution is for folders of images")
         protocol = Protocol.preset(options.protocol, **overrides)
         generator, source = generator_source(Path(options.generated), protocol.weights, device)
-        dataset = open_dataset(
-            options.data, resolution=generator.config.resolution, num_classes=generator.config.num_classes
-        )
+        images, config = drawn_images(generator, protocol), generator.config
+        dataset = open_dataset(options.data, resolution=config.resolution, num_classes=config.num_classes)
     else:
-        for name in ("truncation", "batch_norm", "standing_batches", "quantise"):
-            if options[name] is not None:
+        for name in ("truncation", "batch_norm", "standing_batches", "quantise", "weights"):
+            if name in overrides:
+                name = "last" if name == "weights" else name
                 raise InputError(f"{name} is for checkpoints, and {options.generated} holds images")
-        if options.last:
-            raise InputError(f"last is for checkpoints, and {options.generated} holds images")
         stored = open_dataset(spec, resolution=options.resolution)
         images = StoredImages(
             stored,
-            options.count,
-            seed=options.seed or 0,
-            batch_size=options.batch_size or Protocol.batch_size,
+            overrides.get("count"),
+            seed=overrides.get("seed", 0),
+            batch_size=overrides.get("batch_size", Protocol.batch_size),
             num_workers=options.num_workers,
         )
         # What is said of a generator does not apply; uint8 is what files hold.
         protocol = Protocol.preset(options.protocol, **{**overrides, "count": images.count, "quantise": "uint8"})
-        dataset = open_dataset(options.data, resolution=stored.resolution)
-        source = dataset_source(stored)
+        dataset, source = open_dataset(options.data, resolution=stored.resolution), dataset_source(stored)
     extractor = open_extractor(
         options.features,
         resize=protocol.feature_resize,
@@ -135,11 +143,10 @@ def _evaluate(options: Any, device: str) -> dict[str, Any] | None:
         inception_weights=options.inception_weights,
         device=device,
     )
-    common: dict[str, Any] = {"source": source, "metrics": metrics, "num_workers": options.num_workers}
-    with _progress() as progress:
-        if spec is None:
-            return evaluate_generator(generator, dataset, extractor, protocol, progress=progress, **common)
-        return evaluate(images, dataset, extractor, protocol, progress=progress, **common)
+    return {
+        "generated": images, "dataset": dataset, "extractor": extractor, "protocol": protocol, "source": source,
+        "metrics": metrics,
+    }  # fmt: skip
 
 
 def _spec(generated: str) -> str | None:
@@ -155,9 +162,9 @@ def _spec(generated: str) -> str | None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[int], None]] | None]:
+def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], None]] | None]:
     """Yield what shows progress on a terminal; None elsewhere."""
-    if not sys.stderr.isatty() or rank():
+    if not sys.stderr.isatty() or not is_main:
         yield None
         return
     from rich.console import Console

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from sagan_fast.commands.options import command_parser
+from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 
 FORMATS = ("safetensors", "onnx", "torchscript")
@@ -13,16 +14,23 @@ TOLERANCE = 1e-4
 level of 256."""
 
 
+@dataclass
+class Options:
+    """Write the averaged generator of a run, spectral norm folded in, for use elsewhere."""
+
+    checkpoint: str
+    """run folder or checkpoint file"""
+    out: str
+    """folder that gets the files"""
+    format: str = "safetensors"
+    """one or more of safetensors,onnx,torchscript"""
+    last: bool = False
+    """use the last weights instead of the averaged ones"""
+
+
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast export`."""
-    parser = command_parser(
-        "export", "Write the averaged generator of a run, spectral norm folded in, for use elsewhere."
-    )
-    parser.add_argument("checkpoint", help="run folder or checkpoint file")
-    parser.add_argument("--out", required=True, help="folder that gets the files")
-    parser.add_argument("--format", default="safetensors", help=f"one or more of {','.join(FORMATS)}")
-    parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
-    options = parser.parse_args(args)
+    options = read_options("export", Options, args, positional=("checkpoint",))
     formats = [name.strip() for name in options.format.split(",")]
     for name in formats:
         if name not in FORMATS:

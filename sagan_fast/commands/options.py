@@ -1,30 +1,77 @@
-"""What all commands share: options with dashes or underscores, errors in a sentence that name the nearest key."""
+"""What all commands share: options from the fields of a dataclass, and errors in a sentence."""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from sagan_fast.distributed import rank
-from sagan_fast.errors import InputError
+from sagan_fast.errors import InputError, nearest
 
+T = TypeVar("T")
 DASHES = "Options may be written with dashes or underscores."
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list such as [8,16]"}
+
+
+def read_options(command: str, options: type[T], args: list[str], positional: Sequence[str] = ()) -> T:
+    """Return the dataclass `options` filled from the command line `args`; InputError if that fails.
+
+    The class is the one list of a command's options: types, defaults and docstrings of its fields become the parser's,
+    and its own docstring the description. A boolean is a flag. The fields in `positional` are given without a name.
+    """
+    parser = command_parser(command, inspect.getdoc(options) or "")
+    add_options(parser, options, positional)
+    return options(**parser.parse_args(args).as_dict())
 
 
 def command_parser(command: str, description: str) -> Any:
-    """Return the parser of `sagan-fast command`; its errors are InputErrors of one sentence."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    """Return the parser of `sagan-fast command`, without options yet; its errors are InputErrors of one sentence."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+    class Formatter(DefaultHelpFormatter):  # type: ignore[misc]
+        def _expand_help(self, action: Any) -> str:  # the choices stand before it already
+            text = re.sub(r"type: Literal\[.*?\], ", "", super()._expand_help(action))
+            return re.sub(r" \(default: null\)|, default: null", "", text)
 
     class SentenceParser(ArgumentParser):  # type: ignore[misc]
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InputError(_sentence(message, list(self._option_string_actions))) from ex
 
-    return SentenceParser(prog=f"sagan-fast {command}", description=description, epilog=DASHES)
+    return SentenceParser(
+        prog=f"sagan-fast {command}",
+        description=description,
+        epilog=DASHES,
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+
+
+def add_options(parser: Any, options: type, positional: Sequence[str] = (), skip: Collection[str] = ()) -> None:
+    """Add the fields of the dataclass `options` to `parser`, but for those in `skip`."""
+    from docstring_parser import parse_from_object
+
+    helps = {parameter.arg_name: parameter.description for parameter in parse_from_object(options).params}
+    kinds = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if field.name in skip:
+            continue
+        required, about, kind = field.default is dataclasses.MISSING, helps[field.name], kinds[field.name]
+        default = None if required else field.default
+        if type(None) in get_args(kind):
+            kind = get_args(kind)[0]
+        if kind is bool:
+            parser.add_argument(f"--{field.name}", action="store_true", help=about)
+        elif field.name in positional:
+            parser.add_argument(field.name, type=kind, help=about, **({} if required else {"nargs": "?"}))
+        else:
+            parser.add_argument(f"--{field.name}", type=kind, default=default, required=required, help=about)
 
 
 @contextmanager
@@ -60,16 +107,16 @@ def underscored(args: list[str]) -> list[str]:
 
 
 def _sentence(message: str, known: list[str]) -> str:
-    """Return a parser's message as one line; for an unknown option with the nearest known one."""
+    """Return a parser's message as one line: what an option must be, or the known option nearest to an unknown one."""
     line = " ".join(message.split()).replace("Parser key ", "option ")
+    if wrong := re.fullmatch(r'option "(.+?)": Expected an? (.+)\. Got value: (.*)', line):
+        name, kind, value = wrong.groups()
+        choices = ", ".join(re.findall(r"'(.*?)'", kind))
+        return f"{name} must be {KINDS.get(choices) or f'one of {choices}'}, got {value!r}"
+    if line.startswith("the following arguments are required: "):
+        return f"{line.rpartition(': ')[2]} must be given"
     if line.startswith("unrecognized arguments: "):
         options = [word.split("=")[0] for word in line.split()[2:] if word.startswith("--")]
         if options:
-            return f"unknown key {options[0].lstrip('-')!r}{nearest(options[0], known)}"
+            return f"unknown key {options[0][2:]!r}{nearest(options[0][2:], [option.lstrip('-') for option in known])}"
     return line
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """Return ": did you mean X?" for the known word nearest to `word`, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {near[0].lstrip('-')!r}?" if near else ""

@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from sagan_fast.commands.options import command_parser
-from sagan_fast.data.packed_writer import Progress
+from sagan_fast.choices import OnBroken, SourceKind
+from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
+from sagan_fast.files import explained
+
+if TYPE_CHECKING:
+    from sagan_fast.data.packed_writer import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
 """Of progress, where the output is no terminal."""
 
 
+@dataclass
+class Options:
+    """Pack a data set: decode, crop and resize it once, then read it as fast as memory goes with --data packed:DST.
+
+    SRC is a folder of images (class folders or flat), tar shards in the WebDataset layout, TFRecord files, or an HDF5
+    file of BigGAN-PyTorch or StudioGAN; wildcards, {a,b} and {0000..0099} are understood. The same command again goes
+    on with what was interrupted.
+    """
+
+    source: str
+    """what to read; with --check, the packed set to verify"""
+    out: str | None = None
+    """folder of the packed set, DST"""
+    size: int | None = None
+    """pixels a side"""
+    source_kind: Literal["auto", SourceKind] = "auto"
+    """what SRC is; auto looks at how its files begin"""
+    num_workers: int | None = None
+    """processes that decode; one for each processor if not given"""
+    on_broken: OnBroken = "fail"
+    """at an image that cannot be read: fail, or skip it and list it in broken.txt"""
+    first_label: int = 0
+    """what labels in files are counted from, 0 or 1"""
+    class_names: str | None = None
+    """text file with a name on each line, for sources whose labels are numbers"""
+    check: bool = False
+    """verify a packed set and change nothing"""
+
+
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast prepare`."""
-    from sagan_fast.data.sources import KINDS
-
-    parser = command_parser(
-        "prepare",
-        "Pack a data set: decoded, cropped and resized once, then read as fast as memory goes with --data packed:DST. "
-        "SRC is a folder of images (class folders or flat), tar shards in the WebDataset layout, TFRecord files, or an "
-        "HDF5 file of BigGAN-PyTorch or StudioGAN; wildcards, {a,b} and {0000..0099} are understood. The same command "
-        "again goes on with what was interrupted.",
-    )
-    parser.add_argument("source", help="what to read; with --check, the packed set to verify")
-    parser.add_argument("out", nargs="?", help="folder of the packed set, DST")
-    parser.add_argument("--size", type=int, help="pixels a side")
-    parser.add_argument("--source_kind", choices=("auto", *KINDS), default="auto", help="if it is not recognised")
-    parser.add_argument("--num_workers", type=int, help="processes that decode (default: one per processor)")
-    parser.add_argument(
-        "--on_broken",
-        choices=("fail", "skip"),
-        default="fail",
-        help="skip leaves them out and lists them in broken.txt",
-    )
-    parser.add_argument("--first_label", type=int, default=0, help="what labels in files are counted from, 0 or 1")
-    parser.add_argument("--class_names", help="text file with a name a line, for sources whose labels are numbers")
-    parser.add_argument("--check", action="store_true", help="verify a packed set, change nothing")
-    options = parser.parse_args(args)
+    options = read_options("prepare", Options, args, positional=("source", "out"))
     if options.check:
         if options.out is not None:
             raise InputError("--check takes one folder, the packed set")
@@ -51,6 +61,7 @@ def run(args: list[str]) -> None:
         return
     from sagan_fast.data.prepare import prepare
     from sagan_fast.data.sources import open_source
+    from sagan_fast.training.signals import stop_on_signals
 
     if options.out is None or options.size is None:
         raise InputError(
@@ -62,7 +73,7 @@ def run(args: list[str]) -> None:
         raise InputError(f"--num-workers must be at least 0, got {options.num_workers}")
     source = open_source(options.source, options.source_kind, options.first_label)
     names = None if options.class_names is None else _read_names(Path(options.class_names))
-    with _stop_on_signals() as stop, _shown(options.out) as show:
+    with stop_on_signals() as stop, _shown(options.out) as show:
         manifest = prepare(
             source,
             options.out,
@@ -97,10 +108,8 @@ def _check(folder: str) -> None:
 
 
 def _read_names(path: Path) -> list[str]:
-    try:
+    with explained(f"{path} cannot be read", kinds=(OSError, UnicodeDecodeError)):
         return path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
 
 
 @contextmanager
@@ -131,21 +140,3 @@ def _shown(out: str) -> Iterator[Callable[[Progress], None]]:
                 said = now
 
         yield show
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[list[int]]:
-    """Yield a list that a first SIGINT or SIGTERM is appended to; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

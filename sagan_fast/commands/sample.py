@@ -2,87 +2,105 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from sagan_fast.commands.options import command_parser
+from sagan_fast.choices import Device
+from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sagan_fast.models.generator import Generator
 
 MOST_CLASSES = 100
 """Rows that --by_class draws without being told which."""
 NO_TRUNCATION = "none"
 
 
+@dataclass
+class Options:
+    """Draw images from the averaged generator of a run or checkpoint."""
+
+    checkpoint: str
+    """run folder, checkpoint file or exported folder"""
+    out: str
+    """PNG file with --grid and where rows are made, else a folder that gets a PNG for each image"""
+    count: int | None = None
+    """number of images (64); where rows are made, images a row (8); with --interpolate, rows (8)"""
+    class_id: int | None = None
+    """draw this class only; an even share of each if not given"""
+    seed: int = 0
+    """the same seed gives the same images"""
+    truncation: str | None = None
+    """draw z within [-T, T]: less varied, more typical. Several, such as 0.3,0.6,1,none, give a row each, of the same
+    draws"""
+    grid: bool = False
+    """write one PNG of all images, eight a row"""
+    by_class: bool = False
+    """write one PNG with a row for each class, its name beside it"""
+    classes: str | None = None
+    """the classes of --by_class, such as 0,5,10-14; all if not given"""
+    interpolate: bool = False
+    """go from one z to another along an arc, a row each: in a PNG, or there and back in a GIF or APNG"""
+    to_class: int | None = None
+    """with --interpolate: the class changes too, from --class_id to this one"""
+    same_z: bool = False
+    """with --interpolate: z stays and only the class changes"""
+    frames: int | None = None
+    """with --interpolate: images from end to end (8 in a PNG, 30 in a GIF or APNG)"""
+    last: bool = False
+    """use the last weights instead of the averaged ones"""
+    device: Device = "auto"
+    """where to compute; auto is cuda where there is one"""
+    batch_size: int = 64
+    """images that the network makes at a time"""
+
+
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast sample`."""
-    parser = command_parser("sample", "Draw images from the averaged generator of a run or checkpoint.")
-    parser.add_argument("checkpoint", help="run folder, checkpoint file or exported folder")
-    parser.add_argument("--out", required=True, help="PNG file with --grid, else a folder that gets one PNG an image")
-    parser.add_argument(
-        "--count",
-        type=int,
-        help="number of images (64); of columns or, to interpolate, rows where rows are asked for (8)",
-    )
-    parser.add_argument("--class_id", type=int, help="one class only; without, an even share of each")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
-    parser.add_argument(
-        "--truncation",
-        type=str,
-        help="draw z within [-T, T]: less varied, more typical; several, such as 0.3,0.6,1,none, give a row each, of "
-        "the same draws",
-    )
-    parser.add_argument("--grid", action="store_true", help="one PNG with all images, eight a row")
-    parser.add_argument("--by_class", action="store_true", help="one PNG with a row a class, its name beside it")
-    parser.add_argument("--classes", help="the classes of --by_class, such as 0,5,10-14; without, all")
-    parser.add_argument(
-        "--interpolate",
-        action="store_true",
-        help="a row each from one z to another along an arc, in a PNG, or there and back in a GIF or APNG",
-    )
-    parser.add_argument("--to_class", type=int, help="to interpolate: the class changes too, from --class_id to this")
-    parser.add_argument("--same_z", action="store_true", help="to interpolate: z stays, only the class changes")
-    parser.add_argument("--frames", type=int, help="to interpolate: images from end to end (PNG 8, GIF 30)")
-    parser.add_argument("--last", action="store_true", help="the last weights instead of the averaged ones")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
-    options = parser.parse_args(args)
+    options = read_options("sample", Options, args, positional=("checkpoint",))
     out, truncations = Path(options.out), read_truncations(options.truncation)
     rows = _check(options, out, truncations)
-    if options.count is None:
-        options.count = 8 if rows else 64
+    count, moving = options.count or (8 if rows else 64), out.suffix.lower() != ".png"
+    frames = options.frames or (30 if moving else 8)
+    import torch
+
     from sagan_fast.distributed import pick_device
+    from sagan_fast.evaluation import interpolation
     from sagan_fast.evaluation.sampling import classes, latents, sample
     from sagan_fast.models.checkpoint import load_generator
-    from sagan_fast.visualize.grids import save_grid, save_png, to_uint8
+    from sagan_fast.visualize.animation import save_animation
+    from sagan_fast.visualize.grids import grid, labelled_grid, save_grid, save_png, to_uint8
 
     device = pick_device(options.device)
     generator = load_generator(options.checkpoint, average=not options.last, device=str(device))
-    if rows:
-        {"by_class": _by_class, "interpolate": _interpolate, "truncation": _sweep}[rows](
-            generator, options, out, truncations
-        )
-        return
-    z = latents(options.count, generator.config.z_dim, options.seed, truncations[0])
-    y = classes(options.count, generator.config.num_classes, options.class_id)
+    config, class_id, seed, labels = generator.config, options.class_id, options.seed, [""]
+    if rows == "by_class":
+        chosen = read_classes(options.classes, config.num_classes)
+        z, y, labels = interpolation.rows_by_class(generator, chosen, count, seed, truncations[0])
+    elif rows == "truncation":
+        z, y, labels = interpolation.rows_by_truncation(generator, truncations, count, seed, class_id)
+    elif rows == "interpolate":
+        z, y, labels = interpolation.rows_between(
+            generator, count, frames, seed, truncation=truncations[0], class_id=class_id, to_class=options.to_class,
+            same_z=options.same_z,
+        )  # fmt: skip
+    else:
+        z = latents(count, config.z_dim, seed, truncations[0])
+        y = classes(count, config.num_classes, class_id)
     images = sample(generator, z, y, options.batch_size)
-    if options.grid:
-        import torch
-
-        save_grid(torch.cat(list(images)), out, min(8, options.count))
-        print(f"{options.count} images in {out}")
-        return
-    number = 0
-    for batch in images:
-        for image in to_uint8(batch):
-            label = "" if y is None else f"_class{int(y[number])}"
-            save_png(image, out / f"{number:06d}{label}.png")
-            number += 1
-    print(f"{number} images in {out}")
+    if rows and moving:
+        whole = torch.cat(list(images))
+        there = [grid(whole[i::frames], min(4, count)) for i in range(frames)]
+        save_animation(there + there[-2:0:-1], out)
+        print(f"{count} paths of {frames} images in {out}")
+    elif rows:
+        save_png(labelled_grid(torch.cat(list(images)), labels), out)
+        print(f"{len(labels)} rows of {len(z) // len(labels)} images in {out}")
+    elif options.grid:
+        save_grid(torch.cat(list(images)), out, min(8, count))
+        print(f"{count} images in {out}")
+    else:
+        for number, image in enumerate(image for batch in images for image in to_uint8(batch)):
+            save_png(image, out / f"{number:06d}{'' if y is None else f'_class{int(y[number])}'}.png")
+        print(f"{count} images in {out}")
 
 
 def read_truncations(text: str | None) -> list[float | None]:
@@ -115,12 +133,12 @@ def read_classes(text: str | None, num_classes: int) -> list[int]:
     return chosen
 
 
-def _check(options: Any, out: Path, truncations: list[float | None]) -> str | None:
+def _check(options: Options, out: Path, truncations: list[float | None]) -> str | None:
     """Return what makes rows: "by_class", "interpolate", "truncation" or nothing; InputError for what does not fit."""
     for name in ("count", "batch_size", "frames"):
-        if options[name] is not None and options[name] < 1:
-            raise InputError(f"{name} must be positive, got {options[name]}")
-    made = [name for name in ("by_class", "interpolate") if options[name]]
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"{name} must be positive, got {value}")
+    made = [name for name in ("by_class", "interpolate") if getattr(options, name)]
     made += ["truncation"] if len(truncations) > 1 else []
     if len(made) > 1:
         raise InputError(f"--{made[0]} and {'several truncations' if made[1] == 'truncation' else '--' + made[1]} "
@@ -128,7 +146,7 @@ def _check(options: Any, out: Path, truncations: list[float | None]) -> str | No
     rows = made[0] if made else None
     for name, needed in (("to_class", "interpolate"), ("same_z", "interpolate"), ("frames", "interpolate"),
                          ("classes", "by_class")):  # fmt: skip
-        if options[name] not in (None, False) and rows != needed:
+        if getattr(options, name) not in (None, False) and rows != needed:
             raise InputError(f"--{name} goes with --{needed} only")
     if options.same_z and options.to_class is None:
         raise InputError("--same_z without --to_class would not change anything: give the class to go to")
@@ -143,81 +161,3 @@ def _check(options: Any, out: Path, truncations: list[float | None]) -> str | No
     if not rows and not options.grid and out.is_file():
         raise InputError(f"--out must name a folder without --grid, and {out} is a file")
     return rows
-
-
-def _by_class(generator: Generator, options: Any, out: Path, truncations: list[float | None]) -> None:
-    """Write a row a class; the columns share their z, so that only the class differs in one."""
-    import torch
-
-    from sagan_fast.evaluation.sampling import latents
-
-    chosen = read_classes(options.classes, generator.config.num_classes)
-    z = latents(options.count, generator.config.z_dim, options.seed, truncations[0])
-    y = torch.tensor(chosen).repeat_interleave(options.count)
-    _save_rows(generator, z.repeat(len(chosen), 1), y, [_name(generator, i) for i in chosen], options, out)
-
-
-def _sweep(generator: Generator, options: Any, out: Path, truncations: list[float | None]) -> None:
-    import torch
-
-    from sagan_fast.evaluation.interpolation import truncated
-    from sagan_fast.evaluation.sampling import classes, latents
-
-    z = latents(options.count, generator.config.z_dim, options.seed)
-    y = classes(options.count, generator.config.num_classes, options.class_id)
-    every = torch.cat([truncated(z, truncation) for truncation in truncations])
-    labels = ["untruncated" if truncation is None else f"T = {truncation:g}" for truncation in truncations]
-    _save_rows(generator, every, None if y is None else y.repeat(len(truncations)), labels, options, out)
-
-
-def _interpolate(generator: Generator, options: Any, out: Path, truncations: list[float | None]) -> None:
-    import torch
-
-    from sagan_fast.evaluation.interpolation import mixed_classes, slerp
-    from sagan_fast.evaluation.sampling import classes, latents, sample
-    from sagan_fast.visualize.animation import save_animation
-    from sagan_fast.visualize.grids import grid
-
-    paths, config = options.count, generator.config
-    moving = out.suffix.lower() != ".png"
-    frames = options.frames or (30 if moving else 8)
-    share = torch.linspace(0, 1, frames)
-    z = latents(2 * paths, config.z_dim, options.seed, truncations[0])
-    z = slerp(z[::2], z[::2] if options.same_z else z[1::2], share)
-    y, labels = classes(paths, config.num_classes, options.class_id), [""] * paths
-    if y is not None:
-        labels = [_name(generator, int(i)) for i in y]
-        weights = y[:, None].expand(-1, frames)
-        if options.to_class is not None:
-            end = classes(paths, config.num_classes, options.to_class)
-            assert end is not None
-            weights = mixed_classes(y, end, share, config.num_classes)
-            labels = [f"{label} to {_name(generator, options.to_class)}" for label in labels]
-        y = weights.flatten(0, 1)
-    elif options.to_class is not None:
-        raise InputError(f"to_class cannot be given to a model trained without classes, got {options.to_class}")
-    if not moving:
-        _save_rows(generator, z.flatten(0, 1), y, labels, options, out)
-        return
-    images = torch.cat(list(sample(generator, z.flatten(0, 1), y, options.batch_size)))
-    there = [grid(images[i::frames], min(4, paths)) for i in range(frames)]
-    save_animation(there + there[-2:0:-1], out)
-    print(f"{paths} paths of {frames} images in {out}")
-
-
-def _save_rows(
-    generator: Generator, z: Tensor, y: Tensor | None, labels: list[str], options: Any, out: Path
-) -> None:  # fmt: skip
-    import torch
-
-    from sagan_fast.evaluation.sampling import sample
-    from sagan_fast.visualize.grids import labelled_grid, save_png
-
-    images = torch.cat(list(sample(generator, z, y, options.batch_size)))
-    save_png(labelled_grid(images, labels), out)
-    print(f"{len(labels)} rows of {len(images) // len(labels)} images in {out}")
-
-
-def _name(generator: Generator, class_id: int) -> str:
-    names = generator.class_names
-    return names[class_id] if class_id < len(names) else f"class {class_id}"

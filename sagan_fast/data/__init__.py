@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 
+from sagan_fast.choices import OnBroken, check_choice
 from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.data.loader import batches
 from sagan_fast.errors import InputError
@@ -12,11 +13,10 @@ from sagan_fast.errors import InputError
 __all__ = ["ImageDataset", "batches", "open_dataset"]
 
 SPECS = {"shapes": "shapes", "folder": "folder:PATH", "packed": "packed:PATH", "cifar10": "cifar10:PATH"}
-ON_BROKEN = ("fail", "skip")
 
 
 def open_dataset(
-    spec: str, *, resolution: int | None, num_classes: int | None = None, on_broken: str = "fail"
+    spec: str, *, resolution: int | None, num_classes: int | None = None, on_broken: OnBroken = "fail"
 ) -> ImageDataset:
     """Return the data set that `spec` names, its images squares of `resolution` pixels; None takes the size they have.
 
@@ -30,8 +30,7 @@ def open_dataset(
         InputError: the spec is unknown, the folder is not laid out as such, its classes are not those expected, or
             its images have no size of their own that all share.
     """
-    if on_broken not in ON_BROKEN:
-        raise InputError(f"on_broken must be one of {', '.join(ON_BROKEN)}, got '{on_broken}'")
+    check_choice("on_broken", on_broken, OnBroken)
     if resolution is not None and resolution < 1:
         raise InputError(f"the resolution of a data set must be at least 1 pixel, got {resolution}")
     kind, colon, path = spec.partition(":")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from sagan_fast.choices import OnBroken
 from sagan_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         resolution: int,
         class_names: Sequence[str],
         labels: npt.NDArray[np.int64],
-        on_broken: str = "fail",
+        on_broken: OnBroken = "fail",
     ) -> None:
         self.name = name
         self.resolution = resolution

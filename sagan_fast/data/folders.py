@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from sagan_fast.choices import OnBroken
 from sagan_fast.data.dataset import ImageDataset, count, list_some, match_classes
 from sagan_fast.data.images import BrokenImageError, image_size, read_image
 from sagan_fast.errors import InputError
@@ -47,7 +48,7 @@ class FolderDataset(ImageDataset):
     """
 
     def __init__(
-        self, path: str, *, resolution: int | None, num_classes: int | None = None, on_broken: str = "fail"
+        self, path: str, *, resolution: int | None, num_classes: int | None = None, on_broken: OnBroken = "fail"
     ) -> None:
         name = f"folder:{path}"
         self.root = os.path.expanduser(path)

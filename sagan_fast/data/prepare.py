@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sagan_fast.choices import OnBroken
 from sagan_fast.data.dataset import count
 from sagan_fast.data.images import BrokenImageError
 from sagan_fast.data.loader import ignore_stop_signals, shut_down_workers, stop_signals_held_back
@@ -42,7 +43,7 @@ def prepare(
     *,
     resolution: int,
     num_workers: int | None = None,
-    on_broken: str = "fail",
+    on_broken: OnBroken = "fail",
     class_names: list[str] | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], object] = lambda: False,

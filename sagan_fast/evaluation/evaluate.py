@@ -12,7 +12,6 @@ import torch
 
 from sagan_fast.data import ImageDataset
 from sagan_fast.distributed import current_world
-from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor, file_sha256
 from sagan_fast.evaluation.metrics import (
     Gaussian,
@@ -21,7 +20,7 @@ from sagan_fast.evaluation.metrics import (
     kernel_distance,
     precision_recall_density_coverage,
 )
-from sagan_fast.evaluation.protocol import METRICS, Protocol, versions
+from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics, versions
 from sagan_fast.evaluation.statistics import Reference, SetStatistics, collect
 from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
@@ -58,9 +57,7 @@ def evaluate(
     Raises:
         InputError: unknown metrics, or images that cannot be read or made.
     """
-    metrics = tuple(metrics)
-    if unknown := [name for name in metrics if name not in METRICS]:
-        raise InputError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown)}")
+    metrics = check_metrics(metrics)
     notes: list[str] = []
     same_classes = generated.num_classes == dataset.num_classes > 0
     if generated.class_names:
@@ -161,6 +158,20 @@ def evaluate(
     return result
 
 
+def drawn_images(generator: Generator, protocol: Protocol) -> GeneratedImages:
+    """Return the samples of `generator`, which is left as it is, that `protocol` asks for."""
+    return GeneratedImages(
+        generator,
+        protocol.count,
+        seed=protocol.seed,
+        truncation=protocol.truncation,
+        batch_size=protocol.batch_size,
+        batch_norm=protocol.batch_norm,
+        standing_batches=protocol.standing_batches,
+        quantisation=protocol.quantise,
+    )
+
+
 def evaluate_generator(
     generator: Generator,
     dataset: ImageDataset,
@@ -173,18 +184,8 @@ def evaluate_generator(
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Return `evaluate` of samples of `generator`, which is left as it is, drawn as `protocol` says."""
-    images = GeneratedImages(
-        generator,
-        protocol.count,
-        seed=protocol.seed,
-        truncation=protocol.truncation,
-        batch_size=protocol.batch_size,
-        batch_norm=protocol.batch_norm,
-        standing_batches=protocol.standing_batches,
-        quantisation=protocol.quantise,
-    )
     return evaluate(
-        images,
+        drawn_images(generator, protocol),
         dataset,
         extractor,
         protocol,

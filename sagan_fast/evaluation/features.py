@@ -21,13 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan_fast.choices import Resize, check_choice
 from sagan_fast.errors import InputError
 from sagan_fast.files import written
 from sagan_fast.ops.tf32 import tf32
 
-RESIZES = ("tf1-bilinear", "antialias-bicubic")
-"""TensorFlow 1's bilinear, which aliases, as in the scores of the papers; antialiased bicubic, as in clean-fid
-(Parmar et al. 2022, https://arxiv.org/abs/2104.11222)."""
 NAMES = ("inception", "efficientnet-lite0")
 METADATA = "sagan_fast.json"
 INCEPTION_SHA256 = "6726825d"
@@ -95,7 +93,7 @@ class Extractor:
 def open_extractor(
     name: str,
     *,
-    resize: str = "antialias-bicubic",
+    resize: Resize = "antialias-bicubic",
     size: int | None = None,
     inception_weights: str | None = None,
     device: torch.device | str = "cpu",
@@ -103,7 +101,7 @@ def open_extractor(
     """Return the extractor `name`: inception, efficientnet-lite0, or a TorchScript file (*.pt).
 
     Args:
-        resize: one of `RESIZES`, to `size` pixels a side (None: what the network was trained on, 299 or 224).
+        resize: how images are resized, to `size` pixels a side (None: what the network was trained on, 299 or 224).
         inception_weights: file of torch-fidelity's weights; None takes PyTorch's cache, or downloads them.
 
     A file maps uint8 (B, 3, H, W), of any H and W, to features (B, F) or to (features, logits), and resizes by itself.
@@ -111,8 +109,7 @@ def open_extractor(
     Raises:
         InputError: there is no such extractor, or its weights cannot be had or read; the sentence says what to do.
     """
-    if resize not in RESIZES:
-        raise InputError(f"feature-resize must be one of {', '.join(RESIZES)}, got {resize!r}")
+    check_choice("feature-resize", resize, Resize)
     if size is not None and size < 32:
         raise InputError(f"feature-size must be at least 32, got {size}")
     if inception_weights is not None and name != "inception":

@@ -1,12 +1,66 @@
-"""Between two samples: along an arc from one z to another, mixtures of two classes, and the same draws truncated."""
+"""Rows of samples that show what a change does: from one z or class to another, of each class, and truncated."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sagan_fast.errors import InputError
+from sagan_fast.evaluation.sampling import class_name, classes, latents
+from sagan_fast.models.generator import Generator
+
+Rows = tuple[Tensor, Tensor | None, list[str]]
+"""z (rows * columns, z_dim), classes or weights of classes likewise, and a label for each row."""
+
+
+def rows_by_class(
+    generator: Generator, chosen: Sequence[int], columns: int, seed: int, truncation: float | None
+) -> Rows:
+    """Return a row for each of the `chosen` classes; the same z in a column, so that only the class differs."""
+    z = latents(columns, generator.config.z_dim, seed, truncation).repeat(len(chosen), 1)
+    labels = [class_name(generator.class_names, i) for i in chosen]
+    return z, torch.tensor(chosen).repeat_interleave(columns), labels
+
+
+def rows_by_truncation(
+    generator: Generator, truncations: Sequence[float | None], columns: int, seed: int, class_id: int | None
+) -> Rows:
+    """Return a row for each of `truncations`; the same draw in a column, squeezed more or less."""
+    z, y = latents(columns, generator.config.z_dim, seed), classes(columns, generator.config.num_classes, class_id)
+    labels = ["untruncated" if truncation is None else f"T = {truncation:g}" for truncation in truncations]
+    every = torch.cat([truncated(z, truncation) for truncation in truncations])
+    return every, None if y is None else y.repeat(len(truncations)), labels
+
+
+def rows_between(
+    generator: Generator,
+    rows: int,
+    columns: int,
+    seed: int,
+    *,
+    truncation: float | None = None,
+    class_id: int | None = None,
+    to_class: int | None = None,
+    same_z: bool = False,
+) -> Rows:
+    """Return rows from one z to another along an arc, or with `same_z` from a z to itself.
+
+    With `to_class` the class goes over to that one. Raises InputError for a class that the generator does not have.
+    """
+    config, share = generator.config, torch.linspace(0, 1, columns)
+    z = latents(2 * rows, config.z_dim, seed, truncation)
+    z = slerp(z[::2], z[::2] if same_z else z[1::2], share).flatten(0, 1)
+    y, end = (classes(rows, config.num_classes, i) for i in (class_id, to_class))
+    if y is None:
+        return z, None, [""] * rows
+    labels = [class_name(generator.class_names, i) for i in y.tolist()]
+    if to_class is None or end is None:
+        return z, y.repeat_interleave(columns), labels
+    labels = [f"{label} to {class_name(generator.class_names, to_class)}" for label in labels]
+    return z, mixed_classes(y, end, share, config.num_classes).flatten(0, 1), labels
 
 
 def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:

@@ -4,56 +4,63 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from typing import Any
-
-import torch
+from collections.abc import Iterable
+from typing import Any, get_args
 
 import sagan_fast
+from sagan_fast.choices import (
+    BatchNorm,
+    Metric,
+    ProtocolName,
+    Quantisation,
+    Resize,
+    Weights,
+    check_choice,
+    check_choices,
+)
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation.features import RESIZES
-from sagan_fast.evaluation.streams import BATCH_NORMS, QUANTISATIONS
 
-METRICS = ("fid", "is", "kid", "prdc", "intra_fid")
+METRICS = get_args(Metric)
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
     """Everything about a measurement that is chosen, not found; `PRESETS` has the two that are in use."""
 
-    name: str = "clean"
+    name: ProtocolName = "clean"
     """the preset it came from"""
     count: int = 50_000
-    """generated images"""
+    """number of generated images; of a folder, all if not given"""
     reference_count: int | None = None
-    """real images, a fixed random choice; all if not given"""
-    feature_resize: str = "antialias-bicubic"
-    """how images are resized for the features: tf1-bilinear or antialias-bicubic"""
+    """number of real images, a fixed random choice; all if not given"""
+    feature_resize: Resize = "antialias-bicubic"
+    """how images are resized for the features"""
     feature_size: int | None = None
-    """to how many pixels a side; what the network was trained on if not given"""
-    quantise: str = "uint8"
-    """generated images: uint8, as in a PNG, or none"""
+    """side in pixels that they are resized to; what the network was trained on if not given"""
+    quantise: Quantisation = "uint8"
+    """score generated images as a PNG holds them (uint8) or as floats (none)"""
     splits: int = 10
-    """parts whose inception scores are averaged"""
-    batch_norm: str = "running"
-    """statistics in the generator: running averages, of each batch, or standing (averaged anew before sampling)"""
+    """number of parts whose inception scores are averaged"""
+    batch_norm: BatchNorm = "running"
+    """statistics in the generator: averages of training, of each batch, or standing (averaged anew before sampling)"""
     standing_batches: int = 200
-    """batches that standing statistics are averaged over"""
+    """number of batches that standing statistics are averaged over"""
     truncation: float | None = None
     """draw z within [-T, T]"""
-    weights: str = "average"
-    """of the generator: average (EMA) or last"""
+    weights: Weights = "average"
+    """the generator's averaged weights, or the last ones"""
     seed: int = 0
-    """of the generated images and of the choice of real ones"""
+    """chooses the generated images, and the real ones if not all are taken"""
     batch_size: int = 64
-    """images at a time; matters to the scores for batch_norm batch and standing only"""
+    """images that the networks take at a time; it changes scores only if batch_norm is batch or standing"""
     kid_subsets: int = 100
-    """subsets KID is averaged over"""
+    """number of subsets that KID is averaged over"""
     kid_subset_size: int = 1000
-    """images in each (all, if there are fewer)"""
+    """number of images in each, or all if there are fewer"""
     neighbours: int = 5
     """k of precision, recall, density and coverage"""
     keep: int = 10_000
-    """images of either set that KID and precision to coverage are from; FID and IS are from all"""
+    """number of images of either set for KID and precision to coverage; FID and IS take all"""
 
     def __post_init__(self) -> None:
         for name in ("count", "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours"):
@@ -63,27 +70,19 @@ class Protocol:
             value = getattr(self, name)
             if value is not None and value < 2:
                 raise InputError(f"{name} must be at least 2, got {value}")
-        for name, known in (
-            ("feature_resize", RESIZES),
-            ("quantise", QUANTISATIONS),
-            ("batch_norm", BATCH_NORMS),
-            ("weights", ("average", "last")),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_choices(self)
         if self.splits > self.count:
             raise InputError(f"splits must be at most the count, got {self.splits} for {self.count} images")
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Protocol:
+    def preset(cls, name: ProtocolName, **overrides: Any) -> Protocol:
         """Return the protocol `name` of `PRESETS` with `overrides`; None in them means what the preset says."""
-        if name not in PRESETS:
-            raise InputError(f"protocol must be one of {', '.join(PRESETS)}, got {name!r}")
+        check_choice("protocol", name, ProtocolName)
         given = {key: value for key, value in overrides.items() if value is not None}
         return cls(name=name, **{**PRESETS[name], **given})
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[ProtocolName, dict[str, Any]] = {
     # The released code's eval_imagenet.py and utils_ori.py: 50,000 samples as floats against 50,000 training images,
     # TensorFlow's resize_bilinear to 299, one split.
     "official": {
@@ -94,10 +93,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return `metrics` as a tuple; InputError if one of them is not in `METRICS`."""
+    metrics = tuple(metrics)
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise InputError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown)}")
+    return metrics
+
+
 def versions() -> dict[str, str]:
     """Return the versions of all that touches the numbers."""
     import numpy as np
     import PIL
+    import torch
 
     return {
         "sagan_fast": sagan_fast.__version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,11 @@ def classes(count: int, num_classes: int, class_id: int | None = None) -> Tensor
     if not 0 <= class_id < num_classes:
         raise InputError(f"class-id must be 0 to {num_classes - 1}, got {class_id}")
     return torch.full((count,), class_id)
+
+
+def class_name(names: Sequence[str], class_id: int) -> str:
+    """Return the name of a class, "class 7" where `names` does not know it."""
+    return names[class_id] if class_id < len(names) else f"class {class_id}"
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sagan_fast.choices import BatchNorm, Quantisation, check_choice
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.loader import epoch_order
 from sagan_fast.distributed import current_world
@@ -19,9 +20,6 @@ from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.sampling import classes, latents
 from sagan_fast.models.generator import Generator
-
-BATCH_NORMS = ("running", "batch", "standing")
-QUANTISATIONS = ("uint8", "none")
 
 
 class Images:
@@ -82,16 +80,12 @@ class GeneratedImages(Images):
         seed: int = 0,
         truncation: float | None = None,
         batch_size: int = 64,
-        batch_norm: str = "running",
+        batch_norm: BatchNorm = "running",
         standing_batches: int = 200,
-        quantisation: str = "uint8",
+        quantisation: Quantisation = "uint8",
     ) -> None:
-        for name, value, known in (
-            ("batch-norm", batch_norm, BATCH_NORMS),
-            ("quantise", quantisation, QUANTISATIONS),
-        ):
-            if value not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_choice("batch_norm", batch_norm, BatchNorm)
+        check_choice("quantise", quantisation, Quantisation)
         self.quantisation = quantisation
         self.generator = generator
         # Batches whose statistics count are all whole: what is over is drawn and left out.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from sagan_fast.errors import InputError
-from sagan_fast.ops.backends import BACKENDS
+from sagan_fast.choices import Backend, check_choices
+from sagan_fast.errors import InputError, nearest
 
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound="NetworkConfig")
@@ -38,8 +37,8 @@ class NetworkConfig:
     """biases in the attention's convolutions"""
     sn_eps: float = 1e-12
     """smallest length that spectral norm divides by"""
-    backend: str = "auto"
-    """what runs the attention blocks: auto, eager, sdpa or triton"""
+    backend: Backend = "auto"
+    """what runs the attention blocks"""
 
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions"):
@@ -53,8 +52,7 @@ class NetworkConfig:
                 "base_channels and channel_multipliers must be positive, "
                 f"got {self.base_channels} and {self.channel_multipliers}"
             )
-        if self.backend not in BACKENDS:
-            raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        check_choices(self)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -136,9 +134,8 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], where: str = "") 
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise InputError(f"unknown key {where + str(key)!r}: {hint}")
+            hint = nearest(str(key), known) or f": known are {', '.join(known)}"
+            raise InputError(f"unknown key {where + str(key)!r}{hint}")
     try:
         return cls(**values)
     except TypeError as error:
@@ -163,9 +160,8 @@ def network_config(cls: type[Network], recipe: Mapping[str, Any], section: str, 
 def load_preset(name: str) -> dict[str, Any]:
     """Return the preset `name` as nested dictionaries; InputError names the nearest known one if there is none."""
     if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown preset {name!r}: there are {', '.join(preset_names())}. {hint}".rstrip())
+        known = preset_names()
+        raise InputError(f"unknown preset {name!r}{nearest(name, known)} (there are {', '.join(known)})")
     import yaml
 
     preset: dict[str, Any] = yaml.safe_load((files("sagan_fast.presets") / f"{name}.yaml").read_text())

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import sagan_fast
+from sagan_fast.choices import Backend
 from sagan_fast.errors import InputError
 from sagan_fast.files import written
 from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator
@@ -28,7 +29,7 @@ ONNX, TORCHSCRIPT = "model.onnx", "model.torchscript.pt"
 ONNX_OPSET = 18
 
 
-def folded(generator: Generator, backend: str = "auto") -> Generator:
+def folded(generator: Generator, backend: Backend = "auto") -> Generator:
     """Return a copy of `generator` on the CPU for deployment: in eval mode and frozen, its attention on `backend`.
 
     Its weights are W/sigma, u and v as they are, under the keys of plain layers. `generator` is left as it was.

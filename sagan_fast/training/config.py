@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagan_fast.distributed import Device
+from sagan_fast.choices import Backend, Device, EvalMode, OnBroken, OnDivergence, Precision, check_choices
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS
 from sagan_fast.files import explained
@@ -20,8 +20,6 @@ from sagan_fast.models.config import (
     load_preset,
     network_config,
 )
-from sagan_fast.ops.backends import BACKENDS
-from sagan_fast.training.precision import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +36,8 @@ class TrainConfig:
     """height and width of the images, a power of two"""
     num_classes: int = 1000
     """number of classes; 0 trains without labels"""
-    backend: str = "auto"
-    """what runs the attention blocks: auto, eager, sdpa or triton"""
+    backend: Backend = "auto"
+    """what runs the attention blocks"""
     steps: int = 1_000_000
     """train until this many steps are done, resumed ones included"""
     batch_size: int = 256
@@ -51,9 +49,9 @@ class TrainConfig:
     seed: int = 0
     """of the weights, the order of the images, the noise and the labels drawn"""
     device: Device = "auto"
-    """cpu, cuda or auto: cuda where there is one"""
-    precision: str = "auto"
-    """auto (bf16 on CUDA devices that have it, fp32 elsewhere), fp32, tf32, bf16 or fp16"""
+    """where to train; auto is cuda where there is one"""
+    precision: Precision = "auto"
+    """how products are computed; auto is bf16 on CUDA devices that have it, else fp32"""
     g_lr: float = 1e-4
     """Adam's learning rate of the generator"""
     d_lr: float = 4e-4
@@ -66,8 +64,8 @@ class TrainConfig:
     """the averaged generator keeps this share of itself a step (less in the first steps)"""
     flip: bool = False
     """mirror images left to right at random"""
-    on_broken: str = "fail"
-    """an image that cannot be read: fail, or skip and count"""
+    on_broken: OnBroken = "fail"
+    """at an image that cannot be read: fail, or skip and count it"""
     num_workers: int = 0
     """processes that read images"""
     log_every: int = 100
@@ -82,8 +80,8 @@ class TrainConfig:
     """diverged after this many log lines in a row in which the discriminator has won outright or died"""
     sigma_growth: float = 10.0
     """diverged when a network's largest sigma has grown by this factor within collapse_patience log lines"""
-    on_divergence: str = "stop"
-    """stop, or rollback: go on from a checkpoint before it with other noise"""
+    on_divergence: OnDivergence = "stop"
+    """when the run diverges: stop, or roll back to a checkpoint before it and go on with other noise"""
     max_rollbacks: int = 3
     """roll back this often in a run, then stop"""
     timeout: int = 1800
@@ -100,10 +98,10 @@ class TrainConfig:
     """inception, efficientnet-lite0 or a TorchScript file"""
     eval_metrics: str = "fid,is,kid"
     """some of fid,is,kid,prdc,intra_fid; fid among them"""
-    eval_mode: str = "inline"
-    """inline, between two steps, or background: in a process beside the run"""
-    eval_device: str = "auto"
-    """device of evaluations in the background: cpu, cuda or auto, the one of the run"""
+    eval_mode: EvalMode = "inline"
+    """evaluate between two steps, or in the background: in a process beside the run"""
+    eval_device: Device = "auto"
+    """device of evaluations in the background; auto is the one of the run"""
 
     def __post_init__(self) -> None:
         positive = (
@@ -129,17 +127,7 @@ class TrainConfig:
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name, known in (
-            ("backend", BACKENDS),
-            ("device", ("auto", "cpu", "cuda")),
-            ("eval_device", ("auto", "cpu", "cuda")),
-            ("eval_mode", ("inline", "background")),
-            ("on_broken", ("fail", "skip")),
-            ("on_divergence", ("stop", "rollback")),
-            ("precision", PRECISIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_choices(self)
 
     def micro_batches(self, processes: int) -> int:
         """Return how many times a step each of `processes` takes images; InputError if they do not share evenly."""

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from sagan_fast.errors import InputError
+from sagan_fast.kernels.launch import DTYPES
 from sagan_fast.ops.tf32 import tf32
-
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
@@ -41,8 +39,8 @@ class Precision:
 
     def autocast(self) -> torch.autocast:
         """Return the context for the forward passes."""
-        dtype = _AUTOCAST.get(self.name)
-        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        enabled = self.name in ("bf16", "fp16")
+        return torch.autocast(self.device.type, dtype=DTYPES[self.name] if enabled else torch.bfloat16, enabled=enabled)
 
     def scaler(self) -> Scaler:
         """Return a loss scaler for one network: it scales under fp16 and does nothing otherwise."""

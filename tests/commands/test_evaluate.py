@@ -117,13 +117,13 @@ def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, fe
     ("args", "message"),
     [
         (["--features", "vgg16"], "features must be one of inception, efficientnet-lite0 or a TorchScript file"),
-        (["--features", "F", "--protocol", "dirty"], "protocol must be one of official, clean"),
+        (["--features", "F", "--protocol", "dirty"], "protocol must be one of clean, official, got 'dirty'"),
         (["--features", "F", "--metrics", "fid,ssim"], "metrics must be of fid, is, kid, prdc, intra_fid, got ssim"),
         (["--features", "F", "--truncation", "-1"], "truncation must be positive"),
         (["--features", "F", "--resolution", "16"], "--resolution is for folders of images"),
         (["--features", "F", "--conut", "16"], "unknown key 'conut': did you mean 'count'?"),
         (["--features", "F", "--json", "."], "--json must name a file"),
-        (["--features", "F", "--batch-norm", "eval"], "batch_norm must be one of running, batch, standing"),
+        (["--features", "F", "--batch-norm", "eval"], "batch_norm must be one of running, batch, standing, got 'eval'"),
     ],
 )
 def test_bad_options(args, message, tiny_run, features, sentence, tmp_path, monkeypatch):

