@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sagan_fast.kernels.launch import DTYPES
+
 RMS_TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
 """Largest relative RMS error against float64, by precision (DESIGN §5)."""
 
-DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "tf32"}
 
 
 def rel_rms(actual: Tensor, truth: Tensor) -> float:
