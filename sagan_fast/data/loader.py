@@ -11,7 +11,7 @@ import atexit
 import signal
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -165,15 +165,7 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
         if dataset.in_threads and num_workers:
             self._iterator = _Threads(dataset, order, num_workers, pin_memory)
             return
-        loader: DataLoader[Any] = DataLoader(
-            _BatchReader(dataset),
-            batch_sampler=order,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=ignore_stop_signals,
-            pin_memory=pin_memory,
-            generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
-        )
+        loader = _loader(dataset, order, num_workers, worker_init_fn=ignore_stop_signals, pin_memory=pin_memory)
         with stop_signals_held_back():
             self._iterator = iter(loader)
         if num_workers:
@@ -195,6 +187,25 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
         shut_down_workers(iterator)
 
 
+def images_in_order(dataset: ImageDataset, batches: Sequence[list[int]], num_workers: int = 0) -> Iterator[Tensor]:
+    """Yield the images uint8 (B, 3, R, R) of each of the `batches` of indices; InputError if one cannot be read."""
+    for batch in _loader(dataset, batches, num_workers):
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch[0]
+
+
+def _loader(dataset: ImageDataset, batches: Iterable[list[int]], num_workers: int, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        _BatchReader(dataset),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=as_it_is,
+        generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
+        **options,
+    )
+
+
 def shut_down_workers(iterator: Any) -> None:
     """End the workers of a DataLoader's iterator, if it has any."""
     shut_down = getattr(iterator, "_shutdown_workers", None)
@@ -202,7 +213,8 @@ def shut_down_workers(iterator: Any) -> None:
         shut_down()
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
+    """Return `batch`: what a loader whose data set reads whole batches collates with."""
     return batch
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from sagan_fast.choices import OnBroken
 from sagan_fast.data.dataset import count
 from sagan_fast.data.images import BrokenImageError
-from sagan_fast.data.loader import ignore_stop_signals, shut_down_workers, stop_signals_held_back
+from sagan_fast.data.loader import as_it_is, ignore_stop_signals, shut_down_workers, stop_signals_held_back
 from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
 from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress
 from sagan_fast.data.sources.base import Source
@@ -187,7 +187,7 @@ def _decoded(source: Source, resolution: int, num_workers: int, start: int) -> G
         sampler=tasks,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=functools.partial(_begin_worker, os.getpid()),
         generator=torch.Generator().manual_seed(0),
     )
@@ -212,7 +212,3 @@ def _begin_worker(parent: int, worker_id: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _as_it_is(chunk: Any) -> Any:
-    return chunk

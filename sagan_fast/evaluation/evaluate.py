@@ -39,7 +39,7 @@ def evaluate(
     extractor: Extractor,
     protocol: Protocol,
     *,
-    source: Mapping[str, Any],
+    source: Mapping[str, Any] | None = None,
     metrics: Iterable[str] = METRICS,
     num_workers: int = 0,
     progress: Progress | None = None,
@@ -147,7 +147,7 @@ def evaluate(
             "num_features": extractor.num_features,
             "num_logits": extractor.num_logits,
         },
-        "generated": dict(source),
+        "generated": dict(source or {"generator": "in memory"}),
         "real": {**what, "resolution": dataset.resolution, "images": len(dataset)},
         "device": str(extractor.device),
         "processes": world.size,
@@ -169,30 +169,6 @@ def drawn_images(generator: Generator, protocol: Protocol) -> GeneratedImages:
         batch_norm=protocol.batch_norm,
         standing_batches=protocol.standing_batches,
         quantisation=protocol.quantise,
-    )
-
-
-def evaluate_generator(
-    generator: Generator,
-    dataset: ImageDataset,
-    extractor: Extractor,
-    protocol: Protocol,
-    *,
-    source: Mapping[str, Any] | None = None,
-    metrics: Iterable[str] = METRICS,
-    num_workers: int = 0,
-    progress: Progress | None = None,
-) -> dict[str, Any] | None:
-    """Return `evaluate` of samples of `generator`, which is left as it is, drawn as `protocol` says."""
-    return evaluate(
-        drawn_images(generator, protocol),
-        dataset,
-        extractor,
-        protocol,
-        source=source or {"generator": "in memory"},
-        metrics=metrics,
-        num_workers=num_workers,
-        progress=progress,
     )
 
 

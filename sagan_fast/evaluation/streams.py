@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from sagan_fast.choices import BatchNorm, Quantisation, check_choice
 from sagan_fast.data import ImageDataset
-from sagan_fast.data.loader import epoch_order
+from sagan_fast.data.loader import epoch_order, images_in_order
 from sagan_fast.distributed import current_world
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor
@@ -143,17 +141,7 @@ class StoredImages(Images):
 
     def units(self, numbers: range) -> Iterator[Tensor]:
         batches = [self.indices[list(self.unit_range(unit))].tolist() for unit in numbers]
-        loader: DataLoader[Any] = DataLoader(
-            _Reader(self.dataset),
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
-        )
-        for images in loader:
-            if isinstance(images, InputError):
-                raise images
-            yield images
+        return images_in_order(self.dataset, batches, self.num_workers)
 
 
 def features_in_order(images: Images, extractor: Extractor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -181,23 +169,6 @@ def features_in_order(images: Images, extractor: Extractor) -> Iterator[tuple[in
             samples = images.unit_range(unit)
             rows = rows[: len(samples)]
             yield samples.start, rows[:, : extractor.num_features], rows[:, extractor.num_features :]
-
-
-class _Reader(Dataset[Any]):
-    """Reads whole batches. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, indices: list[int]) -> Tensor | InputError:
-        try:
-            return torch.stack([self.dataset.load(index) for index in indices])
-        except InputError as error:
-            return InputError(*error.args)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:

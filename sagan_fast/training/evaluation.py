@@ -18,7 +18,7 @@ import torch
 from sagan_fast.data import open_dataset
 from sagan_fast.distributed import environment_of_one
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation.evaluate import evaluate_generator
+from sagan_fast.evaluation.evaluate import drawn_images, evaluate
 from sagan_fast.evaluation.features import Extractor, file_sha256, open_extractor
 from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.files import explained, link, reason, written
@@ -135,9 +135,8 @@ class Evaluations:
         metrics = run.config.eval_metrics.split(",")
         try:
             with _undisturbed(run.world.device):
-                result = evaluate_generator(
-                    run.state.ema, self.dataset, self.extractor, self.protocol, source=source, metrics=metrics
-                )
+                images = drawn_images(run.state.ema, self.protocol)
+                result = evaluate(images, self.dataset, self.extractor, self.protocol, source=source, metrics=metrics)
         except InputError as error:  # the same in every process
             self.log.say(f"the evaluation of step {step} failed: {error}")
             return

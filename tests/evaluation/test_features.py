@@ -10,7 +10,6 @@ from PIL import Image
 from torch import nn
 
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation import features
 from sagan_fast.evaluation.features import open_extractor, resize_antialiased, resize_tf1, save_extractor
 from sagan_fast.testing import tiny_extractor_file
 

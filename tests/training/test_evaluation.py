@@ -76,7 +76,7 @@ def test_the_training_does_not_notice(mode, tmp_path, settings):
 
 def test_the_lowest_fid_is_kept(tmp_path, settings, monkeypatch, capsys):
     fids = iter([5.0, 3.0, 4.0])
-    monkeypatch.setattr(evaluation, "evaluate_generator", lambda *args, **kwargs: {"fid": next(fids), "notes": []})
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: {"fid": next(fids), "notes": []})
     run = tmp_path / "run"
     train(run, **{**settings, "steps": 5})  # after steps 2, 4 and 5; one checkpoint besides the best is kept
     best = load_checkpoint(run / "checkpoints" / "best.pt")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sagan_fast.data.images import BrokenImageError, crop_and_resize, to_tensor
-from sagan_fast.files import explained
+from sagan_fast.files import explained, reason
 
 Image = npt.NDArray[np.uint8]
 MAX_LABEL = 10**6
@@ -40,13 +40,16 @@ class Source(ABC):
     total: int = 0
     items_per_task: int | None = None
 
-    @abstractmethod
     def items(self) -> Iterator[Any]:
-        """Return all items in order; what is needed to find and name each, small enough to send to a worker."""
+        """Return all items in order; what is needed to find and name each, small enough to send to a worker.
 
-    @abstractmethod
+        They are indices unless a source says otherwise.
+        """
+        return iter(range(self.total))
+
     def position(self, item: Any) -> int:
-        """Return how much of `total` is done once `item` is."""
+        """Return how much of `total` is done once `item` is: the images up to and with it, or the bytes."""
+        return int(item) + 1
 
     @abstractmethod
     def name_of(self, item: Any) -> str:
@@ -67,6 +70,45 @@ class Source(ABC):
                 yield self.read(item, resolution)
             except BrokenImageError as error:
                 yield error
+
+
+class FilesSource(Source):
+    """Samples from several files, in the order of the files and within them; `total` is bytes.
+
+    An item has `file`, the number of its file, and `position`: the bytes up to its end, or of a compressed file, which
+    can only be read from its beginning, up to the beginning of the file.
+    """
+
+    def __init__(self, path: str, files: Sequence[str], first_label: int) -> None:
+        self.path, self.files, self.first_label = path, list(files), first_label
+        self._sizes = [os.path.getsize(file) for file in self.files]
+        self.total = sum(self._sizes)
+
+    @abstractmethod
+    def items_of(self, file: int, before: int) -> Iterator[Any]:
+        """Return the items of one file, `before` bytes of others coming before it."""
+
+    def items(self) -> Iterator[Any]:
+        """Return the items of all files; of plain files only what tells where they are is read."""
+        for file in range(len(self.files)):
+            yield from self.items_of(file, sum(self._sizes[:file]))
+
+    def position(self, item: Any) -> int:
+        """Return the bytes up to the end of `item`."""
+        return int(item.position)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the files' names and sizes."""
+        return fingerprint_of([*map(os.path.basename, self.files), *self._sizes])
+
+    def bytes_at(self, file: int, offset: int, size: int) -> bytes:
+        """Return `size` bytes of a file, fewer at its end; BrokenImageError if it cannot be read."""
+        try:
+            with open(self.files[file], "rb") as opened:
+                opened.seek(offset)
+                return opened.read(size)
+        except OSError as error:
+            raise BrokenImageError(reason(error)) from error
 
 
 def fingerprint_of(parts: Iterable[object]) -> str:

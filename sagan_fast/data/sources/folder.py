@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from sagan_fast.data.folders import FolderDataset
 from sagan_fast.data.images import read_image
@@ -24,14 +23,6 @@ class FolderSource(Source):
         self._dataset = FolderDataset(path, resolution=1)
         self.class_names = self._dataset.class_names
         self.num_items = self.total = len(self._dataset)
-
-    def items(self) -> Iterator[int]:
-        """Return the indices."""
-        return iter(range(self.total))
-
-    def position(self, item: int) -> int:
-        """Return the number of images up to and with `item`."""
-        return item + 1
 
     def name_of(self, item: int) -> str:
         """Return the path of the file."""

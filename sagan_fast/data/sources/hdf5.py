@@ -57,14 +57,6 @@ class HDF5Source(Source):
         self._described = (images.shape, images.id.get_storage_size(), labels is None)
         self._close()
 
-    def items(self) -> Iterator[int]:
-        """Return the indices."""
-        return iter(range(self.total))
-
-    def position(self, item: int) -> int:
-        """Return the number of images up to and with `item`."""
-        return item + 1
-
     def name_of(self, item: int) -> str:
         """Return file and index."""
         return f"{self.file}, image {item}"

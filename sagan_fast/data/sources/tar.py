@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from sagan_fast.data.dataset import list_some
 from sagan_fast.data.folders import EXTENSIONS, NOT_DATA
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, open_checked
+from sagan_fast.data.sources.base import FilesSource, Image, check_label, open_checked
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
 
 LABEL_KEYS = ("cls", "label", "class")
 """Where a KEY.json may hold the class number; the first that is there."""
@@ -36,7 +35,7 @@ class TarItem:
     """One sample: where its image is, or the bytes themselves, or what is wrong with it."""
 
     name: str
-    shard: int
+    file: int
     offset: int  # of the image in its shard
     size: int
     position: int
@@ -45,7 +44,7 @@ class TarItem:
     broken: str = ""
 
 
-class TarSource(Source):
+class TarSource(FilesSource):
     """Samples of all shards, in the order of the shards and within them.
 
     Raises:
@@ -55,11 +54,9 @@ class TarSource(Source):
     kind = "tar"
 
     def __init__(self, path: str, shards: Sequence[str], first_label: int = 0) -> None:
-        self.path, self.shards, self.first_label = path, list(shards), first_label
-        for shard in self.shards:
+        for shard in shards:
             _check_kind(shard)
-        self._sizes = [os.path.getsize(shard) for shard in self.shards]
-        self.total = sum(self._sizes)
+        super().__init__(path, shards, first_label)
         first = next((item for item in self.items() if not item.broken), None)
         if first is None:
             raise InputError(
@@ -71,20 +68,9 @@ class TarSource(Source):
             self._refuse_class_folders(first)
         self.class_names = None if self._labelled else []
 
-    def items(self) -> Iterator[TarItem]:
-        """Return the samples."""
-        done = 0
-        for shard in range(len(self.shards)):
-            yield from self._items_of(shard, done)
-            done += self._sizes[shard]
-
-    def position(self, item: TarItem) -> int:
-        """Return the bytes up to the end of the sample's image; of a compressed shard, to its beginning."""
-        return item.position
-
     def name_of(self, item: TarItem) -> str:
         """Return shard and member."""
-        return f"{self.shards[item.shard]}/{item.name}"
+        return f"{self.files[item.file]}/{item.name}"
 
     def read(self, item: TarItem, resolution: int) -> tuple[Image, int]:
         """Return image and label; BrokenImageError if either is missing or no such thing."""
@@ -93,20 +79,11 @@ class TarSource(Source):
         label = self._number(item)
         data = item.data
         if data is None:
-            try:
-                with open(self.shards[item.shard], "rb") as file:
-                    file.seek(item.offset)
-                    data = file.read(item.size)
-            except OSError as error:
-                raise BrokenImageError(reason(error)) from error
+            data = self.bytes_at(item.file, item.offset, item.size)
             if len(data) < item.size:
                 raise BrokenImageError("the shard ends within it")
         image: Image = read_image(io.BytesIO(data), resolution).numpy()
         return image, label
-
-    def fingerprint(self) -> str:
-        """Return a digest of the shards' names and sizes."""
-        return fingerprint_of([*map(os.path.basename, self.shards), *self._sizes])
 
     def _number(self, item: TarItem) -> int:
         if (item.label is not None) != self._labelled:
@@ -119,8 +96,9 @@ class TarSource(Source):
             raise BrokenImageError(f"its label {item.label[:40]!r} is not a whole number") from None
         return check_label(number, self.first_label)
 
-    def _items_of(self, shard: int, before: int) -> Iterator[TarItem]:
-        path = self.shards[shard]
+    def items_of(self, file: int, before: int) -> Iterator[TarItem]:
+        """Return the samples of one shard."""
+        path = self.files[file]
         keys: set[str] = set()
         sample: _Sample | None = None
         try:
@@ -132,24 +110,24 @@ class TarSource(Source):
                         continue
                     if sample is None or sample.key != key:
                         if sample is not None and sample.image:
-                            yield sample.item(shard)
+                            yield sample.item(file)
                         sample = _Sample(
                             key, broken="another sample of its shard has the same key" if key in keys else ""
                         )
                         keys.add(key)
                     sample.add(tar, member, extension, packed, before)
             if sample is not None and sample.image:
-                yield sample.item(shard)
+                yield sample.item(file)
         except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
             if sample is not None and sample.image:
-                yield sample.item(shard)
+                yield sample.item(file)
             reason = f"the shard is damaged or cut short after {len(keys)} keys ({' '.join(str(error).split())})"
-            yield TarItem("*", shard, 0, 0, before + self._sizes[shard], broken=reason)
+            yield TarItem("*", file, 0, 0, before + self._sizes[file], broken=reason)
 
     def _refuse_class_folders(self, first: TarItem) -> None:
         """Raise InputError if the shards hold folders of images without labels: all would fall into one class."""
         here = os.path.dirname(first.name)
-        other = next((i for i in self._items_of(0, 0) if not i.broken and os.path.dirname(i.name) != here), None)
+        other = next((i for i in self.items_of(0, 0) if not i.broken and os.path.dirname(i.name) != here), None)
         if other is not None:
             there = os.path.dirname(other.name)
             raise InputError(
@@ -186,8 +164,8 @@ class _Sample:
             if extension == "cls" or self.label is None:
                 self.label = found
 
-    def item(self, shard: int) -> TarItem:
-        return TarItem(self.image, shard, self.offset, self.size, self.position, self.label, self.data, self.broken)
+    def item(self, file: int) -> TarItem:
+        return TarItem(self.image, file, self.offset, self.size, self.position, self.label, self.data, self.broken)
 
 
 @contextmanager

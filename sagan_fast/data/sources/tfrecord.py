@@ -15,7 +15,6 @@ import functools
 import gzip
 import io
 import math
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, fit, open_checked
+from sagan_fast.data.sources.base import FilesSource, Image, check_label, fit, open_checked
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
 
 IMAGE_KEYS = ("image_raw", "image/encoded", "image")
 LABEL_KEYS = ("label", "image/class/label")
@@ -54,7 +52,7 @@ class RecordItem:
     broken: str = ""
 
 
-class TFRecordSource(Source):
+class TFRecordSource(FilesSource):
     """The records of all files, in order.
 
     Raises:
@@ -64,14 +62,11 @@ class TFRecordSource(Source):
     kind = "tfrecord"
 
     def __init__(self, path: str, files: Sequence[str], first_label: int = 0) -> None:
-        self.path, self.files, self.first_label = path, list(files), first_label
-        self._sizes = []
-        for name in self.files:
+        for name in files:
             with open_checked(name) as file:
                 if not is_tfrecord(file.read(4096)):
                     raise InputError(f"{name} is no TFRecord file: its first record's length has a wrong check sum")
-                self._sizes.append(os.fstat(file.fileno()).st_size)
-        self.total = sum(self._sizes)
+        super().__init__(path, files, first_label)
         first = next(item for item in self.items())
         try:
             features = parse_example(self._data(first))
@@ -83,17 +78,6 @@ class TFRecordSource(Source):
                 f"the image is looked for in {', '.join(IMAGE_KEYS)}"
             )
         self.class_names = None if any(key in features for key in LABEL_KEYS) else []
-
-    def items(self) -> Iterator[RecordItem]:
-        """Return the records; of plain files only the frames are read."""
-        done = 0
-        for number in range(len(self.files)):
-            yield from self._items_of(number, done)
-            done += self._sizes[number]
-
-    def position(self, item: RecordItem) -> int:
-        """Return the bytes up to the end of the record; of a compressed file, to its beginning."""
-        return item.position
 
     def name_of(self, item: RecordItem) -> str:
         """Return file and number of the record."""
@@ -108,18 +92,15 @@ class TFRecordSource(Source):
             raise BrokenImageError(f"it has {'no' if label is None else 'a'} label, unlike the first record")
         return image, 0 if label is None else check_label(label, self.first_label)
 
-    def fingerprint(self) -> str:
-        """Return a digest of the files' names and sizes."""
-        return fingerprint_of([*map(os.path.basename, self.files), *self._sizes])
-
-    def _items_of(self, number: int, before: int) -> Iterator[RecordItem]:
-        path, size = self.files[number], self._sizes[number]
+    def items_of(self, file: int, before: int) -> Iterator[RecordItem]:
+        """Return the records of one file."""
+        path, size = self.files[file], self._sizes[file]
         records, end = 0, before + size
         try:
-            with open(path, "rb") as file:
-                packed = file.read(len(GZIP)) == GZIP
-                file.seek(0)
-                stream: Any = gzip.GzipFile(fileobj=file) if packed else file
+            with open(path, "rb") as opened:
+                packed = opened.read(len(GZIP)) == GZIP
+                opened.seek(0)
+                stream: Any = gzip.GzipFile(fileobj=opened) if packed else opened
                 while start := stream.read(HEADER.size):
                     length = _length(start)
                     offset = 0 if packed else stream.tell()
@@ -129,25 +110,18 @@ class TFRecordSource(Source):
                     if data is not None and len(data) < length + 4:
                         raise ValueError("the last record is cut short")
                     position = before if packed else before + offset + length + 4
-                    yield RecordItem(records, number, offset, length, position, data)
+                    yield RecordItem(records, file, offset, length, position, data)
                     records += 1
                     if not packed:
                         stream.seek(offset + length + 4)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             reason = f"the file is damaged or cut short here ({' '.join(str(error).split())})"
-            yield RecordItem(records, number, 0, 0, end, broken=reason)
+            yield RecordItem(records, file, 0, 0, end, broken=reason)
 
     def _data(self, item: RecordItem) -> memoryview:
         if item.broken:
             raise BrokenImageError(item.broken)
-        data = item.data
-        if data is None:
-            try:
-                with open(self.files[item.file], "rb") as file:
-                    file.seek(item.offset)
-                    data = file.read(item.size + 4)
-            except OSError as error:
-                raise BrokenImageError(reason(error)) from error
+        data = self.bytes_at(item.file, item.offset, item.size + 4) if item.data is None else item.data
         content, stored = memoryview(data)[: item.size], data[item.size :]
         if masked_crc32c(content) != int.from_bytes(stored, "little"):
             raise BrokenImageError("its check sum is wrong")
