@@ -1,4 +1,4 @@
-"""The one exception that means: the input was at fault, and its message is all the user needs."""
+"""The exception for bad input: its message is all that the user needs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input from a user (an option, a folder, a file); the command line prints the sentence and exits with 2."""
+    """Bad input from a user; the command line prints the message and exits with status 2."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ": did you mean 'x'?" for the word of `known` that is nearest to `word`, or nothing if none is near."""
+    """Return ": did you mean 'x'?" with the word of `known` nearest to `word`, or "" if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f": did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, and what the system says in one sentence."""
+"""Writes files whole or not at all, holds locks, and turns what the system says into a sentence."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ def written(path: Path, what: str = "", after: str = "", *, durable: bool = True
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Yield a new file that takes the place of `path` in the end; if anything is raised, `path` stays as it was.
+    """Yield a new file that replaces `path` at the end; if anything is raised, `path` is not changed.
 
-    The folder is made if it is missing. `durable` has the content on the disk before the name changes, so that a power
-    cut cannot leave an empty file; it takes milliseconds. A link is followed; a pipe or device is written directly.
-    Raises OSError.
+    The folder is made if it is missing. `durable` waits, some milliseconds, until the content is on the disk: otherwise
+    a power cut may leave an empty file. A link is followed; a pipe or device is written directly. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
@@ -62,10 +61,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 def link(path: Path, name: Path) -> None:
-    """Make `name` another name of the file `path`, or a copy where the file system has no links; whole, at once.
-
-    Raises OSError.
-    """
+    """Make `name` a hard link to the file `path`, or a whole copy where there are no links. Raises OSError."""
     if name.exists() and name.samefile(path):
         return
     with _beside(name, True) as part:
@@ -78,7 +74,7 @@ def link(path: Path, name: Path) -> None:
 
 
 def move(source: Path, target: Path, *, durable: bool = True) -> None:
-    """Give the file or folder `source` the name `target`; a file that had the name is gone. Raises OSError."""
+    """Rename the file or folder `source` to `target`, which is replaced if it is a file. Raises OSError."""
     os.replace(source, target)
     if durable and hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -96,10 +92,10 @@ def clean(folder: Path) -> None:
 
 
 def hold(path: Path, sentence: str, patience: float = 0.0) -> Callable[[], None]:
-    """Hold the lock file `path` for this process and return the function that gives it back.
+    """Hold the lock file `path` for this process and return the function that releases it.
 
-    Forked children do not hold it, and a killed process gives it back. Raises the InputError `sentence` when another
-    process still holds it after `patience` seconds. Where a file system has no locks, nothing is held.
+    Forked children do not hold it, and the death of the process releases it. Raises the InputError `sentence` when
+    another process still holds it after `patience` seconds. Where a file system has no locks, nothing is held.
     """
     from filelock import FileLock, Timeout  # here, so that reading needs torch and numpy only
 

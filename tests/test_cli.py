@@ -17,7 +17,7 @@ def test_help_is_there_for_all_and_for_each(capsys):
             cli.main([command, "--help"])
         assert stop.value.code == 0
     out = capsys.readouterr().out
-    for word in ("--batch_size", "--generator.base_channels", "--truncation", "--class_id", "images a step"):
+    for word in ("--batch_size", "--generator.base_channels", "--truncation", "--class_id", "images in a step"):
         assert word in out
 
 

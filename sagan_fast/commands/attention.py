@@ -143,9 +143,9 @@ def _check(options: Options, out: Path, sweep: Path | None) -> str:
 
 
 def _real_images(options: Options, data: str, config: Any) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Return images (B, 3, R, R) in [-1, 1], their classes and the names of these, of the classes samples would have.
+    """Return real images (B, 3, R, R) in [-1, 1], their classes and the names of all classes.
 
-    They come in the order that `--seed` shuffles the data set into.
+    The classes are those that samples would have. `--seed` shuffles the data set before images are taken.
     """
     import torch
 

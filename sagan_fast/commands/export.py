@@ -74,6 +74,6 @@ def run(args: list[str]) -> None:
 
 
 def data_name(spec: str) -> str:
-    """Return the data set's spec with no more of its path than the last two folders: the rest is the machine's."""
+    """Return the data set's spec with the last two folders of its path: the others say nothing on another machine."""
     kind, colon, path = spec.partition(":")
     return kind + colon + "/".join(PurePath(path).parts[-2:]).replace("//", "/")

@@ -107,7 +107,7 @@ def underscored(args: list[str]) -> list[str]:
 
 
 def _sentence(message: str, known: list[str]) -> str:
-    """Return a parser's message as one line: what an option must be, or the known option nearest to an unknown one."""
+    """Return a parser's message as one line that says what an option must be, or which known one is nearest."""
     line = " ".join(message.split()).replace("Parser key ", "option ")
     if wrong := re.fullmatch(r'option "(.+?)": Expected an? (.+)\. Got value: (.*)', line):
         name, kind, value = wrong.groups()

@@ -1,4 +1,4 @@
-"""`sagan-fast prepare`: a data set of any known format into a packed one, or the check of one."""
+"""`sagan-fast prepare`: pack a data set of any known format, or check a packed one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass
 class Options:
-    """Pack a data set: decode, crop and resize it once, then read it as fast as memory goes with --data packed:DST.
+    """Pack a data set: decode, crop and resize its images once, then train with --data packed:DST.
 
     SRC is a folder of images (class folders or flat), tar shards in the WebDataset layout, TFRecord files, or an HDF5
-    file of BigGAN-PyTorch or StudioGAN; wildcards, {a,b} and {0000..0099} are understood. The same command again goes
-    on with what was interrupted.
+    file of BigGAN-PyTorch or StudioGAN. It may have wildcards, {a,b} and {0000..0099}. An interrupted preparation
+    continues when the same command is given again.
     """
 
     source: str
@@ -114,7 +114,7 @@ def _read_names(path: Path) -> list[str]:
 
 @contextmanager
 def _shown(out: str) -> Iterator[Callable[[Progress], None]]:
-    """Give a function that shows progress: a bar on a terminal, else a line now and then."""
+    """Yield a function that shows progress: a bar on a terminal, else a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -1,4 +1,4 @@
-"""`sagan-fast train`: a recipe, its options, and a run or its resumption."""
+"""`sagan-fast train`: start a run from a recipe and options, or resume one."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> tuple[TrainConfig | None, bool, int]:
-    """Return the configuration (None if it was only to be printed), whether to resume, and the steps to trace."""
+    """Return the configuration, whether to resume, and the steps to trace.
+
+    The configuration is None if it was only to be printed.
+    """
     import yaml
 
     from sagan_fast.training.config import TrainConfig, read_yaml
 
     parser = command_parser("train", "Train a SAGAN; RUN gets config.yaml, log.jsonl, samples, checkpoints and curves.")
     parser.add_argument("--config", help="YAML file of options, for example a run's config.yaml")
-    parser.add_argument("--preset", help=f"whole recipe to start from: {', '.join(preset_names())}")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--preset", help=f"recipe to start from: {', '.join(preset_names())}")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, if there is one")
     parser.add_argument("--print_config", action="store_true", help="print the configuration that would run, and stop")
-    parser.add_argument("--profile", type=int, default=0, help="write a torch.profiler trace of so many steps")
-    parser.add_argument("--global_batch", type=int, help="the same as --batch_size: images a step over all processes")
+    parser.add_argument("--profile", type=int, default=0, help="number of steps in a torch.profiler trace")
+    parser.add_argument("--global_batch", type=int, help="another name of --batch_size")
     parser.add_class_arguments(TrainConfig, skip={"generator", "discriminator"})
     for section, network in (("generator", GeneratorConfig), ("discriminator", DiscriminatorConfig)):
         parser.add_class_arguments(network, section, skip=set(SHARED))

@@ -18,7 +18,7 @@ SPECS = {"shapes": "shapes", "folder": "folder:PATH", "packed": "packed:PATH", "
 def open_dataset(
     spec: str, *, resolution: int | None, num_classes: int | None = None, on_broken: OnBroken = "fail"
 ) -> ImageDataset:
-    """Return the data set that `spec` names, its images squares of `resolution` pixels; None takes the size they have.
+    """Return the data set that `spec` names, with square images of `resolution` pixels; None takes the size they have.
 
     Args:
         spec: "shapes" (drawn in code), "folder:PATH" (class folders, or one flat folder of images), "packed:PATH"

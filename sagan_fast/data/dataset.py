@@ -1,4 +1,4 @@
-"""What every data set is to the trainer: square uint8 images with integer labels, and a rule for broken files."""
+"""The base class of data sets: square uint8 images with integer labels, and what happens at broken files."""
 
 from __future__ import annotations
 

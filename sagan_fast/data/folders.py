@@ -117,7 +117,7 @@ class FolderDataset(ImageDataset):
 
 
 class _PackedNames:
-    """Strings in one buffer: a list of a million would be copied into every worker, page by page, by its refcounts."""
+    """Strings in one buffer, which all workers share: reference counts would copy a list into each of them."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]

@@ -1,4 +1,4 @@
-"""One image file to the square RGB tensor the discriminator sees: decode, upright, RGB, centre crop, resize.
+"""Turns an image file into the square RGB tensor that the discriminator sees.
 
 The crop is the largest centred square, the filter Pillow's bilinear, which is antialiased when shrinking: what
 BigGAN-PyTorch (utils.py, `CenterCropLongEdge` then `Resize`) and mimicry do. Other filters move FID by points.

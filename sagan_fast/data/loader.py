@@ -188,7 +188,7 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
 
 
 def images_in_order(dataset: ImageDataset, batches: Sequence[list[int]], num_workers: int = 0) -> Iterator[Tensor]:
-    """Yield the images uint8 (B, 3, R, R) of each of the `batches` of indices; InputError if one cannot be read."""
+    """Yield the images uint8 (B, 3, R, R) of each batch of indices; InputError if one cannot be read."""
     for batch in _loader(dataset, batches, num_workers):
         if isinstance(batch, InputError):
             raise batch
@@ -214,7 +214,7 @@ def shut_down_workers(iterator: Any) -> None:
 
 
 def as_it_is(batch: Any) -> Any:
-    """Return `batch`: what a loader whose data set reads whole batches collates with."""
+    """Return `batch`; the collate_fn where a data set reads whole batches."""
     return batch
 
 
@@ -230,7 +230,7 @@ def ignore_stop_signals(worker_id: int) -> None:
 
 @contextmanager
 def stop_signals_held_back() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back: a process begun within gets none before it has chosen to ignore them."""
+    """Hold SIGINT and SIGTERM back, so that a process started inside can first choose to ignore them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

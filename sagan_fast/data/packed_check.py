@@ -1,4 +1,4 @@
-"""Whether a packed set is what its manifest says: files, sizes, labels, and every pixel by its checksum."""
+"""Checks a packed set against its manifest: files, sizes, labels, and every pixel by its checksum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes a packed set so that nothing done is lost: killed at any instant, or out of disk, it goes on where it was.
+"""Writes a packed set; if it is killed or the disk is full, the next start continues where it was.
 
 The images grow in images.npy.part; progress.jsonl says, line by line, how much of it is good. A line is written only
 after the pixels it vouches for are on the disk. What comes after the last whole line is cut off and done again. The
@@ -135,7 +135,7 @@ class PackedWriter:
                 self._sync()
 
     def commit(self) -> None:
-        """Have everything appended on the disk, and vouched for."""
+        """Write everything appended to the disk and to the journal."""
         with self._sentences():
             self._sync()
 
@@ -200,7 +200,7 @@ class PackedWriter:
         return file
 
     def _recover(self) -> None:
-        """Take up what the journal vouches for and cut off the rest."""
+        """Read the journal, continue after what it lists, and cut off the rest."""
         whole, size = 0, os.fstat(self._images.fileno()).st_size
         for line in self._journal.read().splitlines(keepends=True):
             try:
@@ -280,7 +280,7 @@ class PackedWriter:
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
-        """Turn what the system says into a sentence, after saving what can be saved."""
+        """Save what can be saved when writing fails, then raise InputError with the reason."""
         try:
             yield
         except OSError as error:

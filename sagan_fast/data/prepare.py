@@ -48,7 +48,7 @@ def prepare(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], object] = lambda: False,
 ) -> Manifest | None:
-    """Pack `source` into `folder`, or go on with it; return the manifest, or None if `stop` said so before the end.
+    """Pack `source` into `folder`, or continue to; return the manifest, or None if `stop` ended it early.
 
     Args:
         resolution: R, pixels a side.
@@ -98,7 +98,7 @@ def prepare(
 
 
 def made_with() -> dict[str, str]:
-    """Return the versions of what decodes and resizes: others may give other bytes."""
+    """Return the versions of the libraries that decode and resize; other versions may give other bytes."""
     import PIL
     from PIL import features
 
@@ -200,7 +200,7 @@ def _decoded(source: Source, resolution: int, num_workers: int, start: int) -> G
 
 
 def _begin_worker(parent: int, worker_id: int) -> None:
-    """Let the worker end with its parent, however that ends.
+    """End the worker when its parent ends, in whatever way.
 
     DataLoader's own watch is not enough: a worker that has more to send than a pipe holds would wait for ever.
     """

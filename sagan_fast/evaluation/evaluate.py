@@ -1,4 +1,4 @@
-"""Scores of generated images against real ones, with the whole protocol beside them."""
+"""Scores generated images against real ones and states the whole protocol beside the scores."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def drawn_images(generator: Generator, protocol: Protocol) -> GeneratedImages:
-    """Return the samples of `generator`, which is left as it is, that `protocol` asks for."""
+    """Return the samples of `generator` that `protocol` asks for; the generator is not changed."""
     return GeneratedImages(
         generator,
         protocol.count,

@@ -1,4 +1,4 @@
-"""Rows of samples that show what a change does: from one z or class to another, of each class, and truncated."""
+"""Makes rows of samples that show one change: of z, of the class, or of the truncation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = tuple[Tensor, Tensor | None, list[str]]
 def rows_by_class(
     generator: Generator, chosen: Sequence[int], columns: int, seed: int, truncation: float | None
 ) -> Rows:
-    """Return a row for each of the `chosen` classes; the same z in a column, so that only the class differs."""
+    """Return a row for each of the `chosen` classes; the images of a column have the same z."""
     z = latents(columns, generator.config.z_dim, seed, truncation).repeat(len(chosen), 1)
     labels = [class_name(generator.class_names, i) for i in chosen]
     return z, torch.tensor(chosen).repeat_interleave(columns), labels
@@ -28,7 +28,7 @@ def rows_by_class(
 def rows_by_truncation(
     generator: Generator, truncations: Sequence[float | None], columns: int, seed: int, class_id: int | None
 ) -> Rows:
-    """Return a row for each of `truncations`; the same draw in a column, squeezed more or less."""
+    """Return a row for each of `truncations`; the images of a column come from the same draw."""
     z, y = latents(columns, generator.config.z_dim, seed), classes(columns, generator.config.num_classes, class_id)
     labels = ["untruncated" if truncation is None else f"T = {truncation:g}" for truncation in truncations]
     every = torch.cat([truncated(z, truncation) for truncation in truncations])

@@ -25,7 +25,7 @@ METRICS = get_args(Metric)
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Everything about a measurement that is chosen, not found; `PRESETS` has the two that are in use."""
+    """The choices behind a score; `PRESETS` has the two sets of them that are in use."""
 
     name: ProtocolName = "clean"
     """the preset it came from"""
@@ -102,7 +102,7 @@ def check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of all that touches the numbers."""
+    """Return the versions of the packages that influence the scores."""
     import numpy as np
     import PIL
     import torch

@@ -26,7 +26,7 @@ def latents(count: int, z_dim: int, seed: int, truncation: float | None = None) 
 
 
 def classes(count: int, num_classes: int, class_id: int | None = None) -> Tensor | None:
-    """Return y (count,) int64: all `class_id`, or as even a share of each class as can be, in order of class.
+    """Return y (count,) int64 in order of class: all `class_id`, or an even share of each class.
 
     None for an unconditional model. Raises InputError for a class there is not.
     """
@@ -48,7 +48,7 @@ def class_name(names: Sequence[str], class_id: int) -> str:
 
 @torch.no_grad()
 def sample(generator: Generator, z: Tensor, y: Tensor | None, batch_size: int = 64) -> Iterator[Tensor]:
-    """Yield images (b, 3, R, R) in [-1, 1] on the CPU, b up to `batch_size`, for `z` (count, z_dim), `y` (count,).
+    """Yield the images (b, 3, R, R) in [-1, 1] of `z` (count, z_dim) and `y` (count,), on the CPU.
 
     The generator's mode is left as it is: eval (running batch statistics, u and v at rest) is the caller's choice.
     """

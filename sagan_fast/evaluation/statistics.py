@@ -1,4 +1,4 @@
-"""What is kept of a set of images for its scores, and the cache of it for real sets.
+"""Statistics of a set of images for its scores, and their cache for real images.
 
 Of a set of any size: two moments, a bounded subset of features for the scores that compare neighbours, and of one class
 at a time its features. Those of a real set are kept on disk under a key of all that decides them.

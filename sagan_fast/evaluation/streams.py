@@ -1,4 +1,4 @@
-"""Images to be scored, real or generated, and their features in order: each once, however many processes share them."""
+"""Images to be scored, real or generated, and their features in order, each computed by one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sagan_fast.models.generator import Generator
 
 
 class Images:
-    """Images in units of a batch; a unit is the same whichever process makes it.
+    """Images in batches, here called units; a unit is the same whichever process makes it.
 
     Attributes:
         labels: int64 (count,), in the order of the samples.

@@ -1,4 +1,4 @@
-"""What sizes the two networks, and the presets: whole recipes in sagan_fast/presets/*.yaml."""
+"""The configurations of both networks, and the presets: whole recipes in sagan_fast/presets/*.yaml."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ Network = TypeVar("Network", bound="NetworkConfig")
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """What generator and discriminator share."""
+    """Options that generator and discriminator share."""
 
     resolution: int = 128
     """height and width of the images, a power of two"""
     num_classes: int = 1000
     """number of classes; 0 is unconditional"""
     base_channels: int = 64
-    """what the channel multipliers multiply"""
+    """number of channels that the channel multipliers multiply"""
     channel_multipliers: tuple[int, ...] = ()
     """widths in units of base_channels"""
     attention_resolutions: tuple[int, ...] = (32,)
-    """map sizes at which an attention block stands, after the first block that reaches the size"""
+    """map sizes with an attention block, after the first block that reaches the size"""
     attention_pool: bool = True
     """max-pool keys and values 2x2"""
     attention_out_proj: bool = True
-    """values of half the width and a 1x1 convolution back; without, values of the full width"""
+    """values have half the width and a 1x1 convolution leads back; otherwise the full width"""
     attention_bias: bool = False
-    """biases in the attention's convolutions"""
+    """the attention's convolutions have biases"""
     sn_eps: float = 1e-12
-    """smallest length that spectral norm divides by"""
+    """smallest norm that spectral norm divides by"""
     backend: Backend = "auto"
     """what runs the attention blocks"""
 
@@ -68,12 +68,12 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig(NetworkConfig):
-    """What sizes the generator."""
+    """Options of the generator."""
 
     channel_multipliers: tuple[int, ...] = (16, 16, 8, 4, 2, 1)
-    """widths of the seed map and after each block, which doubles the map, in units of base_channels"""
+    """widths of the seed map and after each block, in units of base_channels; a block doubles the map"""
     z_dim: int = 128
-    """number of normal inputs"""
+    """number of normal random inputs"""
     batch_norm_momentum: float = 0.001
     """share of the new batch in the running averages of the conditional batch norms"""
     tail_batch_norm_momentum: float = 0.0001
@@ -104,12 +104,12 @@ class GeneratorConfig(NetworkConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig(NetworkConfig):
-    """What sizes the discriminator."""
+    """Options of the discriminator."""
 
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 8, 16, 16)
     """widths after each block in units of base_channels"""
     final_size: int = 4
-    """blocks halve the map until it is this size; those that remain keep it"""
+    """map size down to which blocks halve the map; further blocks keep it"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

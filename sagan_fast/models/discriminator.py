@@ -15,7 +15,7 @@ from sagan_fast.models.generator import attention_block, check_classes
 
 
 class Discriminator(nn.Module):
-    """D(x, y): images `x` (B, 3, R, R) in [-1, 1] and classes `y` (B,) int64 or None, to logits (B,).
+    """D(x, y) returns logits (B,) of images `x` (B, 3, R, R) in [-1, 1] and classes `y` (B,) int64 or None.
 
     logit = linear(h) + <embedding(y), h> with h the sum over the last map (Miyato and Koyama 2018; Zhang et al. 2019,
     the released discriminator.py). Spectral norm on every layer, no batch norm. Raises ValueError for images of

@@ -180,14 +180,17 @@ def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], file
 
 
 def example(generator: Generator, count: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
-    """Return z (count, z_dim) and, for a generator with classes, y (count,), on the CPU, the same for the same seed."""
+    """Return z (count, z_dim) and, if there are classes, y (count,), on the CPU; a seed gives the same ones."""
     config, rng = generator.config, torch.Generator().manual_seed(seed)
     z = torch.randn(count, config.z_dim, generator=rng)
     return (z, torch.randint(config.num_classes, (count,), generator=rng)) if config.num_classes else (z,)
 
 
 def readers() -> dict[str, Callable[[Path], Callable[..., Tensor]]]:
-    """Return, for each format, what turns its file or folder into a function of z and y; ONNX only if it can be run."""
+    """Return for each format a function that reads its file and returns a function of z and y.
+
+    ONNX is among them only if onnxruntime is installed.
+    """
 
     def torchscript(path: Path) -> Callable[..., Tensor]:
         with _quiet():

@@ -40,7 +40,7 @@ def attention_block(channels: int, config: NetworkConfig) -> SelfAttention2d:
 
 
 class Generator(nn.Module):
-    """G(z, y): `z` (B, z_dim) normal, `y` (B,) int64 classes or None, to images (B, 3, R, R) in [-1, 1].
+    """G(z, y) returns images (B, 3, R, R) in [-1, 1] of normal `z` (B, z_dim) and classes `y` (B,) int64 or None.
 
     A floating `y` (B, num_classes) holds weights of the classes, to go from one to another. `class_names` are known
     where the generator was read from a file that has them, and are empty otherwise.

@@ -1,4 +1,4 @@
-"""Writing checkpoints: whole or not at all; the newest few and the best. Reading is models/checkpoint.py's."""
+"""Writes checkpoints and keeps the newest few and the best; models/checkpoint.py reads them."""
 
 from __future__ import annotations
 

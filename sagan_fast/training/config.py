@@ -1,4 +1,4 @@
-"""The one list of a run's options, from preset, YAML file and overrides."""
+"""The options of a run, from a preset, a YAML file and overrides."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sagan_fast.models.config import (
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run."""
+    """Options of the run."""
 
     data: str
-    """shapes, folder:PATH, packed:PATH or cifar10:PATH"""
+    """real images: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     out: str
     """folder of the run: config.yaml, log.jsonl, samples/, checkpoints/, tensorboard/"""
     generator: GeneratorConfig
@@ -41,13 +41,13 @@ class TrainConfig:
     steps: int = 1_000_000
     """train until this many steps are done, resumed ones included"""
     batch_size: int = 256
-    """images a step, over all processes"""
+    """number of images in a step, over all processes"""
     micro_batch_size: int = 0
-    """images a process takes at a time, several times a step if need be; 0: its share of batch_size at once"""
+    """number of images that a process takes at a time; 0 takes its share of batch_size at once"""
     sync_batch_norm: bool = False
-    """batch norm over the images of all processes instead of each process' own"""
+    """take the statistics of batch norm over the images of all processes, not of each one"""
     seed: int = 0
-    """of the weights, the order of the images, the noise and the labels drawn"""
+    """chooses the weights, the order of the images, the noise and the labels"""
     device: Device = "auto"
     """where to train; auto is cuda where there is one"""
     precision: Precision = "auto"
@@ -57,11 +57,11 @@ class TrainConfig:
     d_lr: float = 4e-4
     """Adam's learning rate of the discriminator"""
     beta1: float = 0.0
-    """Adam's beta1, of both"""
+    """Adam's beta1 of both networks"""
     beta2: float = 0.9
-    """Adam's beta2, of both"""
+    """Adam's beta2 of both networks"""
     ema_decay: float = 0.9999
-    """the averaged generator keeps this share of itself a step (less in the first steps)"""
+    """share of itself that the averaged generator keeps in a step; less in the first steps"""
     flip: bool = False
     """mirror images left to right at random"""
     on_broken: OnBroken = "fail"
@@ -69,35 +69,35 @@ class TrainConfig:
     num_workers: int = 0
     """processes that read images"""
     log_every: int = 100
-    """steps between lines of the log"""
+    """number of steps between lines of the log"""
     sample_every: int = 1000
-    """steps between sample grids"""
+    """number of steps between sample grids"""
     checkpoint_every: int = 1000
-    """steps between checkpoints"""
+    """number of steps between checkpoints"""
     keep: int = 3
-    """how many of the newest checkpoints to keep; best.pt is kept besides"""
+    """number of the newest checkpoints that are kept; best.pt is kept, too"""
     collapse_patience: int = 20
-    """diverged after this many log lines in a row in which the discriminator has won outright or died"""
+    """number of log lines in a row, in which the discriminator has won outright or died, that mean divergence"""
     sigma_growth: float = 10.0
-    """diverged when a network's largest sigma has grown by this factor within collapse_patience log lines"""
+    """growth of a network's largest sigma within collapse_patience log lines that means divergence"""
     on_divergence: OnDivergence = "stop"
     """when the run diverges: stop, or roll back to a checkpoint before it and go on with other noise"""
     max_rollbacks: int = 3
-    """roll back this often in a run, then stop"""
+    """number of times that a run is rolled back before it stops"""
     timeout: int = 1800
-    """seconds after which a process that does not answer is given up"""
+    """seconds to wait for another process before the run ends"""
     eval_every: int = 0
-    """steps between evaluations of the averaged generator, the lowest FID kept as best.pt; 0: none"""
+    """number of steps between evaluations, of which the lowest FID is kept as best.pt; 0 never evaluates"""
     eval_count: int = 10_000
-    """generated images of an evaluation"""
+    """number of generated images in an evaluation"""
     eval_data: str = ""
-    """real images to evaluate against; if empty, those of data"""
+    """real images to evaluate against; those of data if not given"""
     eval_reference_count: int = 0
-    """real images of an evaluation, a fixed random choice; 0: all"""
+    """number of real images in an evaluation, a fixed random choice; 0 takes all"""
     eval_features: str = "inception"
-    """inception, efficientnet-lite0 or a TorchScript file"""
+    """features of evaluations: inception, efficientnet-lite0 or a TorchScript file"""
     eval_metrics: str = "fid,is,kid"
-    """some of fid,is,kid,prdc,intra_fid; fid among them"""
+    """fid, and perhaps others of is,kid,prdc,intra_fid"""
     eval_mode: EvalMode = "inline"
     """evaluate between two steps, or in the background: in a process beside the run"""
     eval_device: Device = "auto"

@@ -90,7 +90,7 @@ class Evaluations:
         return time.perf_counter() - began
 
     def poll(self) -> None:
-        """Take in what an evaluation in the background has found, if it is done."""
+        """Record what an evaluation in the background has found, if it is done."""
         beside = self.beside
         if beside is None or beside.process.poll() is None:
             return

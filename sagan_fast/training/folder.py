@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be used, by one run at a time, and the files that are no checkpoints."""
+"""The folder of a run: it is checked, made and held by one run at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE = 15.0
 
 
 class RunFolder:
-    """RUN, with config.yaml, log.jsonl, samples/, checkpoints/ and tensorboard/; only the main process writes there."""
+    """RUN with config.yaml, log.jsonl, samples/, checkpoints/ and tensorboard/; the main process alone writes there."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class RunFolder:
         self.checkpoints.clean()
 
     def close(self) -> None:
-        """Let other processes train here."""
+        """Release the folder for other runs."""
         if self._release is not None:
             self._release()
             self._release = None

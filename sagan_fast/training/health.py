@@ -1,5 +1,4 @@
-"""Whether a run is worth going on with: numbers that are not finite, a discriminator that has won or died, sigmas that
-explode; and what the networks and the process look like from inside."""
+"""Decides whether a run has diverged, and reads out gammas, sigmas and memory for the log."""
 
 from __future__ import annotations
 

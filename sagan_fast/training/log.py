@@ -1,4 +1,4 @@
-"""What a run says of itself: log.jsonl, TensorBoard, and the terminal."""
+"""Writes the log of a run: log.jsonl, TensorBoard, and lines on the terminal."""
 
 from __future__ import annotations
 

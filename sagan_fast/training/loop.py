@@ -84,7 +84,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
 
 
 def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
-    """Train from the step the state is at to the last, or until asked to stop; raise `Diverged` when the guard does."""
+    """Train from the current step to the last, or until asked to stop; raise `Diverged` when the guard does."""
     config, world, state, folder = run.config, run.world, run.state, run.folder
     stream: Any = batches(
         run.dataset,
@@ -136,7 +136,7 @@ def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
 
 
 def save_samples(state: TrainState, config: TrainConfig, path: Path) -> None:
-    """Write the grid of the averaged generator for the fixed z of the run: a row a class, of up to ten classes."""
+    """Write a grid of the averaged generator's images for fixed z, a row for each of up to ten classes."""
     rows, columns = min(config.num_classes, 10) or 8, 8
     z = latents(rows * columns, config.generator.z_dim, config.seed)
     y = classes(rows * columns, min(config.num_classes, rows))

@@ -1,4 +1,4 @@
-"""What the steps between two lines of the log measure, read out all at once."""
+"""Sums what the steps between two lines of the log measure and reads it out at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUMMED = ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g")
 
 
 class Meter:
-    """Sums what each step measures on the device, and reads it out for a line of the log: nothing waits in between."""
+    """Sums on the device what each step measures, so that nothing waits for it before a line of the log."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world

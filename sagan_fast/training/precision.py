@@ -1,4 +1,4 @@
-"""In what precision a run computes: autocast, loss scaling, TF32. Weights, spectral norm and losses stay float32."""
+"""The precision of a run: autocast, loss scaling, TF32. Weights, spectral norm and losses stay float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run in one process: its parts, how they become a checkpoint, and how every process gets them back."""
+"""One run in one process: writes its parts to a checkpoint and restores them in every process."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Run:
             )
 
     def resume(self) -> list[str]:
-        """Put every process where last.pt is, if there is one; return sentences on what is not as it was.
+        """Restore last.pt in every process, if there is one; return sentences about what has changed since.
 
         Only the main process reads it. Raises InputError if it is broken or belongs to another configuration.
         """

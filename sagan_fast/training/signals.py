@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGINT from a terminal, SIGTERM from a scheduler; and all processes stop at the same step."""
+"""Stops a run on SIGINT (a terminal) or SIGTERM (a scheduler), all processes at the same step."""
 
 from __future__ import annotations
 

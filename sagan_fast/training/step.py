@@ -81,7 +81,7 @@ class Noise:
 
 
 def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
-    """Return images (B, 3, R, R) as floats in [-1, 1] and labels (B,), on the device, flipped if the run says so."""
+    """Return images (B, 3, R, R) in [-1, 1], flipped if the run says so, and labels (B,), on the device."""
     device = noise.device
     pixels = images.to(device, non_blocking=True).float() * (2.0 / 255.0) - 1.0
     if noise.config.flip:

@@ -1,4 +1,4 @@
-"""Pictures that move: GIF, or PNG for all colours."""
+"""Writes animations as GIF, or as PNG with all colours."""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ from sagan_fast.visualize import drawing
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return images (B, 3, H, W) in [-1, 1] as uint8 in [0, 255], rounded, on the CPU; values outside are clipped."""
+    """Return images (B, 3, H, W) in [-1, 1] as uint8 on the CPU, rounded and clipped to [0, 255]."""
     return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """Write the uint8 image (3, H, W) to `path`, whole or not at all; InputError if the place cannot be written."""
+    """Write the uint8 image (3, H, W) to the PNG `path`; InputError if it cannot be written."""
     from PIL import Image
 
     with written(path, durable=False) as file:  # a picture can be drawn again, and there may be thousands
@@ -30,9 +30,9 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """Return images (B, 3, H, W) in [-1, 1] as one uint8 picture, `columns` in a row, two white pixels between them.
+    """Return images (B, 3, H, W) in [-1, 1] as one uint8 picture with `columns` images in a row.
 
-    Images under 64 pixels are enlarged to at least 64 without smoothing, so that a screen shows them.
+    Two white pixels are between them. Images under 64 pixels are enlarged to at least 64 without smoothing.
     """
     from torchvision.utils import make_grid
 
@@ -44,7 +44,7 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def labelled_grid(images: Tensor, labels: Sequence[str]) -> Tensor:
-    """Return images (rows * columns, 3, R, R) in [-1, 1] as one uint8 picture (3, h, w), `labels` left of the rows.
+    """Return images (rows * columns, 3, R, R) in [-1, 1] as one uint8 picture (3, h, w), labelled on the left.
 
     Images under 64 pixels are enlarged to at least 64 without smoothing, long labels cut off.
     """

@@ -1,4 +1,4 @@
-"""What `prepare` reads from: numbered items in a fixed order, listed by one process and decoded by many."""
+"""Base classes of what `prepare` reads: items in a fixed order, listed by one process and decoded by many."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Source(ABC):
         return iter(range(self.total))
 
     def position(self, item: Any) -> int:
-        """Return how much of `total` is done once `item` is: the images up to and with it, or the bytes."""
+        """Return how much of `total` is done after `item`."""
         return int(item) + 1
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a digest of what is to be read, by which an unfinished preparation knows its source again."""
+        """Return a digest of what is to be read; an unfinished preparation compares it when it continues."""
 
     def read_many(self, items: Sequence[Any], resolution: int) -> Iterator[tuple[Image, int] | BrokenImageError]:
         """Yield what `read` returns or raises for each of `items`."""
@@ -86,10 +86,10 @@ class FilesSource(Source):
 
     @abstractmethod
     def items_of(self, file: int, before: int) -> Iterator[Any]:
-        """Return the items of one file, `before` bytes of others coming before it."""
+        """Return the items of one file; the files before it have `before` bytes."""
 
     def items(self) -> Iterator[Any]:
-        """Return the items of all files; of plain files only what tells where they are is read."""
+        """Return the items of all files; plain files are not read whole, only where each item begins and ends."""
         for file in range(len(self.files)):
             yield from self.items_of(file, sum(self._sizes[:file]))
 

@@ -170,7 +170,7 @@ class _Sample:
 
 @contextmanager
 def _open_tar(path: str) -> Iterator[tuple[tarfile.TarFile, bool]]:
-    """Give the tar file in `path`, and whether it is compressed; raise at the end if it was cut short."""
+    """Yield the tar file in `path`, and whether it is compressed; raise at the end if it was cut short."""
     with open(path, "rb") as file:
         packed = file.read(len(GZIP)) == GZIP
         file.seek(0)
