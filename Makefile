@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 GPU_PYTHON ?= $(PYTHON)
 GPU_PATH := build/path
 
-.PHONY: demo test test-all lint format clean bench gpu gpu-train gpu-path report
+.PHONY: demo test test-all test-seeds lint format clean bench gpu gpu-train gpu-path report
 
 ## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
 demo: $(STAMP)
@@ -25,6 +25,12 @@ test: $(STAMP)
 ## test-all: the slow ones too
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
+
+## test-seeds: tests that draw inputs, with several seeds; SEEDS=200 or SEEDS=1,2,3 for these, TESTS=tests/data for a part
+SEEDS ?= 5
+TESTS ?= tests
+test-seeds: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" -q --seeds $(SEEDS) $(TESTS)
 
 ## lint: ruff and mypy
 lint: $(STAMP)

@@ -3,6 +3,8 @@
 import os
 import random
 
+import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -13,10 +15,31 @@ if not torch.cuda.is_available():
     teach_interpreter_bfloat16()
 
 SEED = int(os.environ.get("SAGAN_FAST_TEST_SEED", random.SystemRandom().randrange(2**31)))
+seeds = [SEED]
+draws_nothing = set()  # tests of which one seed says all
+
+
+def seeds_of(given):
+    numbers = [int(number) for number in given.split(",") if number]
+    return numbers if "," in given else list(range(SEED, SEED + numbers[0]))
+
+
+def pytest_addoption(parser):
+    about = "repeat each test that draws inputs with so many seeds, or with those of a list: 1,2,3"
+    parser.addoption("--seeds", type=seeds_of, default=[SEED], help=about)
+
+
+def pytest_configure(config):
+    seeds[:] = config.getoption("--seeds")
 
 
 def pytest_report_header(config):
-    return f"sagan_fast: inputs drawn with SAGAN_FAST_TEST_SEED={SEED}; torch {torch.__version__}"
+    return f"sagan_fast: inputs drawn with SAGAN_FAST_TEST_SEED={','.join(map(str, seeds))}; torch {torch.__version__}"
+
+
+def pytest_generate_tests(metafunc):
+    if len(seeds) > 1:
+        metafunc.parametrize("seed", seeds, ids="seed={}".format, indirect=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -28,10 +51,32 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def seed(request):
+    """The seed of everything that the test draws, PyTorch's own generator and hypothesis included."""
+    drawn = getattr(request, "param", seeds[0])
+    test = request.node.nodeid.replace(f"seed={drawn}", "")
+    if test in draws_nothing:
+        pytest.skip("draws nothing")
+    torch.manual_seed(drawn + 2**31)  # not what `generator` draws
+    before = torch.get_rng_state()
+    if by_hypothesis := hypothesis.is_hypothesis_test(request.function):
+        hypothesis.seed(drawn)(request.function)
+    yield drawn
+    if not by_hypothesis and "generator" not in request.fixturenames and torch.equal(before, torch.get_rng_state()):
+        draws_nothing.add(test)
+
+
 @pytest.fixture
-def generator() -> torch.Generator:
+def generator(seed) -> torch.Generator:
     """A seeded CPU generator; a failing run is repeated with the seed printed in the header."""
-    return torch.Generator().manual_seed(SEED)
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def rng(generator):
+    """A NumPy generator that follows the printed seed."""
+    return np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import builtins
 
-import numpy as np
 import pytest
 
 from benchmarks import bench_loader
@@ -63,13 +62,13 @@ def test_a_sample_counts_no_batch_that_was_read_ahead(monkeypatch):
     assert closed == [17 + 16]
 
 
-def test_made_up_data(tmp_path):
+def test_made_up_data(tmp_path, rng):
     from sagan_fast.data import open_dataset
     from sagan_fast.data.packed_check import check
 
-    bench_loader.write_packed(tmp_path / "packed", bench_loader.TINY, np.random.default_rng())
+    bench_loader.write_packed(tmp_path / "packed", bench_loader.TINY, rng)
     assert check(tmp_path / "packed").num_images == 64
-    bench_loader.write_jpegs(tmp_path / "jpegs", 4, np.random.default_rng())
+    bench_loader.write_jpegs(tmp_path / "jpegs", 4, rng)
     assert len(open_dataset(f"folder:{tmp_path / 'jpegs'}", resolution=8)) == 4
     for path in (tmp_path / "jpegs").rglob("*.jpg"):
         assert 60_000 < path.stat().st_size < 160_000

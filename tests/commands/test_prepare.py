@@ -12,8 +12,7 @@ from sagan_fast.data import open_dataset
 
 
 @pytest.fixture
-def images(tmp_path):
-    rng = np.random.default_rng()
+def images(tmp_path, rng):
     for name in "ab":
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):

@@ -28,14 +28,6 @@ def save_kinds(folder, rng):
 
 
 @pytest.fixture
-def rng(generator):
-    """A NumPy generator that follows the printed seed."""
-    import torch
-
-    return np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-
-
-@pytest.fixture
 def image_folder(tmp_path, rng):
     """A folder of two classes of eight images each, no two alike."""
     for name in ("cat", "dög 2"):

@@ -14,11 +14,11 @@ NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 
 
 @pytest.fixture
-def archive(tmp_path, monkeypatch):
+def archive(tmp_path, monkeypatch, rng):
     """A folder with cifar-10-batches-py of 5 batches of 4 images, and those images as (20, 32, 32, 3)."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    pixels = np.random.default_rng().integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
     labels = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]
 
     def write(name, content):

@@ -5,7 +5,6 @@ import os
 import pickle
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +21,7 @@ def make(root, *names):
             path.mkdir(parents=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        colour = tuple(np.random.default_rng().integers(0, 256, 3).tolist())
+        colour = tuple(torch.randint(256, (3,)).tolist())
         kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[path.suffix.lower()]
         Image.new("RGB", (12, 10), colour).save(path, kind)
 

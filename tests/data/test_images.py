@@ -10,7 +10,7 @@ from sagan_fast.data.images import BrokenImageError, crop_and_resize, read_image
 
 
 def noise(*size):
-    return np.random.default_rng().integers(0, 256, size, dtype=np.uint8)
+    return torch.randint(256, size, dtype=torch.uint8).numpy()
 
 
 @pytest.mark.parametrize("size", [(40, 40), (41, 64), (63, 40), (64, 41), (100, 33), (32, 90), (20, 9), (7, 1)])
