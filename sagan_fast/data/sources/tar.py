@@ -42,6 +42,7 @@ class TarItem:
     label: str | None = None
     data: bytes | None = None
     broken: str = ""
+    cut: bool = False  # the shard ended within the sample: what it lacks may have followed
 
 
 class TarSource(FilesSource):
@@ -57,11 +58,18 @@ class TarSource(FilesSource):
         for shard in shards:
             _check_kind(shard)
         super().__init__(path, shards, first_label)
-        first = next((item for item in self.items() if not item.broken), None)
+        first = next((item for item in self.items() if not item.broken and not item.cut), None)
+        if first is None:  # no shard has a sample before its cut
+            first = next((item for item in self.items() if not item.broken), None)
         if first is None:
+            fault = next(self.items(), None)
             raise InputError(
-                f"{path} holds no sample whose image ({list_some(EXTENSIONS)}) can be found: a sample is KEY.jpg and "
-                "KEY.cls in a tar file"
+                f"{path} holds no sample whose image ({list_some(EXTENSIONS)}) can be found: "
+                + (
+                    f"{self.name_of(fault)}: {fault.broken}"
+                    if fault
+                    else "a sample is KEY.jpg and KEY.cls in a tar file"
+                )
             )
         self._labelled = first.label is not None
         if not self._labelled:
@@ -101,6 +109,7 @@ class TarSource(FilesSource):
         path = self.files[file]
         keys: set[str] = set()
         sample: _Sample | None = None
+        packed = False
         try:
             with _open_tar(path) as (tar, packed):
                 while (member := tar.next()) is not None:
@@ -120,7 +129,10 @@ class TarSource(FilesSource):
                 yield sample.item(file)
         except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
             if sample is not None and sample.image:
-                yield sample.item(file)
+                missing = sample.data is None if packed else sample.offset + sample.size > self._sizes[file]
+                if missing and not sample.broken:
+                    sample.broken = "the shard ends within it"
+                yield sample.item(file, cut=True)
             reason = f"the shard is damaged or cut short after {len(keys)} keys ({' '.join(str(error).split())})"
             yield TarItem("*", file, 0, 0, before + self._sizes[file], broken=reason)
 
@@ -164,8 +176,10 @@ class _Sample:
             if extension == "cls" or self.label is None:
                 self.label = found
 
-    def item(self, file: int) -> TarItem:
-        return TarItem(self.image, file, self.offset, self.size, self.position, self.label, self.data, self.broken)
+    def item(self, file: int, cut: bool = False) -> TarItem:
+        return TarItem(
+            self.image, file, self.offset, self.size, self.position, self.label, self.data, self.broken, cut
+        )
 
 
 @contextmanager
