@@ -62,7 +62,7 @@ def test_threads_end_with_the_stream(packed):
     before = threading.active_count()
     stream = batches(open_dataset(f"packed:{packed}", resolution=8), batch_size=4, seed=0, num_workers=2)
     next(stream)
-    assert threading.active_count() == before + 2
+    assert before < threading.active_count() <= before + 2  # the pool starts no thread while another is idle
     stream.close()
     assert threading.active_count() == before and list(stream) == []
 

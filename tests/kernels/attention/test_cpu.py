@@ -36,6 +36,13 @@ def inputs(shape, generator, dtype=torch.float32):
     return [randn(*size, generator=generator).to(dtype) for size in sizes]
 
 
+def without_signs(q, k, v, d_out, scale):
+    """Return what the gradients of q, k and v add up, without its signs: rounding is measured by that."""
+    weights, d_weights = (scale * q @ k.mT).softmax(-1), d_out.abs() @ v.abs().mT
+    d_scores = scale * weights * (d_weights + (weights * d_weights).sum(-1, keepdim=True))
+    return d_scores @ k.abs(), d_scores.mT @ q.abs(), weights.mT @ d_out.abs()
+
+
 @pytest.mark.parametrize("chunk_scores", [1, 200, 5000, 10**6])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_cut_gives_the_values_and_gradients_of_float64(shape, chunk_scores, threads, generator, monkeypatch):
@@ -50,8 +57,9 @@ def test_every_cut_gives_the_values_and_gradients_of_float64(shape, chunk_scores
     assert_close_to_truth("out", out, truth)
     found = cpu.attention_bwd(d_out, q, k, v, out, lse, 0.7)
     cpu._plan.cache_clear()
-    for name, grad, exact_grad in zip("qkv", found, truths, strict=True):
-        assert (grad - exact_grad).norm() <= 1e-5 * exact_grad.norm() + 1e-7, name
+    terms = without_signs(*(t.double() for t in (q, k, v, d_out)), 0.7)
+    for name, grad, exact_grad, added in zip("qkv", found, truths, terms, strict=True):
+        assert (grad - exact_grad).norm() <= 2e-6 * added.norm(), name
 
 
 @pytest.mark.parametrize(("B", "N", "M"), [(1, 1, 1), (7, 30, 10), (2, 4096, 1024), (1, 1000, 3000)])
