@@ -78,6 +78,16 @@ def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.fl
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
 
+def largest_is_clear(maps: Tensor, lead: float = 1e-5) -> bool:
+    """Return whether the largest value of every 2x2 window of `maps` (B, C, H, W) leads the next by `lead`.
+
+    Where it does not, float32's rounding may decide which of the two a max pool's gradient goes to, and no comparison
+    with float64 holds: draw other inputs.
+    """
+    first, second = maps.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).topk(2).values.unbind(-1)
+    return bool((first - second >= lead).all())
+
+
 def teach_interpreter_bfloat16() -> None:
     """Have Triton's interpreter compute bfloat16 rightly in this process; call it before a kernel runs.
 

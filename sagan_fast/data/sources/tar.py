@@ -177,9 +177,7 @@ class _Sample:
                 self.label = found
 
     def item(self, file: int, cut: bool = False) -> TarItem:
-        return TarItem(
-            self.image, file, self.offset, self.size, self.position, self.label, self.data, self.broken, cut
-        )
+        return TarItem(self.image, file, self.offset, self.size, self.position, self.label, self.data, self.broken, cut)
 
 
 @contextmanager
