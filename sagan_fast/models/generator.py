@@ -147,4 +147,4 @@ def check_classes(model: str, y: Tensor | None, num_classes: int) -> None:
     """Raise ValueError where classes are missing, or given to an unconditional model."""
     if (y is None) != (num_classes == 0):
         expected = "None (unconditional)" if num_classes == 0 else f"(B,) classes 0..{num_classes - 1}"
-        raise ValueError(f"{model}: y must be = {expected}, got {'None' if y is None else tuple(y.shape)}")
+        raise ValueError(f"{model}: y must be {expected}, got {'None' if y is None else tuple(y.shape)}")

@@ -1,5 +1,6 @@
 """What `sagan-fast evaluate` writes, prints and refuses."""
 
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sagan_fast import cli
-from sagan_fast.testing import tiny_extractor_file
+from sagan_fast.testing import run_ranks, tiny_extractor_file
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +150,26 @@ def test_bad_sources(generated, args, message, features, sentence, tmp_path, mon
     (tmp_path / "empty").mkdir()
     assert cli.main(["evaluate", generated, "--data", "folder:pictures", "--features", features, *args]) == 2
     assert message in sentence()
+
+
+def command(folder, args):
+    """Run `sagan-fast args` as one of torchrun's processes; what it says of errors goes to folder/err-RANK."""
+    with (folder / f"err-{os.environ['RANK']}").open("w") as err, contextlib.redirect_stderr(err):
+        return cli.main(args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--device", "tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
+        (["--features", "nothing.pt"], "there is no file of features nothing.pt"),
+    ],
+)
+def test_of_two_processes_the_first_says_what_is_wrong(args, message, tmp_path):
+    real = pictures(tmp_path / "real")
+    args = ["evaluate", str(real), "--data", f"folder:{real}", "--features", "nothing.pt", "--device", "cpu", *args]
+    assert run_ranks(command, 2, tmp_path, args) == [2, 2]
+    assert (tmp_path / "err-0").read_text() == f"sagan-fast: {message}\n" and (tmp_path / "err-1").read_text() == ""
 
 
 @pytest.mark.slow  # sharing itself is held by tests/evaluation/test_streams.py

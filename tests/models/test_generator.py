@@ -25,7 +25,7 @@ def test_unconditional():
     model = Generator.from_preset("shapes-32", num_classes=0)
     assert model(torch.randn(2, 128)).shape == (2, 3, 32, 32)
     assert not any("gain" in name for name, _ in model.named_parameters())
-    with pytest.raises(ValueError, match=r"Generator: y must be = None \(unconditional\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"Generator: y must be None \(unconditional\), got \(2,\)"):
         model(torch.randn(2, 128), torch.zeros(2, dtype=torch.long))
 
 
@@ -61,7 +61,7 @@ def test_errors():
     model = Generator.from_preset("shapes-32")
     with pytest.raises(ValueError, match=r"z must have shape \(B, z_dim\) = \(B, 128\), got \(2, 64\)"):
         model(torch.zeros(2, 64), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"y must be = \(B,\) classes 0..9, got None"):
+    with pytest.raises(ValueError, match=r"y must be \(B,\) classes 0..9, got None"):
         model(torch.zeros(2, 128))
     with pytest.raises(ValueError, match="did you mean 'num_classes'?"):
         Generator.from_preset("shapes-32", num_class=3)
