@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.bench import Part, Target
-from benchmarks.ceilings import TORCH_DTYPES
 from benchmarks.command import main
 from benchmarks.harness import Case, Provider, Run
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES, BlockShape
 from sagan_fast import functional
 from sagan_fast.kernels.attention import reference
+from sagan_fast.kernels.launch import DTYPES
 
 Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 """softmax(q kᵀ) v on (B, N, D_QK), (B, M, D_QK), (B, M, D_V)."""
@@ -89,7 +89,7 @@ PARTS = (
 def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
     """Return the case of one block. Its providers share inputs, made when the first of them is prepared."""
     backward, device = mode != "forward", target.device
-    x_bytes = shape.B * shape.C * shape.N * TORCH_DTYPES[dtype].itemsize
+    x_bytes = shape.B * shape.C * shape.N * DTYPES[dtype].itemsize
     num_sets = max(1, min(MOST_SETS, -(-CACHE_BYTES[device] // x_bytes)))
 
     @functools.cache
@@ -102,7 +102,7 @@ def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
 
     def chosen() -> str:
         sizes = ((shape.N, shape.d_qk), (shape.M, shape.d_qk), (shape.M, shape.d_v))
-        q, k, v = (torch.empty(shape.B, *size, device=device, dtype=TORCH_DTYPES[dtype]) for size in sizes)
+        q, k, v = (torch.empty(shape.B, *size, device=device, dtype=DTYPES[dtype]) for size in sizes)
         return sdpa_choice(*(t.requires_grad_(backward) for t in (q, k, v)))
 
     def provider(name: str, make: Callable[[], Block]) -> Provider:
@@ -129,20 +129,20 @@ def inputs(shape: BlockShape, dtype: str, device: str, seed: int) -> list[Tensor
     rng = torch.Generator(device).manual_seed(seed)
 
     def draw(*size: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(size, generator=rng, device=device) * scale).to(TORCH_DTYPES[dtype])
+        return (torch.randn(size, generator=rng, device=device) * scale).to(DTYPES[dtype])
 
     C, small = shape.C, shape.C**-0.5
     x = draw(shape.B, C, shape.H, shape.W).contiguous(memory_format=torch.channels_last)
     weights = [draw(d, C, 1, 1, scale=small) for d in (shape.d_qk, shape.d_qk, shape.d_v)]
     w_o = draw(C, shape.d_v, 1, 1, scale=shape.d_v**-0.5) if shape.out_proj else None
-    gamma = torch.full((), 0.5, device=device, dtype=TORCH_DTYPES[dtype])
+    gamma = torch.full((), 0.5, device=device, dtype=DTYPES[dtype])
     return [t if t is None else t.requires_grad_() for t in (x, *weights, w_o, gamma)]
 
 
 def gradient(shape: BlockShape, dtype: str, device: str, seed: int = 0) -> Tensor:
     """Return the d_y that all providers get, (B, C, H, W) channels_last."""
     rng = torch.Generator(device).manual_seed(2**20 + seed)
-    d_y = torch.randn(shape.B, shape.C, shape.H, shape.W, generator=rng, device=device).to(TORCH_DTYPES[dtype])
+    d_y = torch.randn(shape.B, shape.C, shape.H, shape.W, generator=rng, device=device).to(DTYPES[dtype])
     return d_y.contiguous(memory_format=torch.channels_last)
 
 

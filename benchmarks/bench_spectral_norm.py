@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from benchmarks.bench import Part, Target
 from benchmarks.command import main
 from benchmarks.harness import Case, Provider, Run
-from benchmarks.shapes import SAGAN_MATRICES, Matrix
+from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.functional import spectral_norm_group
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm, spectral_norm
 
-SMALL = tuple(Matrix(m.name, min(m.R, 64), min(m.K, 128)) for m in SAGAN_MATRICES)
+SMALL = [(min(R, 64), min(K, 128)) for R, K in SAGAN_MATRICES]
 """The 44 matrices cut down, for trying the benchmark out."""
 
 
-def cases(target: Target, matrices: Sequence[Matrix] | None = None) -> Iterator[Case]:
+def cases(target: Target, matrices: Sequence[tuple[int, int]] | None = None) -> Iterator[Case]:
     """Yield the forward (iteration, sigma, W/sigma) and forward+backward cases of all matrices together."""
     matrices = matrices or (SMALL[::4] if target.dry_run else SAGAN_MATRICES)
     for mode in ("forward", "forward+backward"):
@@ -35,15 +35,15 @@ def cases(target: Target, matrices: Sequence[Matrix] | None = None) -> Iterator[
 PARTS = (Part("spectral_norm", cases),)
 
 
-def case(mode: str, matrices: Sequence[Matrix], target: Target) -> Case:
+def case(mode: str, matrices: Sequence[tuple[int, int]], target: Target) -> Case:
     """Return the case: peers as torch modules called one by one, eager and compiled; ours as one group."""
     backward, device = mode != "forward", target.device
-    elements = sum(m.R * m.K for m in matrices)
+    elements = sum(R * K for R, K in matrices)
 
     @functools.cache  # drawn when the first provider is prepared: cases can be listed where there is no device
     def grads() -> list[Tensor]:
         rngs = [torch.Generator(device).manual_seed(i) for i in range(len(matrices))]
-        return [torch.randn(m.R, m.K, generator=g, device=device) for m, g in zip(matrices, rngs, strict=True)]
+        return [torch.randn(size, generator=g, device=device) for size, g in zip(matrices, rngs, strict=True)]
 
     def runner(function: Callable[[], Sequence[Tensor]], weights: Sequence[Tensor]) -> Run:
         def run(i: int) -> list[Tensor]:
@@ -113,15 +113,15 @@ def case(mode: str, matrices: Sequence[Matrix], target: Target) -> Case:
     )  # fmt: skip
 
 
-def draw(matrices: Sequence[Matrix], device: str) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def draw(matrices: Sequence[tuple[int, int]], device: str) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return weights (R, K) and unit vectors u (R,), v (K,) for each of `matrices`, random, float32."""
     rng = torch.Generator(device).manual_seed(0)
 
     def unit(size: int) -> Tensor:
         return F.normalize(torch.randn(size, generator=rng, device=device), dim=0)
 
-    weights = [torch.randn(m.R, m.K, generator=rng, device=device) * m.K**-0.5 for m in matrices]
-    return weights, [unit(m.R) for m in matrices], [unit(m.K) for m in matrices]
+    weights = [torch.randn(R, K, generator=rng, device=device) * K**-0.5 for R, K in matrices]
+    return weights, [unit(R) for R, _ in matrices], [unit(K) for _, K in matrices]
 
 
 class _Holder(nn.Module):
@@ -151,7 +151,7 @@ class Biggan(nn.Module):
         return self.weight / sigma
 
 
-def modules(kind: str, matrices: Sequence[Matrix], device: str) -> nn.ModuleList:
+def modules(kind: str, matrices: Sequence[tuple[int, int]], device: str) -> nn.ModuleList:
     """Return a module for each matrix with spectral norm of `kind`: parametrization, ours, legacy or biggan."""
     made = nn.ModuleList()
     for weight, u, v in zip(*draw(matrices, device), strict=True):

@@ -10,13 +10,13 @@ import torch
 from benchmarks.harness import Case, sample_us
 from benchmarks.machine import MACHINES
 from benchmarks.records import Record
+from sagan_fast.kernels.launch import DTYPES
 from sagan_fast.ops.tf32 import tf32
 
-TORCH_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**29}
 """Larger than any cache."""
 PRODUCT = {"cuda": 8192, "cpu": 2048}
-DTYPES = {"cuda": ("bf16", "fp16", "tf32", "fp32"), "cpu": ("fp32",)}
+PRECISIONS = {"cuda": ("bf16", "fp16", "tf32", "fp32"), "cpu": ("fp32",)}
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def copy_bytes_per_s(device: str) -> float:
 def product_flops(dtype: str, device: str) -> float:
     """Return the FLOP/s of a product of two random square matrices of size `PRODUCT`, the fastest of nine."""
     size = PRODUCT[device]
-    a, b = (torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     with tf32(dtype == "tf32"):
         return 2 * size**3 / _fastest_s(lambda: a @ b, device)
 
@@ -81,7 +81,7 @@ def records(device: str) -> list[Record]:
         (f"copy {size >> 20} MiB", "fp32", 2 * size / copy, f"{copy / 1e9:.1f} GB/s"),
         ("2**20 exponentials", "fp32", 2**20 / exps, f"{exps / 1e9:.2f} G/s"),
     ]
-    for dtype in DTYPES[device]:
+    for dtype in PRECISIONS[device]:
         rate = product_flops(dtype, device)
         found.append((f"product {side}", dtype, 2 * side**3 / rate, f"{rate / 1e12:.3g} TFLOP/s"))
     method = "eager" if device == "cuda" else "wall"

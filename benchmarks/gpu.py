@@ -34,11 +34,12 @@ def missing() -> str | None:
         return f"{', '.join(absent)} must be installed"
     import torch
 
+    from sagan_fast.kernels.configs import MIN_ARCH
     from sagan_fast.ops.backends import triton_refusal
 
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device here"
-    reason = triton_refusal(torch.device("cuda"), torch.bfloat16)
+    reason = triton_refusal(torch.device("cuda"), torch.bfloat16, MIN_ARCH)
     return f"the kernels cannot run here: {reason}" if reason else None
 
 

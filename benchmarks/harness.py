@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy import RMS_TOLERANCE, rel_rms
 from benchmarks.records import Record
-from sagan_fast.testing import RMS_TOLERANCE, rel_rms
 
 Run = Callable[[int], Sequence[Tensor]]
 """Does the work once on input set i and returns its results: outputs, then gradients."""

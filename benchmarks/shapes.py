@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sagan_fast import testing
-
-ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
-"""Bytes of one element in memory by precision."""
+from sagan_fast.kernels.launch import DTYPES
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,7 @@ class BlockShape:
         """
         x = self.B * self.C * self.N
         count = 2 * x + self.weight_elements + (3 * x + 2 * self.weight_elements if backward else 0)
-        return count * ELEMENT_BYTES[dtype]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One spectral-normed weight as a matrix of R rows (output channels) and K columns."""
-
-    name: str
-    R: int
-    K: int
+        return count * DTYPES[dtype].itemsize
 
 
 def _block(name: str, B: int, C: int, size: int, d_v: int | None = None, **changes: bool) -> BlockShape:
@@ -106,9 +94,16 @@ LARGE_SHAPE = _block("large-128x128-C64", 8, 64, 128)
 
 BLOCK_SHAPES = (*STANDARD_SHAPES, LARGE_SHAPE)
 
-GENERATOR_MATRICES = 21
-
-SAGAN_MATRICES = tuple(
-    Matrix(f"{'G' if i < GENERATOR_MATRICES else 'D'}{i}", R, K) for i, (R, K) in enumerate(testing.SAGAN_MATRICES)
-)
-"""All 44 spectral-normed weights of the official SAGAN at 128x128: 21 of the generator, 23 of the discriminator."""
+# fmt: off
+SAGAN_MATRICES = [
+    # the 21 of the generator
+    (16384, 128), (1024, 9216), (1024, 9216), (1024, 1024), (512, 9216), (512, 4608), (512, 1024), (256, 4608),
+    (256, 2304), (256, 512), (128, 2304), (128, 1152), (128, 256), (64, 1152), (64, 576), (64, 128), (32, 256),
+    (32, 256), (128, 256), (256, 128), (3, 576),
+    # the 23 of the discriminator, with its projection of 1000 classes
+    (64, 27), (64, 576), (64, 3), (128, 576), (128, 1152), (128, 64), (256, 1152), (256, 2304), (256, 128),
+    (512, 2304), (512, 4608), (512, 256), (1024, 4608), (1024, 9216), (1024, 512), (1024, 9216), (1024, 9216),
+    (16, 128), (16, 128), (64, 128), (128, 64), (1, 1024), (1000, 1024),
+]
+"""R and K of the 44 spectral-normed weights of the official SAGAN at 128x128, 287 MB in float32."""
+# fmt: on

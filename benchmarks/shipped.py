@@ -140,10 +140,9 @@ def spectral_norm_launches(arch: int) -> list[Launch]:
     "forward" is one training update. Other orders, evaluation, further iterations, and the table of addresses, written
     when a weight moved, are "variant".
     """
-    matrices = [(matrix.R, matrix.K) for matrix in SAGAN_MATRICES]
     found = []
     for out_dtype in ("fp32", "bf16"):
-        for plan in spectral_norm_plans(matrices, "fp32", out_dtype, arch):
+        for plan in spectral_norm_plans(SAGAN_MATRICES, "fp32", out_dtype, arch):
             values = plan.constexprs
             other = "v first" in plan.name or "addresses" in plan.name
             update = values.get("FIRST", True) and values.get("UPDATE", True) and not other

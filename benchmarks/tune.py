@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy import RMS_TOLERANCE, rel_rms
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 from sagan_fast.kernels import configs
 from sagan_fast.kernels.configs import INTERPRETED_ARCH, LaunchConfig
@@ -33,7 +34,6 @@ from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 from sagan_fast.kernels.self_attention.forward import block_fwd, self_attention_fwd
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
-from sagan_fast.testing import RMS_TOLERANCE, rel_rms
 
 KERNELS = ("projection_fwd", "attention_fwd", "attention_bwd_preprocess", "attention_bwd_dkv", "attention_bwd_dq")
 BACKWARD_OPTIONS = {

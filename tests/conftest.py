@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sagan_fast.testing import teach_interpreter_bfloat16
+from shared_by_tests import teach_interpreter_bfloat16
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported

@@ -10,7 +10,7 @@ import torch
 from sagan_fast import distributed
 from sagan_fast.distributed import World, connected, current_world, environment_of_one, pick_device, rank
 from sagan_fast.errors import InputError
-from sagan_fast.testing import run_ranks
+from shared_by_tests import run_ranks
 
 CPU = torch.device("cpu")
 

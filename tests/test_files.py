@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from sagan_fast.errors import InputError
 from sagan_fast.files import WRITING, clean, explained, hold, link, move, reason, replacing, written
-from sagan_fast.testing import start_ranks
+from shared_by_tests import start_ranks
 
 
 def full(*_args, **_kwargs):

@@ -14,7 +14,7 @@ ALL_SOURCES = sorted([*SOURCES, *(ROOT / "benchmarks").rglob("*.py")])
 # A part may import those of a lower floor, and itself. Data, visualize and evaluation stand beside the layers.
 FLOOR = {
     "errors": 0, "kernels": 0,
-    "choices": 1, "files": 1, "testing": 1,
+    "choices": 1, "files": 1,
     "distributed": 2, "ops": 2,
     "functional": 3,
     "layers": 4,
@@ -25,8 +25,8 @@ FLOOR = {
     "commands": 9,
     "cli": 10,
 }  # fmt: skip
-NO_MIRROR = {"reference", "checks", "plan", "testing", "errors", "functional", "__init__"}
-"""Held by other tests: the references and plans by every kernel's and op's, errors by whoever raises them."""
+NO_MIRROR = {"reference", "checks", "errors", "functional", "__init__"}
+"""Held by other tests: the references by every kernel's and op's test, errors by whoever raises them."""
 
 OFFENDERS = {
     "import circles": set(),

@@ -11,11 +11,12 @@ import sysconfig
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from sagan_fast.choices import Backend
 from sagan_fast.kernels.attention import cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
 from sagan_fast.kernels.configs import MAX_D_QK, MAX_D_V, MIN_ARCH
@@ -23,7 +24,7 @@ from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
 
 HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
 
-BACKENDS = ("auto", "eager", "sdpa", "triton")
+BACKENDS = get_args(Backend)
 """Backends of attention."""
 
 SPECTRAL_NORM_BACKENDS = ("auto", "eager", "triton")
@@ -106,7 +107,7 @@ def build_refusal() -> str | None:
 
 
 def interpreter_computes(dtype: torch.dtype) -> bool:
-    """Return whether `dtype` is bfloat16 and Triton's interpreter was taught it (`testing`): as it comes, it errs."""
+    """Return whether `dtype` is bfloat16 and Triton's interpreter was taught it (tests/shared_by_tests.py)."""
     taught = getattr(sys.modules.get("triton.runtime.interpreter"), "computes_bfloat16", False)
     return bool(taught) and dtype == torch.bfloat16
 

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from benchmarks.accuracy import rel_rms
 from benchmarks.bench import Target
 from benchmarks.bench_spectral_norm import SMALL as SMALL_MATRICES
 from benchmarks.bench_spectral_norm import cases
 from benchmarks.harness import Effort, measure
+from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm
-from sagan_fast.testing import SAGAN_MATRICES, rel_rms
 
 SMALL = [(R, K) for R, K in SAGAN_MATRICES if R * K <= 2**18]
 lists = pytest.mark.parametrize(

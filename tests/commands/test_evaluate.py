@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sagan_fast import cli
-from sagan_fast.testing import run_ranks, tiny_extractor_file
+from shared_by_tests import run_ranks, tiny_extractor_file
 
 
 @pytest.fixture(autouse=True)

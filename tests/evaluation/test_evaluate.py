@@ -17,7 +17,7 @@ from sagan_fast.evaluation.features import open_extractor
 from sagan_fast.evaluation.protocol import METRICS, Protocol
 from sagan_fast.evaluation.streams import StoredImages
 from sagan_fast.models.generator import Generator
-from sagan_fast.testing import tiny_extractor_file
+from shared_by_tests import tiny_extractor_file
 
 ROOT = Path(__file__).parents[2]
 

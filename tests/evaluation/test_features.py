@@ -11,7 +11,7 @@ from torch import nn
 
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import open_extractor, resize_antialiased, resize_tf1, save_extractor
-from sagan_fast.testing import tiny_extractor_file
+from shared_by_tests import tiny_extractor_file
 
 
 def pixels(*shape, generator):

@@ -4,7 +4,7 @@ import torch
 from sagan_fast import Generator
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.interpolation import mixed_classes, slerp, truncated
-from sagan_fast.testing import randn
+from shared_by_tests import randn
 
 
 def test_the_arc_turns_steadily_and_keeps_the_length(generator):

@@ -16,7 +16,7 @@ from sagan_fast.evaluation.metrics import Gaussian
 from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.evaluation.statistics import Reference, cache_folder, collect
 from sagan_fast.evaluation.streams import StoredImages, features_in_order
-from sagan_fast.testing import tiny_extractor_file
+from shared_by_tests import tiny_extractor_file
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from sagan_fast.evaluation.features import open_extractor
 from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.evaluation.streams import GeneratedImages, StoredImages, features_in_order
 from sagan_fast.models.generator import Generator
-from sagan_fast.testing import tiny_extractor_file
 from sagan_fast.visualize.grids import to_uint8
+from shared_by_tests import tiny_extractor_file
 
 
 def small_generator(**overrides):

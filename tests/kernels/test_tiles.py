@@ -6,7 +6,7 @@ import torch
 from sagan_fast.kernels import tiles
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.tiles import dense, grid_of, is_channels_last, padded, split, strides_of
-from sagan_fast.testing import randn
+from shared_by_tests import randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

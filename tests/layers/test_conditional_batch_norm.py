@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
-from sagan_fast.testing import randn
+from shared_by_tests import randn
 
 
 def test_each_image_gets_the_gain_and_bias_of_its_class(generator):

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from sagan_fast import SelfAttention2d, explain, fuse_spectral_norm, spectral_norm
-from sagan_fast.testing import randn
+from shared_by_tests import randn
 
 
 def test_explain_says_which_and_why(generator):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
-from sagan_fast.testing import randn
+from shared_by_tests import randn
 
 
 def up(x):

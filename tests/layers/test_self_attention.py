@@ -9,7 +9,7 @@ from torch import nn
 import sagan_fast
 from sagan_fast.functional import self_attention_2d
 from sagan_fast.layers.self_attention import SelfAttention2d
-from sagan_fast.testing import randn
+from shared_by_tests import randn
 
 
 def test_defaults_are_those_of_the_released_code(generator):

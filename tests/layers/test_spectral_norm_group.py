@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import spectral_norm as legacy_spectral_norm
 
+from benchmarks.accuracy import rel_rms
 from sagan_fast.kernels.spectral_norm import reference
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm, spectral_norm
-from sagan_fast.testing import assert_close_to_truth, rel_rms
+from shared_by_tests import assert_close_to_truth
 
 EVERY = [spectral_norm, parametrizations.spectral_norm, legacy_spectral_norm]
 

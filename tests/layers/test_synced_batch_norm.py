@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.accuracy import rel_rms
 from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
 from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d, sync_batch_norms
-from sagan_fast.testing import rel_rms, run_ranks
+from shared_by_tests import run_ranks
 
 SPLIT = (3, 2)
 """Images of each process: as many here as there, or not."""

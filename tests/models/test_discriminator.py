@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sagan_fast import Discriminator
-from sagan_fast.testing import randn
+from shared_by_tests import randn
 
 
 def test_parameter_counts_are_the_official_ones():

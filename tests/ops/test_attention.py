@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 from sagan_fast.functional import attention
 from sagan_fast.kernels.attention import reference
-from sagan_fast.testing import assert_close_to_truth, randn
+from shared_by_tests import assert_close_to_truth, randn
 
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"

@@ -10,8 +10,9 @@ from torch.library import opcheck
 from torch.nn.functional import conv2d
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE
 from sagan_fast.functional import self_attention_2d
-from sagan_fast.testing import DTYPE_NAMES, RMS_TOLERANCE, assert_close_to_truth, largest_is_clear, randn
+from shared_by_tests import assert_close_to_truth, largest_is_clear, randn
 
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"

@@ -1,16 +1,11 @@
 import pytest
 import torch
 
+from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.kernels.spectral_norm import reference
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
 from sagan_fast.ops.spectral_norm import _backward_op, _forward_op, batches, spectral_norm_group
-from sagan_fast.testing import (
-    SAGAN_MATRICES,
-    assert_close_to_truth,
-    randn,
-    spectral_norm_inputs,
-    spectral_norm_truth,
-)
+from shared_by_tests import assert_close_to_truth, randn, spectral_norm_inputs, spectral_norm_truth
 
 SHAPES = [(64, 3, 3, 3), (3, 64, 3, 3), (1, 1024), (16, 128, 1, 1), (130, 77)]
 backends = pytest.mark.parametrize("backend", ["eager", "triton"])

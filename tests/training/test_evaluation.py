@@ -12,9 +12,9 @@ import sagan_fast.training.loop as loop
 from sagan_fast import cli
 from sagan_fast.errors import InputError
 from sagan_fast.models.checkpoint import load_checkpoint
-from sagan_fast.testing import assert_same, tiny_extractor_file
 from sagan_fast.training import evaluation
 from sagan_fast.training.config import TrainConfig
+from shared_by_tests import assert_same, tiny_extractor_file
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sagan_fast.models.checkpoint import load_checkpoint
-from sagan_fast.testing import run_ranks, start_ranks
+from shared_by_tests import run_ranks, start_ranks
 
 OPTIONS = [
     "train", "--resume", "--preset=shapes-32", "--resolution=16", "--batch-size=4", "--micro-batch-size=2",

@@ -13,11 +13,11 @@ import torch
 from sagan_fast import cli
 from sagan_fast.distributed import connected
 from sagan_fast.models.checkpoint import load_checkpoint
-from sagan_fast.testing import run_ranks, start_ranks
 from sagan_fast.training import step as step_module
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import train_step
+from shared_by_tests import run_ranks, start_ranks
 
 TINY = dict(
     resolution=16,

@@ -4,9 +4,9 @@ import signal
 import pytest
 
 from sagan_fast.distributed import connected
-from sagan_fast.testing import run_ranks
 from sagan_fast.training import signals
 from sagan_fast.training.signals import StopVote, stop_on_signals
+from shared_by_tests import run_ranks
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

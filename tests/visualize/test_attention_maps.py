@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sagan_fast import Discriminator, Generator, SelfAttention2d
 from sagan_fast.errors import InputError
-from sagan_fast.testing import randn
 from sagan_fast.visualize import attention_maps as maps
+from shared_by_tests import randn
 
 
 def looking_at_itself(H, W, pool):

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.accuracy import rel_rms
 from sagan_fast.kernels.attention.backward import attention_bwd
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.reference import attention
-from sagan_fast.testing import assert_close_to_truth, assert_gradient, randn, rel_rms
+from shared_by_tests import assert_close_to_truth, assert_gradient, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

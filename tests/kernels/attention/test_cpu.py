@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sagan_fast.kernels import LOG2_E
 from sagan_fast.kernels.attention import cpu, reference
 from sagan_fast.ops.attention import attention_on, on_the_cpu
-from sagan_fast.testing import assert_close_to_truth, randn
+from shared_by_tests import assert_close_to_truth, randn
 
 SHAPES = [  # B, N, M, D_QK, D_V
     (2, 96, 64, 8, 32),

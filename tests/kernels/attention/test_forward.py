@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.accuracy import DTYPE_NAMES
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.configs import LaunchConfig
-from sagan_fast.testing import DTYPE_NAMES, assert_close_to_truth, randn
+from shared_by_tests import assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

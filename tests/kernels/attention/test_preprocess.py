@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sagan_fast.kernels.attention.preprocess import attention_bwd_preprocess
-from sagan_fast.testing import assert_close_to_truth, randn
+from shared_by_tests import assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from sagan_fast.kernels.projection.backward import projection_bwd_input, projection_bwd_weight, store_unpooled
-from sagan_fast.testing import assert_close_to_truth, randn
+from shared_by_tests import assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sagan_fast.kernels.configs import LaunchConfig
 from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.kernels.projection.reference import project
-from sagan_fast.testing import assert_close_to_truth, largest_is_clear, randn
+from shared_by_tests import assert_close_to_truth, largest_is_clear, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

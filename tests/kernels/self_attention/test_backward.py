@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.configs import LaunchConfig
 from sagan_fast.kernels.projection.reference import project
@@ -11,14 +12,7 @@ from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 from sagan_fast.kernels.self_attention.forward import self_attention_fwd
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.kernels.self_attention.reference import unproject
-from sagan_fast.testing import (
-    DTYPE_NAMES,
-    RMS_TOLERANCE,
-    assert_close_to_truth,
-    assert_gradient,
-    largest_is_clear,
-    randn,
-)
+from shared_by_tests import assert_close_to_truth, assert_gradient, largest_is_clear, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

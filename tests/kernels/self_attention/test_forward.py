@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from benchmarks.accuracy import rel_rms
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.configs import LaunchConfig
 from sagan_fast.kernels.self_attention.forward import block_fwd
 from sagan_fast.kernels.self_attention.reference import unproject
-from sagan_fast.testing import assert_close_to_truth, randn, rel_rms
+from shared_by_tests import assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

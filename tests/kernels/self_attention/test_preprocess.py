@@ -5,7 +5,7 @@ import torch
 
 from sagan_fast.kernels.configs import LaunchConfig
 from sagan_fast.kernels.self_attention.preprocess import block_bwd_preprocess
-from sagan_fast.testing import assert_close_to_truth, randn
+from shared_by_tests import assert_close_to_truth, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.kernels.spectral_norm import eager, reference
 from sagan_fast.kernels.spectral_norm.backward import spectral_norm_bwd
 from sagan_fast.kernels.spectral_norm.tables import offsets
-from sagan_fast.testing import SAGAN_MATRICES, assert_close_to_truth, randn, spectral_norm_inputs
+from shared_by_tests import assert_close_to_truth, randn, spectral_norm_inputs
 
 SHAPES = [(64, 27), (3, 576), (1, 1024), (16, 128), (130, 77), (9, 64, 3, 3), (3, 1201), (40, 1100)]
 

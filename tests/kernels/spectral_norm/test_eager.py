@@ -2,9 +2,10 @@
 
 import torch
 
+from benchmarks.accuracy import rel_rms
 from sagan_fast.kernels.spectral_norm import eager
 from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
-from sagan_fast.testing import assert_close_to_truth, rel_rms, spectral_norm_inputs, spectral_norm_truth
+from shared_by_tests import assert_close_to_truth, spectral_norm_inputs, spectral_norm_truth
 
 
 def test_blocks_of_rows_that_do_not_divide_the_rows(generator, monkeypatch):

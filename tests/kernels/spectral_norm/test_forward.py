@@ -2,15 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.kernels.spectral_norm import eager
 from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
 from sagan_fast.kernels.spectral_norm.tables import column_groups, offsets
-from sagan_fast.testing import (
-    SAGAN_MATRICES,
-    assert_close_to_truth,
-    spectral_norm_inputs,
-    spectral_norm_truth,
-)
+from shared_by_tests import assert_close_to_truth, spectral_norm_inputs, spectral_norm_truth
 
 # One of each width of row tile, with odd rows and columns, single rows and columns among them.
 SHAPES = [

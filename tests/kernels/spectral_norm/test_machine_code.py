@@ -6,9 +6,9 @@ import tempfile
 
 import pytest
 
+from benchmarks.shapes import SAGAN_MATRICES
 from benchmarks.shipped import spectral_norm_plans
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, WIDTHS, width_of
-from sagan_fast.testing import SAGAN_MATRICES
 
 WIDE = [(64, 13824), (3, 13825), (5, 5)]
 

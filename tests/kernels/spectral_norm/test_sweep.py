@@ -4,7 +4,7 @@ import torch
 from sagan_fast.kernels.spectral_norm.addresses import addresses_of
 from sagan_fast.kernels.spectral_norm.sweep import Buffers, launch_sweep
 from sagan_fast.kernels.spectral_norm.tables import OFFSET_UNIT, tables_for
-from sagan_fast.testing import assert_close_to_truth, spectral_norm_inputs
+from shared_by_tests import assert_close_to_truth, spectral_norm_inputs
 
 SHAPES = [(40, 27), (130, 77), (5, 1201), (9, 1024), (6, 2304)]
 

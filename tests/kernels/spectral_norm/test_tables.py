@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.kernels.spectral_norm import tables
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS, Shape, layout_of, tables_for, tiles_of
-from sagan_fast.testing import SAGAN_MATRICES
 
 SHAPES = tuple(
     Shape(R, K, K, 1, K % 4 == 0) for R, K in [*SAGAN_MATRICES, (MAX_ROWS, 100), (24576, MAX_COLUMNS), (1, 1)]

@@ -1,4 +1,4 @@
-"""bfloat16 in Triton's interpreter, as testing.py teaches it: casts, sums, products and comparisons are PyTorch's."""
+"""bfloat16 in Triton's interpreter, as shared_by_tests.py teaches it, is PyTorch's."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: error measures, tolerances by dtype, seeded random inputs."""
+"""What several tests share: comparisons with float64, random inputs, other processes, bfloat16 in the interpreter."""
 
 from __future__ import annotations
 
@@ -15,25 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sagan_fast.kernels.launch import DTYPES
-
-RMS_TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
-"""Largest relative RMS error against float64, by precision (DESIGN §5)."""
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "tf32"}
-
-
-def rel_rms(actual: Tensor, truth: Tensor) -> float:
-    """Return the root mean square of `actual - truth` over that of `truth`, in float64; NaN in either gives NaN."""
-    actual, truth = actual.detach().double(), truth.detach().to(actual.device, torch.float64)
-    if actual.shape != truth.shape:
-        raise ValueError(
-            f"rel_rms: actual must have the shape of truth = {tuple(truth.shape)}, got {tuple(actual.shape)}"
-        )
-    if truth.numel() == 0:
-        return 0.0
-    error = (actual - truth).square().mean().sqrt()
-    return (error / truth.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)).item()
+from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE, rel_rms
 
 
 def assert_close_to_truth(
@@ -141,21 +123,6 @@ def teach_interpreter_bfloat16() -> None:
     builder.cast_impl, builder.create_fp_to_fp = cast_any, cast_float_any
     builder.create_masked_load, builder.create_masked_store, builder.get_bf16 = load_any, store_any, constant
     interpreter.computes_bfloat16 = True
-
-
-# fmt: off
-SAGAN_MATRICES = [
-    # generator of the released 128x128 model
-    (16384, 128), (1024, 9216), (1024, 9216), (1024, 1024), (512, 9216), (512, 4608), (512, 1024), (256, 4608),
-    (256, 2304), (256, 512), (128, 2304), (128, 1152), (128, 256), (64, 1152), (64, 576), (64, 128), (32, 256),
-    (32, 256), (128, 256), (256, 128), (3, 576),
-    # discriminator, with its projection of 1000 classes
-    (64, 27), (64, 576), (64, 3), (128, 576), (128, 1152), (128, 64), (256, 1152), (256, 2304), (256, 128),
-    (512, 2304), (512, 4608), (512, 256), (1024, 4608), (1024, 9216), (1024, 512), (1024, 9216), (1024, 9216),
-    (16, 128), (16, 128), (64, 128), (128, 64), (1, 1024), (1000, 1024),
-]
-"""R and K of the 44 spectral-normed weights of SAGAN, 287 MB in float32."""
-# fmt: on
 
 
 def spectral_norm_inputs(
