@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from benchmarks import gpu
@@ -18,6 +19,7 @@ def test_a_gpu_that_the_kernels_do_not_run_on_is_a_sentence(monkeypatch, capsys)
     old = SimpleNamespace(name="Tesla V100", major=7, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: old)
+    monkeypatch.setattr(gpu, "_run", lambda *_: pytest.fail("it went on"))
     assert gpu.main([]) == 2
     assert "the kernels cannot run here: Tesla V100 has compute capability 7.0" in capsys.readouterr().err
 

@@ -37,7 +37,7 @@ def test_widths():
 
 
 COMPILE = """
-import json, re, sys
+import json, sys
 from benchmarks.compile import compile_plan
 from benchmarks.shipped import spectral_norm_plans
 
@@ -47,14 +47,16 @@ for matrices in lists:
     plans = spectral_norm_plans([tuple(matrix) for matrix in matrices], dtype, out_dtype, arch)
     some = [plan for plan in plans if limit is None or "addresses" not in plan.name][:limit]
     done = [(plan.name, compile_plan(plan, arch)) for plan in some]
-    access = re.compile(r"\\b(?:LDG|STG|LDL|STL)[A-Z0-9.]*")
-    found.append([(name, code.stack, " ".join(access.findall(code.sass))) for name, code in done])
+    found.append([
+        (name, code.stack, " ".join(op for op in code.opcodes for _ in range(code.opcodes[op])))
+        for name, code in done
+    ])
 print(json.dumps(found))
 """
 
 
 def compiled(lists, dtype, out_dtype, arch, limit=None):
-    """Return name, stack and memory instructions of the first `limit` launches of each of `lists` of matrices.
+    """Return name, bytes of stack and opcodes of the first `limit` launches of each of `lists` of matrices.
 
     In a process of its own, without the interpreter.
     """
