@@ -19,19 +19,29 @@ from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE, rel_rms
 
 
 def assert_close_to_truth(
-    name: str, actual: Tensor, truth: Tensor, eager: Tensor | None = None, precision: str | None = None
+    name: str,
+    actual: Tensor,
+    truth: Tensor,
+    eager: Tensor | None = None,
+    precision: str | None = None,
+    terms: Tensor | None = None,
 ) -> None:
     """Assert that `actual` is as near to the float64 `truth` as DESIGN §5 asks.
 
     Its relative RMS error must be inside the table for `precision` (by default that of its dtype) and, where the
     same computation by plain PyTorch in the same dtype is given as `eager`, at most twice its error plus a floor of a
     tenth of the table's entry.
+
+    Sums that cancel are small beside their float32 rounding. There `terms` has the root of the sum of the squares of
+    what each element of `truth` adds up, and 2e-6 of it is allowed besides.
     """
     precision = precision or DTYPE_NAMES[actual.dtype]
-    error, limit = rel_rms(actual, truth), RMS_TOLERANCE[precision]
+    rounding = 0.0 if terms is None else 2e-6 * rel_rms(truth + terms, truth)
+    error, table = rel_rms(actual, truth), RMS_TOLERANCE[precision]
+    limit = table + rounding
     assert error <= limit, f"{name}: relative RMS error {error:.3g} is over {limit:.3g} ({precision})"
     if eager is not None:
-        twice = 2 * rel_rms(eager, truth) + 0.1 * limit
+        twice = 2 * rel_rms(eager, truth) + 0.1 * table + rounding
         assert error <= twice, f"{name}: relative RMS error {error:.3g} is over twice eager's plus a floor, {twice:.3g}"
 
 
@@ -53,6 +63,21 @@ def assert_gradient(
     limit = RMS_TOLERANCE[DTYPE_NAMES[dtype or found.dtype]]
     error = (found.double() - truth).norm()
     assert error <= 2 * (eager.double() - truth).norm() + limit * (truth if terms is None else terms).norm(), name
+
+
+def attention_gradient_terms(
+    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the `terms` of `assert_close_to_truth` for the gradients of q, k and v, of their shapes and in float64.
+
+    A weight is as uncertain as its score, so by the score's own terms.
+    """
+    q, k, v, d_out = (t.detach().double() for t in (q, k, v, d_out))
+    weights = (scale * q @ k.mT).softmax(-1).square()
+    q, k, v, d_out = (t.square() for t in (q, k, v, d_out))
+    d_weights, rounded = d_out @ v.mT, weights * (1 + scale**2 * q @ k.mT)
+    d_scores = scale**2 * (rounded * d_weights + weights * (rounded * d_weights).sum(-1, keepdim=True))
+    return (d_scores @ k).sqrt(), (d_scores.mT @ q).sqrt(), (rounded.mT @ d_out).sqrt()
 
 
 def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, max_pool2d
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE
 from sagan_fast.functional import self_attention_2d
-from shared_by_tests import assert_close_to_truth, largest_is_clear, randn
+from shared_by_tests import assert_close_to_truth, attention_gradient_terms, largest_is_clear, randn
 
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"
@@ -77,30 +77,45 @@ def leaves_of(made):
     return {name: t if t is None else t.detach().requires_grad_() for name, t in made.items()}
 
 
+def gradient_terms(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o, pool, d_out):
+    """The `terms` of `assert_close_to_truth` for the gradients of x, the three projections and all biases, by name."""
+    pools = {"theta": False, "phi": pool, "g": pool}
+    weights = dict(zip(pools, (w_theta, w_phi, w_g), strict=True))
+    maps = [
+        conv2d(x, w, b).detach().requires_grad_() for w, b in zip(weights.values(), (b_theta, b_phi, b_g), strict=True)
+    ]
+    rows = [(max_pool2d(m, 2) if p else m).flatten(2).mT for m, p in zip(maps, pools.values(), strict=True)]
+    square = (gamma * d_out).square()
+    d_o = square if w_o is None else conv2d(square, w_o.square().transpose(0, 1))
+    added = attention_gradient_terms(*rows, d_o.flatten(2).mT.sqrt())
+    found = {"x": d_out.square(), "b_o": square.sum((0, 2, 3))}
+    for (name, weight), d_map in zip(weights.items(), torch.autograd.grad(rows, maps, added), strict=True):
+        d_map = d_map.square()
+        found[f"w_{name}"] = torch.einsum("bdhw,bchw->dc", d_map, x.square())[..., None, None]
+        found[f"b_{name}"] = d_map.sum((0, 2, 3))
+        found["x"] = found["x"] + conv2d(d_map, weight.square().transpose(0, 1))
+    return {name: terms.detach().sqrt() for name, terms in found.items()}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
 @pytest.mark.parametrize("out_proj", [True, False], ids=["o", "no_o"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_and_all_gradients_match_float64(shape, out_proj, pool, backend, generator):
-    exact = leaves_of(arguments(shape, generator, out_proj=out_proj))
-    single = leaves_of({name: t if t is None else t.float() for name, t in exact.items()})
+    single = leaves_of(arguments(shape, generator, out_proj=out_proj, dtype=torch.float32))
+    exact = leaves_of({name: t if t is None else t.double() for name, t in single.items()})
     truth = by_hand(**exact, pool=pool)
-    d_out = randn(*truth.shape, generator=generator)
-    truth.backward(d_out)
+    d_out = randn(*truth.shape, generator=generator, dtype=torch.float32)
+    truth.backward(d_out.double())
     out = self_attention_2d(**single, pool=pool, backend=backend)
-    out.backward(d_out.float())
+    out.backward(d_out)
     assert_close_to_truth("y", out, truth)
     summands = (truth - exact["x"]).norm() / 0.7 * d_out.norm()
     assert abs(single["gamma"].grad - exact["gamma"].grad) <= 1e-6 * summands  # one number, left over of many
-    for name in NAMES[:5]:
-        if exact[name] is not None and exact[name].grad.norm() > 1e-8:  # with one key none reaches q and k
-            assert_close_to_truth(f"d_{name}", single[name].grad, exact[name].grad)
-    for name in NAMES[6:]:
-        weight = exact[name.replace("b_", "w_")]
-        if exact[name] is not None and weight.grad.norm() > 1e-8:
-            # a sum over N positions, as each weight is; without the signs of its terms about sqrt(N) times as long
-            length = exact[name].grad.norm() + weight.grad.norm() * (truth[:, 0].numel() / shape[1]) ** 0.5
-            assert (single[name].grad - exact[name].grad).norm() <= 1e-5 * length, name
+    terms = gradient_terms(**exact, pool=pool, d_out=d_out.double())
+    for name in NAMES:
+        if exact[name] is not None and name != "gamma":
+            assert_close_to_truth(f"d_{name}", single[name].grad, exact[name].grad, terms=terms.get(name))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -52,8 +52,9 @@ def test_queries_keys_and_values_match_float64(case, dtype, pool, channels_last,
     *found, argmax = projection_fwd(x, *rest, pool=pool)
     truths, eagers = reference(*in_double([x, *rest]), pool), reference(x, *rest, pool)
     assert (argmax is not None) == pool
-    for name, rows, truth, eager in zip("qkv", found, truths, eagers, strict=True):
-        assert_close_to_truth(name, rows, truth, eager)
+    squares = reference(*(None if t is None else t.square() for t in in_double([x, *rest])), pool)
+    for name, rows, truth, eager, square in zip("qkv", found, truths, eagers, squares, strict=True):
+        assert_close_to_truth(name, rows, truth, eager, terms=square.sqrt())
 
 
 @pytest.mark.parametrize("chunk", [16, 128], ids=["in chunks", "whole"])
