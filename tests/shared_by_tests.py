@@ -65,10 +65,8 @@ def assert_gradient(
     assert error <= 2 * (eager.double() - truth).norm() + limit * (truth if terms is None else terms).norm(), name
 
 
-def attention_gradient_terms(
-    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, scale: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the `terms` of `assert_close_to_truth` for the gradients of q, k and v, of their shapes and in float64.
+def attention_terms(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, scale: float = 1.0) -> tuple[Tensor, ...]:
+    """Return the `terms` of `assert_close_to_truth` for attention's output and its gradients of q, k and v, in float64.
 
     A weight is as uncertain as its score, so by the score's own terms.
     """
@@ -77,7 +75,7 @@ def attention_gradient_terms(
     q, k, v, d_out = (t.square() for t in (q, k, v, d_out))
     d_weights, rounded = d_out @ v.mT, weights * (1 + scale**2 * q @ k.mT)
     d_scores = scale**2 * (rounded * d_weights + weights * (rounded * d_weights).sum(-1, keepdim=True))
-    return (d_scores @ k).sqrt(), (d_scores.mT @ q).sqrt(), (rounded.mT @ d_out).sqrt()
+    return tuple(t.sqrt() for t in (rounded @ v, d_scores @ k, d_scores.mT @ q, rounded.mT @ d_out))
 
 
 def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:

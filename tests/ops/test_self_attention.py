@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE
 from sagan_fast.functional import self_attention_2d
-from shared_by_tests import assert_close_to_truth, attention_gradient_terms, largest_is_clear, randn
+from shared_by_tests import assert_close_to_truth, attention_terms, largest_is_clear, randn
 
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"
@@ -87,7 +87,7 @@ def gradient_terms(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o,
     rows = [(max_pool2d(m, 2) if p else m).flatten(2).mT for m, p in zip(maps, pools.values(), strict=True)]
     square = (gamma * d_out).square()
     d_o = square if w_o is None else conv2d(square, w_o.square().transpose(0, 1))
-    added = attention_gradient_terms(*rows, d_o.flatten(2).mT.sqrt())
+    _, *added = attention_terms(*rows, d_o.flatten(2).mT.sqrt())
     found = {"x": d_out.square(), "b_o": square.sum((0, 2, 3))}
     for (name, weight), d_map in zip(weights.items(), torch.autograd.grad(rows, maps, added), strict=True):
         d_map = d_map.square()

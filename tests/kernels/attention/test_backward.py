@@ -9,7 +9,7 @@ from benchmarks.accuracy import rel_rms
 from sagan_fast.kernels.attention.backward import attention_bwd
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.reference import attention
-from shared_by_tests import assert_close_to_truth, assert_gradient, attention_gradient_terms, randn
+from shared_by_tests import assert_close_to_truth, assert_gradient, attention_terms, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -64,7 +64,7 @@ def test_any_shape_scale_and_strides(shape, scale, order, seed):
     truths = exact_gradients(*tensors, scale)
     q, k, v, d_out = (t.permute(order).contiguous().permute(inverse) for t in tensors)
     found = attention_bwd(d_out, q, k, v, *attention_fwd(q, k, v, scale), scale)
-    terms = attention_gradient_terms(*tensors, scale)
+    _, *terms = attention_terms(*tensors, scale)
     for name, grad, truth, added in zip(("dq", "dk", "dv"), found, truths, terms, strict=True):
         assert_close_to_truth(name, grad, truth, terms=added)
 

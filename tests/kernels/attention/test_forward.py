@@ -10,7 +10,7 @@ from benchmarks.accuracy import DTYPE_NAMES
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.reference import attention
 from sagan_fast.kernels.configs import LaunchConfig
-from shared_by_tests import assert_close_to_truth, randn
+from shared_by_tests import assert_close_to_truth, attention_terms, randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -61,7 +61,8 @@ def test_any_shape_scale_and_strides(shape, scale, order, seed):
     tensors = qkv(shape, torch.Generator().manual_seed(seed), torch.float32)
     strided = [t.permute(order).contiguous().permute(inverse) for t in tensors]
     truth = attention(*(t.double() for t in tensors), scale)
-    assert_close_to_truth("out", attention_fwd(*strided, scale, save=False)[0], truth)
+    terms, *_ = attention_terms(*tensors, truth, scale)
+    assert_close_to_truth("out", attention_fwd(*strided, scale, save=False)[0], truth, terms=terms)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
