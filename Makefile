@@ -30,7 +30,7 @@ test-all: $(STAMP)
 SEEDS ?= 5
 TESTS ?= tests
 test-seeds: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -q --seeds $(SEEDS) $(TESTS)
+	$(BIN)/python -m pytest -m "not slow" --seeds $(SEEDS) $(TESTS)
 
 ## lint: ruff and mypy
 lint: $(STAMP)
