@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sagan_fast.kernels.configs import Arch
+
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what the launchers ask for; Triton 3.9 warns when unset
 
 _RESOURCE = re.compile(r"(REG|STACK|LOCAL):(\d+)")
@@ -30,7 +32,7 @@ class Compiled:
     `opcodes` counts the instructions by opcode with modifiers ("LDG.E.128").
     """
 
-    arch: int
+    arch: Arch
     warps: int
     registers: int
     stack: int
@@ -60,7 +62,7 @@ def opcodes(sass: str) -> Counter[str]:
     return found
 
 
-def compile_key(plan: Any, arch: int) -> tuple[Any, ...]:
+def compile_key(plan: Any, arch: Arch) -> tuple[Any, ...]:
     """Return a key that is equal for two plans with the same machine code on `arch`, whatever their grids."""
     function = getattr(plan.kernel, "fn", plan.kernel)
     return (
@@ -75,8 +77,8 @@ def compile_key(plan: Any, arch: int) -> tuple[Any, ...]:
     )
 
 
-def compile_plan(plan: Any, arch: int) -> Compiled:
-    """Compile `plan` for compute capability `arch` (90 for 9.0) and read the result; no GPU is needed.
+def compile_plan(plan: Any, arch: Arch) -> Compiled:
+    """Compile `plan` for `arch` (90 for compute capability 9.0, "gfx942" for AMD) and read the result without a GPU.
 
     Raises RuntimeError if kernels were imported for the interpreter (TRITON_INTERPRET=1), or if `plan` misses an
     argument of its kernel.
@@ -102,15 +104,31 @@ def compile_plan(plan: Any, arch: int) -> Compiled:
     aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in plan.divisible_by_16}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
     options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, **plan.options)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    if isinstance(arch, str):  # threads of CDNA's waves: 64, of RDNA's: 32
+        target = GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
+    else:
+        target = GPUTarget("cuda", arch, 32)
+    compiled = triton.compile(source, target=target, options=options)
     metadata = compiled.metadata
+    if isinstance(arch, str):
+        found = _read_amdgcn(compiled.asm["amdgcn"])
+    else:
+        found = _cached(compiled.asm["cubin"], triton.__version__)
     return Compiled(
         arch=arch,
         warps=metadata.num_warps,
         shared=metadata.shared,
         tmem=getattr(metadata, "tmem_size", 0) or 0,
-        **_cached(compiled.asm["cubin"], triton.__version__),
+        **found,
     )
+
+
+def _read_amdgcn(text: str) -> dict[str, Any]:
+    """Return the same of AMD's assembly: spilled registers count as stack, four bytes each."""
+    numbers = {name: int(value) for name, value in re.findall(r"\.(\w+_count|\w+_fixed_size):\s+(\d+)", text)}
+    found = Counter(re.findall(r"^\t([a-z]\w+)", text, re.MULTILINE))
+    stack = 4 * (numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"]) + numbers["private_segment_fixed_size"]
+    return {"registers": numbers["vgpr_count"], "stack": stack, "local": 0, "opcodes": dict(found)}
 
 
 def _cached(cubin: bytes, version: str) -> dict[str, Any]:

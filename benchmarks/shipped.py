@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, BlockShape
 from sagan_fast.kernels.configs import INTERPRETED_ARCH as HOPPER
+from sagan_fast.kernels.configs import Arch
 from sagan_fast.kernels.launch import Plan
 
 BLOCK_DTYPES = ("bf16", "fp16", "tf32", "fp32")
@@ -45,7 +46,7 @@ def block_plans(
     out_proj: bool = True,
     bias: bool = False,
     dtype: str = "bf16",
-    arch: int = HOPPER,
+    arch: Arch = HOPPER,
     channels_last: bool = True,
     backward: bool = True,
 ) -> list[Plan]:
@@ -76,7 +77,7 @@ def block_plans(
     return found.plans
 
 
-def block_launches(shape: BlockShape, dtype: str, arch: int, channels_last: bool = True) -> list[Launch]:
+def block_launches(shape: BlockShape, dtype: str, arch: Arch, channels_last: bool = True) -> list[Launch]:
     """The launches of a block: inference, forward and backward in training, each in order."""
 
     def record(backward: bool) -> list[Plan]:
@@ -91,7 +92,7 @@ def block_launches(shape: BlockShape, dtype: str, arch: int, channels_last: bool
     return inference + training
 
 
-def functional_launches(shape: BlockShape, dtype: str, arch: int) -> list[Launch]:
+def functional_launches(shape: BlockShape, dtype: str, arch: Arch) -> list[Launch]:
     """The launches of `functional.attention`, forward and backward, on q, k, v of the shape."""
     from sagan_fast.kernels.attention.backward import attention_bwd
     from sagan_fast.kernels.attention.forward import attention_fwd
@@ -110,7 +111,7 @@ def functional_launches(shape: BlockShape, dtype: str, arch: int) -> list[Launch
 
 
 def spectral_norm_plans(
-    matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: str = "fp32", arch: int = HOPPER
+    matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: str = "fp32", arch: Arch = HOPPER
 ) -> list[Plan]:
     """Return every launch of W/sigma and of its gradient for `matrices` (R, K), each once.
 
@@ -134,7 +135,7 @@ def spectral_norm_plans(
     return [plan for i, plan in enumerate(found.plans) if plan not in found.plans[:i]]
 
 
-def spectral_norm_launches(arch: int) -> list[Launch]:
+def spectral_norm_launches(arch: Arch) -> list[Launch]:
     """Return the launches that normalise all 44 matrices of SAGAN, and those of the gradient.
 
     "forward" is one training update. Other orders, evaluation, further iterations, and the table of addresses, written
@@ -151,7 +152,7 @@ def spectral_norm_launches(arch: int) -> list[Launch]:
     return found
 
 
-def launches(arch: int, channels_last: bool = True) -> list[Launch]:
+def launches(arch: Arch, channels_last: bool = True) -> list[Launch]:
     """All launches of all ops for `arch`, blocks on channels_last maps or on contiguous ones."""
     found = []
     for shape in BLOCK_SHAPES:

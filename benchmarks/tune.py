@@ -179,13 +179,13 @@ def tune(
     return best, least if best != row.shipped else 1.0, measured
 
 
-def write(path: Path, row: Row, config: LaunchConfig, origin: str) -> None:
-    """Let `row` have `config` in the file of configs, and say where it comes from; whole or not at all."""
+def write(path: Path, key: tuple[str, ...], config: LaunchConfig, origin: str) -> None:
+    """Let the launch `key` have `config` in the file of configs, and say where it comes from; whole or not at all."""
     old = configs.read_rows(path)
-    kept = [part for one in old for part in (one.without(row.key) if row.key in one.keys else [one])]
-    kept.append(configs.Row(row.kernel, tuple((cell,) for cell in row.key[1:]), config, origin))
+    kept = [part for one in old for part in (one.without(key) if key in one.keys else [one])]
+    kept.append(configs.Row(key[0], tuple((cell,) for cell in key[1:]), config, origin))
     new = path.with_suffix(".new")
-    new.write_text(configs.format_rows(kept))
+    new.write_text(configs.format_rows(configs.merged(kept)))
     new.replace(path)
 
 
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         share = (end - time.monotonic()) / (len(found) - index)
         config, ratio, measured = tune(row, options.dtype, time.monotonic() + share)
         if config != row.shipped:
-            write(options.out, row, config, f"{where}: {ratio:.3f} of {row.shipped}")
+            write(options.out, row.key, config, f"{where}: {ratio:.3f} of {row.shipped}")
         print(f"{' '.join(row.key)}: {config}, {ratio:.3f} of {row.shipped}; {measured} measured", flush=True)
     return 0
 

@@ -30,6 +30,9 @@ WIDTHS = ((32, 32), (16, 64), (32, 64), (32, 96), (32, 128), (32, 256), (64, 128
 SMALL = 256
 """Maps with up to this many queries (or keys, for the kernel that owns keys) are small: small tiles fill a GPU."""
 
+Arch = int | str
+"""What kernels are compiled for: NVIDIA's compute capability times ten (90 for 9.0), or AMD's name ("gfx942")."""
+
 MIN_ARCH = 80
 """The lowest compute capability that the attention kernels run on."""
 
@@ -42,6 +45,19 @@ SERVED_BY = {80: 80, 86: 80, 87: 80, 89: 80, 90: 90, 100: 100, 103: 100, 110: 10
 The rows for 80 stay below the shared memory of the smallest of them, 101376 bytes.
 """
 
+SHARED_BYTES: dict[Arch, tuple[int, int]] = {
+    75: (65536, 65536), 80: (166912, 167936), 86: (101376, 102400), 87: (166912, 167936), 89: (101376, 102400),
+    90: (232448, 233472), 100: (232448, 233472), 103: (232448, 233472), 110: (232448, 233472),
+    120: (101376, 102400), 121: (101376, 102400), "gfx": (65536, 65536),
+}  # fmt: skip
+"""Bytes of shared memory that one program may have, and that a multiprocessor has.
+
+Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; AMD's ISA documents.
+"""
+
+AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
+"""AMD's chips that the kernels are compiled for. All run the rows "gfx", which stay below 65536 bytes of LDS."""
+
 
 @dataclass(frozen=True)
 class LaunchConfig:
@@ -50,7 +66,8 @@ class LaunchConfig:
     `BLOCK_N` queries, `BLOCK_M` keys or pooled positions and `BLOCK_C` channels a tile; `BLOCK` elements of a vector
     at a time and `ELEMENTS` of a weight a program. `maxnreg` caps the registers of a thread (None: the compiler's
     choice), so that more programs share a multiprocessor; 255, all there are, keeps the assembler from spilling a few
-    for the same reason. `sum_by_product` lets the tensor cores add up each row of the softmax.
+    for the same reason. `sum_by_product` lets the tensor cores add up each row of the softmax. `tf32x3` computes a
+    float32 product as three of TF32 on the tensor cores, exact to 2**-21.
     """
 
     BLOCK_N: int = 0
@@ -62,6 +79,7 @@ class LaunchConfig:
     num_stages: int = 2
     maxnreg: int | None = None
     sum_by_product: bool = False
+    tf32x3: bool = False
 
     @classmethod
     def parse(cls, text: str) -> LaunchConfig:
@@ -104,6 +122,22 @@ class Row(NamedTuple):
         return rows
 
 
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Return fewer rows that serve the same: those that differ in one list alone become one."""
+    for axis in (2, 1, 0, 3):
+        together: dict[tuple[object, ...], Row] = {}
+        for row in rows:
+            others = (row.kernel, *(values for i, values in enumerate(row.serves) if i != axis), row.config, row.origin)
+            former = together.get(others)
+            if former is None:
+                together[others] = row
+            else:
+                values = (*former.serves[axis], *(v for v in row.serves[axis] if v not in former.serves[axis]))
+                together[others] = row._replace(serves=(*row.serves[:axis], values, *row.serves[axis + 1 :]))
+        rows = list(together.values())
+    return list(rows)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file as `configs.csv`."""
     with path.open(newline="") as file:
@@ -135,8 +169,10 @@ def _configs() -> dict[tuple[str, ...], LaunchConfig]:
     return found
 
 
-def served_by(arch: int) -> int:
-    """Return the compute capability whose rows `arch` runs; an unknown one runs those of the next lower known one."""
+def served_by(arch: Arch) -> Arch:
+    """Return whose rows `arch` runs. An unknown compute capability runs those of the next lower known one."""
+    if isinstance(arch, str):
+        return "gfx"
     known = sorted(SERVED_BY)
     return SERVED_BY[known[max(bisect_right(known, arch) - 1, 0)]]
 
@@ -162,7 +198,7 @@ def row_size(positions: int | None) -> str:
 
 
 @functools.cache
-def lookup(kernel: str, arch: int, precision: str, D_QK: int, D_V: int, positions: int | None = None) -> LaunchConfig:
+def lookup(kernel: str, arch: Arch, precision: str, D_QK: int, D_V: int, positions: int | None = None) -> LaunchConfig:
     """Return the config of a kernel of the attention block for `positions` queries, or keys where it owns keys.
 
     The rows of `arch` itself come before those of the architecture that serves it. Raises ValueError for widths above

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configs import INTERPRETED_ARCH, LaunchConfig
+from .configs import INTERPRETED_ARCH, Arch, LaunchConfig
 
 DTYPES = {
     "fp64": torch.float64,
@@ -81,7 +81,7 @@ class Plan:
 class Recording:
     """The launches of a `with recording(...)` block, as plans, for one architecture and precision."""
 
-    arch: int
+    arch: Arch
     precision: str
     plans: list[Plan] = field(default_factory=list)
 
@@ -108,7 +108,7 @@ MAX_READY = 4096
 
 
 @contextmanager
-def recording(arch: int, precision: str) -> Iterator[Recording]:
+def recording(arch: Arch, precision: str) -> Iterator[Recording]:
     """Record every launch as a `Plan` instead of running it; launchers take meta tensors inside."""
     global _recording
     outer, _recording = _recording, Recording(arch, precision)
@@ -119,16 +119,19 @@ def recording(arch: int, precision: str) -> Iterator[Recording]:
 
 
 @functools.cache
-def _capability(index: int) -> int:
+def device_arch(index: int) -> Arch:
+    """Return what kernels for the CUDA or ROCm device `index` are compiled for."""
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(index).gcnArchName).partition(":")[0]
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
 
-def arch_of(tensor: Tensor) -> int:
-    """Return the compute capability the launch will run on, as an int (90 for 9.0)."""
+def arch_of(tensor: Tensor) -> Arch:
+    """Return what the launch on `tensor` is compiled for."""
     if _recording is not None:
         return _recording.arch
-    return _capability(tensor.device.index or 0) if tensor.device.type == "cuda" else INTERPRETED_ARCH
+    return device_arch(tensor.device.index or 0) if tensor.device.type == "cuda" else INTERPRETED_ARCH
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -139,7 +142,7 @@ def precision_of(dtype: torch.dtype) -> str:
     """
     if _recording is not None:
         return _recording.precision
-    if dtype == torch.float32:
+    if dtype == torch.float32 and torch.version.hip is None:
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
     return POINTERS[dtype][1:]
 
@@ -168,7 +171,7 @@ def launch(
     device of the tensors, which are added to it. A launch with `key` None is not kept: its numbers change every time.
     """
     if _recording is not None:
-        _recording.plans.append(_plan(name, kernel, tensors, describe(), _recording.precision))
+        _recording.plans.append(_plan(name, kernel, tensors, describe(), _recording))
         return
     kinds: list[Any] = []
     addresses = 0
@@ -196,8 +199,9 @@ def launch(
     if 0 in what.grid:
         return
     arguments = {**tensors, **what.numbers, **what.constexprs}
+    options = _options(what.config, torch.version.hip is not None)
     compiled = kernel[what.grid](
-        **arguments, num_warps=what.config.num_warps, num_stages=what.config.num_stages, **_options(what.config)
+        **arguments, num_warps=what.config.num_warps, num_stages=what.config.num_stages, **options
     )
     if keeps and compiled is not None:  # None: interpreted
         names = list(kernel.arg_names)
@@ -207,12 +211,12 @@ def launch(
         _ready[place] = compiled[(*what.grid, 1, 1)[:3]], [arguments[argument] for argument in names[len(tensors) :]]
 
 
-def _options(config: LaunchConfig) -> dict[str, Any]:
+def _options(config: LaunchConfig, amd: bool) -> dict[str, Any]:
     options = {"enable_fp_fusion": True}  # Triton 3.10 turns it off by default
-    return options if config.maxnreg is None else {**options, "maxnreg": config.maxnreg}
+    return options if amd or config.maxnreg is None else {**options, "maxnreg": config.maxnreg}
 
 
-def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: Launch, precision: str) -> Plan:
+def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: Launch, recorded: Recording) -> Plan:
     config, needs, constexprs = what.config, what.needs(), what.constexprs
     signature, fixed, aligned = {}, dict(constexprs), []
     unspecialised = getattr(kernel, "do_not_specialize", None) or ()
@@ -232,7 +236,7 @@ def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: La
     return Plan(
         name=name,
         kernel=kernel,
-        dtype=precision,
+        dtype=recorded.precision,
         config=str(config),
         signature=signature,
         constexprs=fixed,
@@ -244,5 +248,5 @@ def _plan(name: str, kernel: Any, tensors: Mapping[str, Tensor | None], what: La
         exps=needs.exps,
         bytes_read=needs.bytes_read,
         bytes_written=needs.bytes_written,
-        options=_options(config),
+        options=_options(config, isinstance(recorded.arch, str)),
     )

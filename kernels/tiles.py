@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import LaunchConfig
 from .launch import POINTERS
 
 MAX_IMAGES = 65535
@@ -69,10 +70,10 @@ def grid_of(tiles: int, images: int) -> tuple[int, ...]:
     return (tiles, images) if images <= MAX_IMAGES else (tiles * images,)
 
 
-def arithmetic(precision: str) -> dict[str, object]:
+def arithmetic(precision: str, config: LaunchConfig) -> dict[str, object]:
     """Return the compile-time arguments of a kernel's products: their precision and what they accumulate in."""
     return {
-        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "PRECISION": "tf32" if precision == "tf32" else "tf32x3" if config.tf32x3 and precision == "fp32" else "ieee",
         "ACC": tl.float64 if precision == "fp64" else tl.float32,
     }
 

@@ -213,7 +213,7 @@ def describe_dkv(
             EVEN_N=N % config.BLOCK_N == 0, EVEN_M=M % config.BLOCK_M == 0, FLAT=len(grid) == 1,
             BLOCK_N=config.BLOCK_N, BLOCK_M=config.BLOCK_M,
             BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-            **arithmetic(precision),
+            **arithmetic(precision, config),
         ),
         lambda: Needs(
             flops=4 * B * N * M * (D_QK + D_V),
@@ -272,7 +272,7 @@ def attention_bwd_dq(
                 D_QK=D_QK, D_V=D_V, PACKED=is_packed(q, k, v, d_o), EVEN_M=M % chosen.BLOCK_M == 0,
                 FLAT=len(grid) == 1, BLOCK_N=chosen.BLOCK_N, BLOCK_M=chosen.BLOCK_M,
                 BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-                **arithmetic(precision),
+                **arithmetic(precision, chosen),
             ),
             lambda: Needs(
                 flops=2 * B * N * M * (2 * D_QK + D_V),

@@ -171,7 +171,7 @@ def attention_fwd(
                 FLAT=len(grid) == 1, SUM_BY_PRODUCT=chosen.sum_by_product,
                 BLOCK_N=chosen.BLOCK_N, BLOCK_M=chosen.BLOCK_M,
                 BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-                **arithmetic(precision),
+                **arithmetic(precision, chosen),
             ),
             lambda: Needs(
                 flops=2 * B * N * M * (D_QK + D_V),

@@ -223,7 +223,7 @@ def projection_fwd(
                 WHOLE=block_c >= C, FLAT=len(grid) == 1,
                 BLOCK_M=chosen.BLOCK_M, BLOCK_C=block_c,
                 BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-                **arithmetic(precision),
+                **arithmetic(precision, chosen),
             ),
             lambda: Needs(
                 flops=2 * B * C * (N * D_QK + window * M * (D_QK + D_V)),

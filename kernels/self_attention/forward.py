@@ -170,7 +170,7 @@ def block_fwd(
                 SUM_BY_PRODUCT=chosen.sum_by_product,
                 BLOCK_N=chosen.BLOCK_N, BLOCK_M=chosen.BLOCK_M, BLOCK_C=chosen.BLOCK_C,
                 BLOCK_D_QK=padded(D_QK), BLOCK_D_V=width, BLOCK_REST=rest,
-                **arithmetic(precision),
+                **arithmetic(precision, chosen),
             ),
             lambda: Needs(
                 flops=2 * B * N * (M * (D_QK + D_V) + (0 if w_o is None else C * D_V)),

@@ -109,7 +109,7 @@ def block_bwd_preprocess(
             dict(
                 D_V=D_V, EVEN_C=C % chosen.BLOCK_C == 0, FLAT=len(grid) == 1,
                 BLOCK_N=chosen.BLOCK_N, BLOCK_C=chosen.BLOCK_C, BLOCK_D_V=width, BLOCK_REST=rest,
-                **arithmetic(precision),
+                **arithmetic(precision, chosen),
             ),
             lambda: Needs(
                 flops=2 * B * N * D_V * (1 if w_o is None else C + 1),

@@ -19,7 +19,7 @@ from torch import Tensor
 from sagan_fast.choices import Backend
 from sagan_fast.kernels.attention import cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
-from sagan_fast.kernels.configs import MAX_D_QK, MAX_D_V, MIN_ARCH
+from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
 
 HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
@@ -85,7 +85,11 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
         return "triton is not installed"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        if 10 * properties.major + properties.minor < min_arch:
+        if torch.version.hip is not None:
+            arch = properties.gcnArchName.partition(":")[0]
+            if arch not in AMD:
+                return f"{properties.name} is {arch}, and the kernels are compiled for {', '.join(AMD)}"
+        elif 10 * properties.major + properties.minor < min_arch:
             lowest = f"{min_arch // 10}.{min_arch % 10}"
             return f"{properties.name} has compute capability {properties.major}.{properties.minor}, below {lowest}"
         return build_refusal() if dtype in FLOAT_DTYPES else f"{dtype} is not float32, float16 or bfloat16"
@@ -94,6 +98,11 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
     if dtype not in (torch.float64, torch.float32, torch.float16) and not interpreter_computes(dtype):
         return f"Triton's interpreter does not compute {dtype} rightly"
     return None
+
+
+def never_run() -> str | None:
+    """Return why "auto" leaves the kernels alone on this kind of device: nobody has run them there yet."""
+    return None if torch.version.hip is None else "for AMD its kernels compile, but were never run (ask for 'triton')"
 
 
 @functools.cache
@@ -144,7 +153,7 @@ def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: in
 
 def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
     if like.is_cuda:
-        refusal = too_wide(D_QK, D_V) or triton_refusal(like.device, product_dtype(like), MIN_ARCH)
+        refusal = too_wide(D_QK, D_V) or triton_refusal(like.device, product_dtype(like), MIN_ARCH) or never_run()
         if refusal is None:
             return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")
         return Choice("sdpa", f"not triton: {refusal}")
@@ -175,7 +184,7 @@ def choose_spectral_norm(op: str, backend: str, weights: Sequence[Tensor]) -> Ch
         return Choice("eager", "asked for")
     if backend == "auto" and device.type != "cuda":
         return Choice("eager", f"the weights are on {device}")
-    refusal = triton_refusal(device, dtype)
+    refusal = triton_refusal(device, dtype) or (never_run() if backend == "auto" else None)
     if dtype not in FLOAT_DTYPES:
         refusal = f"the weights are {dtype}"
     elif refusal is None and any(too_large(weight) for weight in weights):
