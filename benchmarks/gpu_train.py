@@ -73,16 +73,17 @@ def score(run: Path, spec: str, features: str, count: int, device: str) -> float
     path = run / f"frechet-{count}.json"
     if not path.exists():
         from sagan_fast.data import open_dataset
-        from sagan_fast.evaluation.evaluate import drawn_images, evaluate
+        from sagan_fast.evaluation.evaluate import evaluate
         from sagan_fast.evaluation.features import open_extractor
         from sagan_fast.evaluation.protocol import Protocol
+        from sagan_fast.evaluation.streams import GeneratedImages
         from sagan_fast.models.checkpoint import load_generator
 
         generator = load_generator(run / "checkpoints" / "last.pt", average=True, device=device)
         dataset = open_dataset(spec, resolution=generator.config.resolution)
         extractor = open_extractor(features, device=device)
         protocol = Protocol(count=count, reference_count=count, keep=min(count, 2000))
-        result = evaluate(drawn_images(generator, protocol), dataset, extractor, protocol, metrics=("fid",))
+        result = evaluate(GeneratedImages(generator, protocol), dataset, extractor, protocol, metrics=("fid",))
         assert result is not None  # one process
         path.write_text(json.dumps(result))
     return float(json.loads(path.read_text())["fid"])

@@ -106,9 +106,9 @@ def _parse(args: list[str]) -> tuple[Options, dict[str, Any]]:
 def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[str, Any]:
     """Return the arguments of `evaluate`: images, real images, features and protocol."""
     from sagan_fast.data import open_dataset
-    from sagan_fast.evaluation.evaluate import dataset_source, drawn_images, generator_source
+    from sagan_fast.evaluation.evaluate import dataset_source, generator_source
     from sagan_fast.evaluation.features import open_extractor
-    from sagan_fast.evaluation.streams import Images, StoredImages
+    from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 
     metrics = METRICS if options.metrics == "all" else check_metrics(options.metrics.split(","))
     spec = _spec(options.generated)
@@ -118,7 +118,7 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
             raise InputError("resolution is the checkpoint's own: --resolution is for folders of images")
         protocol = Protocol.preset(options.protocol, **overrides)
         generator, source = generator_source(Path(options.generated), protocol.weights, device)
-        images, config = drawn_images(generator, protocol), generator.config
+        images, config = GeneratedImages(generator, protocol), generator.config
         dataset = open_dataset(options.data, resolution=config.resolution, num_classes=config.num_classes)
     else:
         for name in ("truncation", "batch_norm", "standing_batches", "quantise", "weights"):
@@ -126,15 +126,11 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
                 name = "last" if name == "weights" else name
                 raise InputError(f"{name} is for checkpoints, and {options.generated} holds images")
         stored = open_dataset(spec, resolution=options.resolution)
-        images = StoredImages(
-            stored,
-            overrides.get("count"),
-            seed=overrides.get("seed", 0),
-            batch_size=overrides.get("batch_size", Protocol.batch_size),
-            num_workers=options.num_workers,
-        )
         # What is said of a generator does not apply; uint8 is what files hold.
-        protocol = Protocol.preset(options.protocol, **{**overrides, "count": images.count, "quantise": "uint8"})
+        protocol = Protocol.preset(options.protocol, **{"count": len(stored), **overrides, "quantise": "uint8"})
+        images = StoredImages(
+            stored, protocol.count, seed=protocol.seed, batch_size=protocol.batch_size, num_workers=options.num_workers
+        )
         dataset, source = open_dataset(options.data, resolution=stored.resolution), dataset_source(stored)
     extractor = open_extractor(
         options.features,

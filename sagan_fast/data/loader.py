@@ -11,16 +11,15 @@ import atexit
 import signal
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.errors import InputError
@@ -60,9 +59,18 @@ def batches(
         ValueError: an argument is out of range.
         InputError: (from `next`) an image is broken and the data set was opened with `on_broken="fail"`.
     """
-    order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size)
-    if num_workers < 0:
-        raise ValueError(f"batches: num_workers must be at least 0, got {num_workers}")
+    for name, value, low in (
+        ("len(dataset)", len(dataset), 1),
+        ("batch_size", batch_size, 1),
+        ("start", start, 0),
+        ("num_workers", num_workers, 0),
+        ("world_size", world_size, 1),
+    ):
+        if value < low:
+            raise ValueError(f"batches: {name} must be at least {low}, got {value}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"batches: rank must be in range(world_size), range({world_size}), got {rank}")
+    order = sample_order(len(dataset), batch_size, seed, start, rank, world_size)
     return _Batches(dataset, order, num_workers, pin_memory)
 
 
@@ -77,42 +85,22 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
-class SampleOrder(Sampler[list[int]]):
-    """The indices of one rank's batches, without end; arguments as in `batches`."""
-
-    def __init__(
-        self, num_samples: int, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        for name, value, low in [
-            ("len(dataset)", num_samples, 1),
-            ("batch_size", batch_size, 1),
-            ("start", start, 0),
-            ("world_size", world_size, 1),
-        ]:
-            if value < low:
-                raise ValueError(f"batches: {name} must be at least {low}, got {value}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"batches: rank must be in range(world_size) = range({world_size}), got {rank}")
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.rank = rank
-        self.world_size = world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.rank + self.world_size * np.arange(self.batch_size, dtype=np.int64)
-        position, epoch, order = self.start, -1, np.empty(0, np.int64)
-        while True:
-            indices = np.empty(self.batch_size, np.int64)
-            epochs, offsets = np.divmod(position % self.num_samples + share, self.num_samples)
-            for ahead in np.unique(epochs):
-                if position // self.num_samples + int(ahead) != epoch:
-                    epoch = position // self.num_samples + int(ahead)
-                    order = epoch_order(self.num_samples, self.seed, epoch)
-                indices[epochs == ahead] = order[offsets[epochs == ahead]]
-            yield indices.tolist()
-            position += self.batch_size * self.world_size
+def sample_order(
+    num_samples: int, batch_size: int, seed: int, start: int, rank: int = 0, world_size: int = 1
+) -> Iterator[list[int]]:
+    """Yield the indices of one rank's batches, without end; arguments as in `batches`."""
+    share = rank + world_size * np.arange(batch_size, dtype=np.int64)
+    position, epoch, order = start, -1, np.empty(0, np.int64)
+    while True:
+        indices = np.empty(batch_size, np.int64)
+        epochs, offsets = np.divmod(position % num_samples + share, num_samples)
+        for ahead in np.unique(epochs):
+            if position // num_samples + int(ahead) != epoch:
+                epoch = position // num_samples + int(ahead)
+                order = epoch_order(num_samples, seed, epoch)
+            indices[epochs == ahead] = order[offsets[epochs == ahead]]
+        yield indices.tolist()
+        position += batch_size * world_size
 
 
 class _BatchReader(Dataset[Any]):
@@ -131,14 +119,13 @@ class _BatchReader(Dataset[Any]):
 class _Threads(Iterator[Batch]):
     """Batches read ahead by threads, in order: what they do is copying, which leaves the interpreter to others."""
 
-    def __init__(self, dataset: ImageDataset, order: SampleOrder, num_threads: int, pin_memory: bool) -> None:
-        self._dataset, self._pin_memory = dataset, pin_memory
-        self._indices = iter(order)
+    def __init__(self, dataset: ImageDataset, order: Iterator[list[int]], num_threads: int, pin_memory: bool) -> None:
+        self._dataset, self._order, self._pin_memory = dataset, order, pin_memory
         self._pool = ThreadPoolExecutor(num_threads, "loader")
         self._ahead = deque(self._submit() for _ in range(num_threads * BATCHES_AHEAD))
 
     def _submit(self) -> Future[Batch]:
-        indices = np.array(next(self._indices), np.int64)
+        indices = np.array(next(self._order), np.int64)
         # allocated here: what one thread frees of another's memory goes back to the system, to be mapped anew
         shape = (len(indices), 3, self._dataset.resolution, self._dataset.resolution)
         out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
@@ -158,16 +145,14 @@ class _Threads(Iterator[Batch]):
 
 
 class _Batches(Iterator[tuple[Tensor, Tensor]]):
-    def __init__(self, dataset: ImageDataset, order: SampleOrder, num_workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: ImageDataset, order: Iterator[list[int]], num_workers: int, pin_memory: bool) -> None:
         self._dataset = dataset
         self._iterator: Iterator[Any]
         pin_memory = pin_memory and torch.cuda.is_available()
         if dataset.in_threads and num_workers:
             self._iterator = _Threads(dataset, order, num_workers, pin_memory)
             return
-        loader = _loader(dataset, order, num_workers, worker_init_fn=ignore_stop_signals, pin_memory=pin_memory)
-        with stop_signals_held_back():
-            self._iterator = iter(loader)
+        self._iterator = load(_BatchReader(dataset), order, num_workers, ignore_stop_signals, pin_memory)
         if num_workers:
             atexit.register(_close_if_alive, weakref.ref(self))
 
@@ -189,21 +174,43 @@ class _Batches(Iterator[tuple[Tensor, Tensor]]):
 
 def images_in_order(dataset: ImageDataset, batches: Sequence[list[int]], num_workers: int = 0) -> Iterator[Tensor]:
     """Yield the images uint8 (B, 3, R, R) of each batch of indices; InputError if one cannot be read."""
-    for batch in _loader(dataset, batches, num_workers):
+    for batch in load(_BatchReader(dataset), batches, num_workers):
         if isinstance(batch, InputError):
             raise batch
         yield batch[0]
 
 
-def _loader(dataset: ImageDataset, batches: Iterable[list[int]], num_workers: int, **options: Any) -> DataLoader[Any]:
-    return DataLoader(
-        _BatchReader(dataset),
+def load(
+    reader: Dataset[Any],
+    batches: Iterable[list[Any]],
+    num_workers: int,
+    begin: Callable[[int], None] | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Any]:
+    """Return an iterator over what `reader.__getitems__` gives for each of `batches`, read in `num_workers` processes.
+
+    `begin` is called in each process at its start. SIGINT and SIGTERM are held back from it until then.
+    """
+    loader = DataLoader(
+        reader,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=as_it_is,
+        collate_fn=_as_it_is,
+        worker_init_fn=begin,
+        pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
-        **options,
     )
+    if begin is None or not hasattr(signal, "pthread_sigmask"):  # Windows
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def shut_down_workers(iterator: Any) -> None:
@@ -211,11 +218,6 @@ def shut_down_workers(iterator: Any) -> None:
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()
-
-
-def as_it_is(batch: Any) -> Any:
-    """Return `batch`; the collate_fn where a data set reads whole batches."""
-    return batch
 
 
 def ignore_stop_signals(worker_id: int) -> None:
@@ -226,19 +228,6 @@ def ignore_stop_signals(worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-@contextmanager
-def stop_signals_held_back() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back, so that a process started inside can first choose to ignore them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close_if_alive(stream: weakref.ref[_Batches]) -> None:

@@ -240,5 +240,4 @@ def map_images(folder: Path, manifest: Manifest) -> npt.NDArray[np.uint8]:
             raise InputError(f"{path} is damaged: it must have {wanted} bytes, and has {size}")
         if start != header(manifest.num_images, manifest.resolution):
             raise InputError(f"{path} is damaged: its header is not that of {shape} uint8")
-        images: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, np.uint8, "r", offset=HEADER_BYTES, shape=shape))
-    return images
+        return np.asarray(np.memmap(path, np.uint8, "r", offset=HEADER_BYTES, shape=shape))

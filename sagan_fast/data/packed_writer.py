@@ -103,7 +103,9 @@ class PackedWriter:
         self._num_safe = 0
         self._files: list[IO[bytes]] = []
         with self._sentences():
-            _make_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / PROGRESS).exists() and any(path.name != LOCK for path in folder.iterdir()):
+                raise InputError(f"{folder} holds other files: give a folder that is empty or not there yet")
             taken = f"another process is preparing {folder}: wait for it or give another folder"
             self._release = hold(folder / LOCK, taken)
             try:
@@ -122,13 +124,8 @@ class PackedWriter:
         """Write the images of `chunk` at the end."""
         with self._sentences():
             _write_all(self._images, chunk.images.tobytes())
-            entry = {
-                "items": chunk.items,
-                "labels": chunk.labels,
-                "position": chunk.position,
-                "broken": chunk.broken,
-                "blocks": self._add_to_digest(chunk.images),
-            }
+            entry = {**vars(chunk), "blocks": self._add_to_digest(chunk.images)}
+            del entry["images"]
             self._count(entry)
             self._pending.append(entry)
             if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -147,6 +144,7 @@ class PackedWriter:
             raise InputError(f"{source.path}: none of its {count(done.items, 'item', 'items')} could be read")
         labels = np.array(self._labels, np.int64)
         names = _names(source, class_names, labels)
+        decoders = {key: value for key, value in self.settings.items() if key.startswith(("pillow", "lib"))}
         blocks = [*self._blocks, *([self._digest.hexdigest()] if done.images % self._images_per_block else [])]
         manifest = Manifest(
             format=FORMAT,
@@ -164,7 +162,7 @@ class PackedWriter:
                 "items": done.items,
             },
             transform=TRANSFORM,
-            made_with={"sagan_fast": sagan_fast.__version__, "numpy": np.__version__, **_versions(self.settings)},
+            made_with={"sagan_fast": sagan_fast.__version__, "numpy": np.__version__, **decoders},
             checksums={
                 "algorithm": "blake2b, 16 bytes",
                 "images_per_block": self._images_per_block,
@@ -180,7 +178,8 @@ class PackedWriter:
                 np.save(file, labels)
             if done.broken:
                 with replacing(self.folder / BROKEN) as file:
-                    file.writelines(_line(name, reason) for name, reason in done.broken)
+                    lines = (f"{name}: {reason}".replace("\n", "\\n") for name, reason in done.broken)
+                    file.writelines(os.fsencode(line) + b"\n" for line in lines)
             self._images.close()
             move(self._part, self.folder / IMAGES)
             with replacing(self.folder / MANIFEST) as file:
@@ -291,12 +290,6 @@ class PackedWriter:
             raise InputError(said) from error
 
 
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / PROGRESS).exists() and any(path.name != LOCK for path in folder.iterdir()):
-        raise InputError(f"{folder} holds other files: give a folder that is empty or not there yet")
-
-
 def _names(source: Source, given: list[str] | None, labels: npt.NDArray[np.int64]) -> list[str]:
     if source.class_names is not None:
         return source.class_names
@@ -311,10 +304,6 @@ def _names(source: Source, given: list[str] | None, labels: npt.NDArray[np.int64
     return given
 
 
-def _versions(settings: dict[str, Any]) -> dict[str, str]:
-    return {key: value for key, value in settings.items() if key.startswith(("pillow", "lib"))}
-
-
 def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:
     view = memoryview(data)
     while len(view):
@@ -323,7 +312,3 @@ def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:
 
 def _json_line(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode() + b"\n"
-
-
-def _line(name: str, reason: str) -> bytes:
-    return os.fsencode(f"{name}: {reason}".replace("\n", "\\n")) + b"\n"

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sagan_fast.choices import OnBroken
 from sagan_fast.data.dataset import count
 from sagan_fast.data.images import BrokenImageError
-from sagan_fast.data.loader import as_it_is, ignore_stop_signals, shut_down_workers, stop_signals_held_back
+from sagan_fast.data.loader import ignore_stop_signals, load, shut_down_workers
 from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
 from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress
 from sagan_fast.data.sources.base import Source
@@ -76,14 +75,15 @@ def prepare(
     }
     if (target / MANIFEST).exists():
         return _already_there(target, settings)
-    workers = _num_processors() if num_workers is None else num_workers
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with closing(PackedWriter(target, settings, resolution)) as writer:
         done = writer.progress
         done.total = source.total
         _check_space(target, source, done, resolution)
         on_progress(done)
         in_a_row = 0
-        with closing(_decoded(source, resolution, workers, done.items)) as chunks:
+        with closing(_decoded(source, resolution, num_workers, done.items)) as chunks:
             for chunk in chunks:
                 in_a_row = 0 if chunk.labels else in_a_row + len(chunk.broken)
                 if chunk.broken and (on_broken == "fail" or in_a_row >= MAX_BROKEN_IN_A_ROW):
@@ -102,17 +102,9 @@ def made_with() -> dict[str, str]:
     import PIL
     from PIL import features
 
-    versions = {"pillow": PIL.__version__}
-    for codec, name in (("jpg", "libjpeg"), ("webp", "libwebp")):
-        if found := features.version(codec):
-            versions[name] = found
-    if turbo := features.version("libjpeg_turbo"):
-        versions["libjpeg_turbo"] = turbo
-    return versions
-
-
-def _num_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    codecs = {"libjpeg": "jpg", "libwebp": "webp", "libjpeg_turbo": "libjpeg_turbo"}
+    versions = {name: features.version(codec) for name, codec in codecs.items()}
+    return {"pillow": PIL.__version__, **{name: version for name, version in versions.items() if version}}
 
 
 def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
@@ -163,7 +155,7 @@ class _Reader(Dataset[Any]):
         self.source = source
         self.resolution = resolution
 
-    def __getitem__(self, items: list[Any]) -> Chunk:
+    def __getitems__(self, items: list[Any]) -> Chunk:
         images = np.empty((len(items), 3, self.resolution, self.resolution), np.uint8)
         labels: list[int] = []
         broken = []
@@ -182,17 +174,8 @@ def _decoded(source: Source, resolution: int, num_workers: int, start: int) -> G
     size = source.items_per_task or max(1, TASK_BYTES // image_bytes(resolution))
     items = itertools.islice(source.items(), start, None)
     tasks: Iterator[list[Any]] = iter(lambda: list(itertools.islice(items, size)), [])
-    loader: DataLoader[Any] = DataLoader(
-        _Reader(source, resolution),
-        sampler=tasks,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=as_it_is,
-        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
-        generator=torch.Generator().manual_seed(0),
-    )
-    with stop_signals_held_back():
-        iterator = iter(loader)
+    begin = functools.partial(_begin_worker, os.getpid())
+    iterator = load(_Reader(source, resolution), tasks, num_workers, begin)
     try:
         yield from iterator
     finally:

@@ -90,8 +90,7 @@ def draw(indices: npt.NDArray[np.int64], shape: Callable[..., Array], resolution
     background = BACKGROUNDS[(parameters[4, :, 0, 0] * len(BACKGROUNDS)).astype(np.int64)][..., None, None]
     colour = FOREGROUNDS[(parameters[5, :, 0, 0] * len(FOREGROUNDS)).astype(np.int64)][..., None, None]
     ground = background[:, 0] + (background[:, 1] - background[:, 0]) * ((y[:, None] + 1) / 2)
-    pixels: npt.NDArray[np.uint8] = np.floor(ground + (colour - ground) * coverage + 0.5).astype(np.uint8)
-    return pixels
+    return np.floor(ground + (colour - ground) * coverage + 0.5).astype(np.uint8)
 
 
 def _between(unit: Array, low: float | Array, high: float | Array) -> Array:
@@ -99,20 +98,16 @@ def _between(unit: Array, low: float | Array, high: float | Array) -> Array:
 
 
 def _disc(x: Array, y: Array, radius: Array) -> Array:
-    distance: Array = np.sqrt(x * x + y * y) - radius
-    return distance
+    return np.sqrt(x * x + y * y) - radius
 
 
 def _box(x: Array, y: Array, half_width: Array, half_height: Array) -> Array:
-    distance: Array = np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
-    return distance
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
 def _triangle(x: Array, y: Array, size: Array) -> Array:
     """Distance to an isosceles triangle, its tip at y = -size and its base from (-size, size) to (size, size)."""
-    side = (2 * np.abs(x) - y - size) / np.sqrt(5.0)
-    distance: Array = np.maximum(side, y - size)
-    return distance
+    return np.maximum((2 * np.abs(x) - y - size) / np.sqrt(5.0), y - size)
 
 
 def _single(form: Callable[[Array, Array, Array], Array]) -> Callable[..., Array]:
@@ -125,8 +120,7 @@ def _single(form: Callable[[Array, Array, Array], Array]) -> Callable[..., Array
 
 
 def _ring(x: Array, y: Array, size: Array) -> Array:
-    distance: Array = np.abs(_disc(x, y, 0.78 * size)) - 0.22 * size
-    return distance
+    return np.abs(_disc(x, y, 0.78 * size)) - 0.22 * size
 
 
 def _cross(x: Array, y: Array, size: Array) -> Array:
@@ -165,9 +159,8 @@ def _circle_and_square(x: Array, y: Array, a: Array, b: Array, c: Array, d: Arra
 
 def _four_dots(x: Array, y: Array, a: Array, b: Array, c: Array, d: Array) -> Array:
     size = _between(a, 0.15, 0.24)
-    return _disc(
-        np.abs(x) - _between(b, size + 0.08, 0.9 - size), np.abs(y) - _between(c, size + 0.08, 0.9 - size), size
-    )
+    across, down = _between(b, size + 0.08, 0.9 - size), _between(c, size + 0.08, 0.9 - size)
+    return _disc(np.abs(x) - across, np.abs(y) - down, size)
 
 
 SHAPES: tuple[Callable[..., Array], ...] = (

@@ -22,7 +22,7 @@ from sagan_fast.evaluation.metrics import (
 )
 from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics, versions
 from sagan_fast.evaluation.statistics import Reference, SetStatistics, collect
-from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
+from sagan_fast.evaluation.streams import Images, StoredImages
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
 from sagan_fast.models.generator import Generator
 
@@ -81,15 +81,11 @@ def evaluate(
         "torch": str(torch.__version__),
     }
 
-    def real_images() -> Images:
-        return StoredImages(
-            dataset, real_count, seed=protocol.seed, batch_size=protocol.batch_size, num_workers=num_workers
-        )
-
     begin = progress or (lambda label, count: lambda done: None)
+    batches = {"batch_size": protocol.batch_size, "num_workers": num_workers}
     reference = Reference(
         identity,
-        real_images,
+        lambda: StoredImages(dataset, real_count, seed=protocol.seed, **batches),
         extractor,
         keep=protocol.keep,
         per_class=per_class,
@@ -112,9 +108,10 @@ def evaluate(
         inception=score,
         progress=begin("generated images", generated.count),
     )
-    if fake is None:
+    real = reference.statistics
+    if fake is None or real is None:
         return None
-    result = _scores(fake, reference.statistics, protocol, metrics, notes)
+    result = _scores(fake, real, protocol, metrics, notes)
     if score is not None:
         result["is"], result["is_std"] = score.result()
     elif "is" in metrics:
@@ -140,7 +137,7 @@ def evaluate(
         **dataclasses.asdict(protocol),
         "count": generated.count,
         "reference_count": real_count,
-        "kid_subset_size": min(protocol.kid_subset_size, len(fake.kept), len(reference.statistics.kept)),
+        "kid_subset_size": min(protocol.kid_subset_size, len(fake.kept), len(real.kept)),
         "labels": "an even share of each class" if generated.num_classes else None,
         "features": {
             **dataclasses.asdict(extractor.identity),
@@ -156,20 +153,6 @@ def evaluate(
     if not generated.drawn:
         result["protocol"] |= dict.fromkeys(("labels", "batch_norm", "standing_batches", "truncation", "weights"))
     return result
-
-
-def drawn_images(generator: Generator, protocol: Protocol) -> GeneratedImages:
-    """Return the samples of `generator` that `protocol` asks for; the generator is not changed."""
-    return GeneratedImages(
-        generator,
-        protocol.count,
-        seed=protocol.seed,
-        truncation=protocol.truncation,
-        batch_size=protocol.batch_size,
-        batch_norm=protocol.batch_norm,
-        standing_batches=protocol.standing_batches,
-        quantisation=protocol.quantise,
-    )
 
 
 def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tuple[Generator, dict[str, Any]]:

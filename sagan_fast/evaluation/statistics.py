@@ -95,7 +95,7 @@ class Reference:
     """Statistics of a real set, from the cache where they are, else collected and put there.
 
     `identity` is plain data that says all that decides the numbers. `from_cache` tells which it was. Every process of
-    a distributed evaluation makes one; the first alone has the statistics.
+    a distributed evaluation makes one; the first alone has `statistics`, the others None.
     """
 
     def __init__(
@@ -113,24 +113,28 @@ class Reference:
         self.folder = cache_folder() / "reference" / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.device = extractor.device
         world = current_world(extractor.device)
-        found = self._load(text) if world.is_main else None
-        self.from_cache = world.from_main(lambda: found is not None)
-        if not self.from_cache:
-            # Made before the work and not after it, so that a place that cannot be written shows at once.
-            temporary = world.from_main(self._temporary_folder)
-            try:
-                found = self._collect(Path(temporary), images(), extractor, keep, per_class, progress)
-                world.from_main(lambda: self._keep(Path(temporary), text, found))
-            finally:
-                if world.is_main:
-                    shutil.rmtree(temporary, ignore_errors=True)
-        self._statistics = found
+        self.statistics = self._load(text) if world.is_main else None
+        self.from_cache = world.from_main(lambda: self.statistics is not None)
+        if self.from_cache:
+            return
+        # Made before the work and not after it, so that a place that cannot be written shows at once.
+        temporary = Path(world.from_main(self._temporary_folder))
+        failures: list[OSError] = []
 
-    @property
-    def statistics(self) -> SetStatistics:
-        """The statistics of the whole set."""
-        assert self._statistics is not None
-        return self._statistics
+        def save_class(label: int, count: int, gaussian: Gaussian) -> None:
+            content = {"count": count, "mean": gaussian.mean.cpu(), "factor": gaussian.factor.float().cpu()}
+            try:
+                torch.save(content, temporary / f"class_{label:06d}.pt")
+            except WRITING as error:  # the other processes are in the midst of it: later
+                failures.append(OSError(reason(error)))
+
+        on_class = save_class if per_class else None
+        try:
+            self.statistics = collect(images(), extractor, keep=keep, on_class=on_class, progress=progress)
+            world.from_main(lambda: self._keep(temporary, text, failures))
+        finally:
+            if world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def of_class(self, label: int) -> tuple[int, Gaussian] | None:
         """Return the number of images and the Gaussian of class `label`; None if it has fewer than two."""
@@ -154,31 +158,12 @@ class Reference:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             return tempfile.mkdtemp(dir=self.folder.parent, prefix=".")
 
-    def _collect(
-        self,
-        folder: Path,
-        images: Images,
-        extractor: Extractor,
-        keep: int,
-        per_class: bool,
-        progress: Callable[[int], None] | None,
-    ) -> SetStatistics | None:
-        self._failure: OSError | None = None
-
-        def save_class(label: int, count: int, gaussian: Gaussian) -> None:
-            content = {"count": count, "mean": gaussian.mean.cpu(), "factor": gaussian.factor.float().cpu()}
-            try:
-                torch.save(content, folder / f"class_{label:06d}.pt")
-            except WRITING as error:  # the other processes are in the midst of it: later
-                self._failure = OSError(reason(error))
-
-        return collect(images, extractor, keep=keep, on_class=save_class if per_class else None, progress=progress)
-
-    def _keep(self, temporary: Path, text: str, found: SetStatistics | None) -> None:
+    def _keep(self, temporary: Path, text: str, failures: list[OSError]) -> None:
+        found = self.statistics
         assert found is not None
         with self._writing():
-            if self._failure is not None:
-                raise self._failure
+            for failure in failures:
+                raise failure
             mean, factor = found.gaussian.mean.cpu(), found.gaussian.factor.cpu()
             content = {"count": found.count, "mean": mean, "factor": factor, "kept": found.kept.cpu()}
             torch.save(content, temporary / "set.pt")

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sagan_fast.choices import BatchNorm, Quantisation, check_choice
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.loader import epoch_order, images_in_order
 from sagan_fast.distributed import current_world
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import Extractor
+from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.evaluation.sampling import classes, latents
 from sagan_fast.models.generator import Generator
 
@@ -33,8 +33,6 @@ class Images:
     drawn = False
 
     def __init__(self, labels: Tensor, num_classes: int, batch_size: int) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch-size must be positive, got {batch_size}")
         self.class_names: list[str] = []
         self.labels, self.num_classes, self.batch_size = labels, num_classes, batch_size
 
@@ -58,47 +56,30 @@ class Images:
 
 
 class GeneratedImages(Images):
-    """`count` samples of a generator, an even share of each class; those of `sagan-fast sample` for the same seed.
+    """The samples of a generator that `protocol` asks for, an even share of each class.
 
-    Args:
-        batch_norm: statistics in the batch norms: "running" averages of training; those of each "batch" of
-            `batch_size`, its classes mixed; or "standing" ones, averaged over `standing_batches` such batches first.
-        quantisation: "uint8" rounds as a PNG does, "none" leaves float32.
-
-    The generator is copied where its batch norms must change; spectral norm's u and v never move.
+    They are those of `sagan-fast sample` for the same seed. The generator is copied where its batch norms must change;
+    spectral norm's u and v never move.
     """
 
     drawn = True
 
-    def __init__(
-        self,
-        generator: Generator,
-        count: int,
-        *,
-        seed: int = 0,
-        truncation: float | None = None,
-        batch_size: int = 64,
-        batch_norm: BatchNorm = "running",
-        standing_batches: int = 200,
-        quantisation: Quantisation = "uint8",
-    ) -> None:
-        check_choice("batch_norm", batch_norm, BatchNorm)
-        check_choice("quantise", quantisation, Quantisation)
-        self.quantisation = quantisation
-        self.generator = generator
+    def __init__(self, generator: Generator, protocol: Protocol) -> None:
+        self.generator, self.quantise = generator, protocol.quantise
+        count, batch_size, num_classes = protocol.count, protocol.batch_size, generator.config.num_classes
         # Batches whose statistics count are all whole: what is over is drawn and left out.
-        whole = -(-count // batch_size) * batch_size if batch_norm == "batch" else count
-        self._z = latents(whole, generator.config.z_dim, seed, truncation)
-        num_classes = generator.config.num_classes
+        mixed = protocol.batch_norm == "batch"
+        whole = -(-count // batch_size) * batch_size if mixed else count
+        self._z = latents(whole, generator.config.z_dim, protocol.seed, protocol.truncation)
         y = classes(whole, num_classes)
-        if y is not None and batch_norm == "batch":
-            y = y[torch.from_numpy(epoch_order(whole, seed, 0))]
+        if y is not None and mixed:
+            y = y[torch.from_numpy(epoch_order(whole, protocol.seed, 0))]
         self._y = y
         super().__init__(torch.zeros(count, dtype=torch.int64) if y is None else y[:count], num_classes, batch_size)
-        if batch_norm == "batch":
+        if mixed:
             self.generator = _with_batch_statistics(generator)
-        elif batch_norm == "standing":
-            self.generator = _with_standing_statistics(generator, standing_batches, batch_size, seed, truncation)
+        elif protocol.batch_norm == "standing":
+            self.generator = _with_standing_statistics(generator, protocol)
 
     @torch.no_grad()
     def units(self, numbers: range) -> Iterator[Tensor]:
@@ -111,7 +92,7 @@ class GeneratedImages(Images):
             if not bool(images.isfinite().all()):
                 raise InputError("the generator makes images that are not finite: this checkpoint cannot be scored")
             pixels = images.add(1).mul(127.5)
-            yield pixels.round().clamp(0, 255).byte() if self.quantisation == "uint8" else pixels
+            yield pixels.round().clamp(0, 255).byte() if self.quantise == "uint8" else pixels
 
 
 class StoredImages(Images):
@@ -183,12 +164,8 @@ def _with_batch_statistics(generator: Generator) -> Generator:
 
 
 @torch.no_grad()
-def _with_standing_statistics(
-    generator: Generator, batches: int, batch_size: int, seed: int, truncation: float | None
-) -> Generator:
-    """Return a copy whose running averages are plain means over `batches` batches of samples, classes mixed."""
-    if batches < 1:
-        raise InputError(f"standing-batches must be positive, got {batches}")
+def _with_standing_statistics(generator: Generator, protocol: Protocol) -> Generator:
+    """Return a copy whose running averages are plain means over batches of samples, classes mixed."""
     generator = _with_batch_statistics(generator)
     momenta = []
     for norm in _batch_norms(generator):
@@ -196,12 +173,13 @@ def _with_standing_statistics(
         momenta.append(norm.momentum)
         norm.momentum = None  # the mean over all batches
     device = next(generator.parameters()).device
-    rng = torch.Generator().manual_seed(seed + 1)  # not the samples that are scored
-    for batch in range(batches):
-        z = latents(batch_size, generator.config.z_dim, seed + (batch + 1) * 1_000_003, truncation)
+    rng = torch.Generator().manual_seed(protocol.seed + 1)  # not the samples that are scored
+    for batch in range(protocol.standing_batches):
+        seed = protocol.seed + (batch + 1) * 1_000_003
+        z = latents(protocol.batch_size, generator.config.z_dim, seed, protocol.truncation)
         y = None
         if generator.config.num_classes:
-            y = torch.randint(generator.config.num_classes, (batch_size,), generator=rng).to(device)
+            y = torch.randint(generator.config.num_classes, (protocol.batch_size,), generator=rng).to(device)
         generator(z.to(device), y)
     for norm, momentum in zip(_batch_norms(generator), momenta, strict=True):
         norm.momentum = momentum

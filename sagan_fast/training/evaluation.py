@@ -18,9 +18,10 @@ import torch
 from sagan_fast.data import open_dataset
 from sagan_fast.distributed import environment_of_one
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation.evaluate import drawn_images, evaluate
+from sagan_fast.evaluation.evaluate import evaluate
 from sagan_fast.evaluation.features import Extractor, file_sha256, open_extractor
 from sagan_fast.evaluation.protocol import Protocol
+from sagan_fast.evaluation.streams import GeneratedImages
 from sagan_fast.files import explained, link, reason, written
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.log import SilentLog
@@ -135,7 +136,7 @@ class Evaluations:
         metrics = run.config.eval_metrics.split(",")
         try:
             with _undisturbed(run.world.device):
-                images = drawn_images(run.state.ema, self.protocol)
+                images = GeneratedImages(run.state.ema, self.protocol)
                 result = evaluate(images, self.dataset, self.extractor, self.protocol, source=source, metrics=metrics)
         except InputError as error:  # the same in every process
             self.log.say(f"the evaluation of step {step} failed: {error}")

@@ -48,7 +48,7 @@ def test_a_stop_signal_ends_it_with_0_and_the_command_again_finishes(images, tmp
     import sagan_fast.data.prepare as work
 
     monkeypatch.setattr(work, "TASK_BYTES", 1)
-    original = work._Reader.__getitem__
+    original = work._Reader.__getitems__
 
     def interrupted(reader, items):
         signal.raise_signal(signal.SIGTERM)
@@ -57,7 +57,7 @@ def test_a_stop_signal_ends_it_with_0_and_the_command_again_finishes(images, tmp
     before = signal.getsignal(signal.SIGTERM)
     what = ["prepare", str(images), str(tmp_path / "packed"), "--size=8", "--num_workers=0"]
     with monkeypatch.context() as patch:
-        patch.setattr(work._Reader, "__getitem__", interrupted)
+        patch.setattr(work._Reader, "__getitems__", interrupted)
         assert main(what) == 0
     assert "stopped as asked; the same command goes on" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before

@@ -12,10 +12,10 @@ from PIL import Image, ImageFilter
 
 from sagan_fast.data import open_dataset
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation.evaluate import dataset_source, drawn_images, evaluate, generator_source
+from sagan_fast.evaluation.evaluate import dataset_source, evaluate, generator_source
 from sagan_fast.evaluation.features import open_extractor
 from sagan_fast.evaluation.protocol import METRICS, Protocol
-from sagan_fast.evaluation.streams import StoredImages
+from sagan_fast.evaluation.streams import GeneratedImages, StoredImages
 from sagan_fast.models.generator import Generator
 from shared_by_tests import tiny_extractor_file
 
@@ -137,7 +137,7 @@ def test_intra_fid_is_the_mean_of_the_fids_of_the_classes(tmp_path):
     dataset = open_dataset("shapes", resolution=16)
     generator = Generator.from_preset("shapes-32", base_channels=4, resolution=16).eval()
     protocol = Protocol.preset("clean", count=100, reference_count=400)
-    result = evaluate(drawn_images(generator, protocol), dataset, extractor, protocol)
+    result = evaluate(GeneratedImages(generator, protocol), dataset, extractor, protocol)
     assert result["intra_fid"] == pytest.approx(np.mean(list(result["intra_fid_per_class"].values())))
     ordered = sorted(result["intra_fid_per_class"], key=result["intra_fid_per_class"].__getitem__)
     assert result["intra_fid_best"] == ordered[:5] and result["intra_fid_worst"] == ordered[::-1][:5]
@@ -158,9 +158,7 @@ def test_intra_fid_is_the_mean_of_the_fids_of_the_classes(tmp_path):
 
 
 def _samples(generator, count, label):
-    from sagan_fast.evaluation.streams import GeneratedImages
-
-    images = GeneratedImages(generator, count)
+    images = GeneratedImages(generator, Protocol(count=count))
     return torch.cat(list(images.units(range(images.num_units))))[images.labels == label]
 
 
@@ -173,7 +171,7 @@ def test_the_protocol_says_how_it_was_measured(tmp_path, tiny_run):
         "official", count=21, reference_count=60, batch_norm="standing", standing_batches=2, truncation=0.9,
         batch_size=8, quantise="uint8",
     )  # fmt: skip
-    result = evaluate(drawn_images(generator, protocol), dataset, extractor, protocol, source=source)
+    result = evaluate(GeneratedImages(generator, protocol), dataset, extractor, protocol, source=source)
     stamped = result["protocol"]
     assert (tiny_run / "checkpoints" / "last.pt").read_bytes() == before
     assert stamped["generated"]["step"] == 2 and len(stamped["generated"]["sha256"]) == 64
@@ -216,9 +214,10 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import torch
 from sagan_fast.data import open_dataset
-from sagan_fast.evaluation.evaluate import drawn_images, evaluate
+from sagan_fast.evaluation.evaluate import evaluate
 from sagan_fast.evaluation.features import open_extractor
 from sagan_fast.evaluation.protocol import Protocol
+from sagan_fast.evaluation.streams import GeneratedImages
 from sagan_fast.models.config import GeneratorConfig
 from sagan_fast.models.generator import Generator
 generator = Generator(GeneratorConfig(
@@ -226,7 +225,7 @@ generator = Generator(GeneratorConfig(
 )).eval()
 protocol = Protocol.preset("clean", count=20, reference_count=50, kid_subsets=2)
 dataset, extractor = open_dataset("shapes", resolution=32), open_extractor({str(path)!r})
-result = evaluate(drawn_images(generator, protocol), dataset, extractor, protocol)
+result = evaluate(GeneratedImages(generator, protocol), dataset, extractor, protocol)
 print(sorted(result)[:3], result["fid"] > 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
@@ -240,7 +239,8 @@ def test_the_gpu_scores_as_the_cpu_does(tmp_path):
     dataset = open_dataset("shapes", resolution=32)
     generator = Generator.from_preset("shapes-32", base_channels=4, backend="eager").eval()
     protocol = Protocol.preset("clean", count=200, reference_count=400, kid_subsets=5)
-    on_cpu = evaluate(drawn_images(generator, protocol), dataset, open_extractor(path), protocol)
-    on_gpu = evaluate(drawn_images(generator.cuda(), protocol), dataset, open_extractor(path, device="cuda"), protocol)
+    on_cpu = evaluate(GeneratedImages(generator, protocol), dataset, open_extractor(path), protocol)
+    images = GeneratedImages(generator.cuda(), protocol)
+    on_gpu = evaluate(images, dataset, open_extractor(path, device="cuda"), protocol)
     for key in ("fid", "is", "intra_fid"):
         assert on_gpu[key] == pytest.approx(on_cpu[key], rel=2e-2)

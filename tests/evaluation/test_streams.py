@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from sagan_fast.data import open_dataset
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.features import open_extractor
+from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.evaluation.streams import GeneratedImages, StoredImages, features_in_order
 from sagan_fast.models.generator import Generator
@@ -28,6 +29,10 @@ def small_generator(**overrides):
     return generator
 
 
+def generated(generator, count, **protocol):
+    return GeneratedImages(generator, Protocol(count=count, splits=1, **protocol))
+
+
 def everything(images):
     return torch.cat(list(images.units(range(images.num_units))))
 
@@ -35,16 +40,16 @@ def everything(images):
 @pytest.mark.parametrize("batch_size", [4, 9, 50])
 def test_generated_images_are_those_of_sample_whatever_the_batch(batch_size):
     generator = small_generator()
-    images = GeneratedImages(generator, 23, seed=5, truncation=0.7, batch_size=batch_size)
+    images = generated(generator, 23, seed=5, truncation=0.7, batch_size=batch_size)
     expected = sample(generator, latents(23, generator.config.z_dim, 5, 0.7), classes(23, 10))
     assert (everything(images).int() - to_uint8(torch.cat(list(expected))).int()).abs().max() <= 1
     assert images.labels.tolist() == classes(23, 10).tolist()
-    floats = everything(GeneratedImages(generator, 3, seed=5, quantisation="none"))
+    floats = everything(generated(generator, 3, seed=5, quantise="none"))
     assert floats.dtype == torch.float32 and floats.max() <= 255 and (floats != floats.round()).any()
 
 
 def test_unconditional_images_have_no_classes():
-    images = GeneratedImages(small_generator(num_classes=0), 7)
+    images = generated(small_generator(num_classes=0), 7)
     assert images.num_classes == 0 and len(everything(images)) == images.count == 7
 
 
@@ -53,14 +58,14 @@ def test_other_batch_statistics_leave_the_generator_alone(batch_norm):
     generator = small_generator()
     before = copy.deepcopy(generator.state_dict())
     rng = torch.get_rng_state()
-    images = GeneratedImages(generator, 21, batch_size=8, batch_norm=batch_norm, standing_batches=3)
+    images = generated(generator, 21, batch_size=8, batch_norm=batch_norm, standing_batches=3)
     pixels = everything(images)
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(before[key], value) for key, value in generator.state_dict().items())
     assert not generator.training
-    running = everything(GeneratedImages(generator, 21, batch_size=8))
+    running = everything(generated(generator, 21, batch_size=8))
     assert pixels.shape == running.shape and not torch.equal(pixels, running)
-    again = everything(GeneratedImages(generator, 21, batch_size=8, batch_norm=batch_norm, standing_batches=3))
+    again = everything(generated(generator, 21, batch_size=8, batch_norm=batch_norm, standing_batches=3))
     assert torch.equal(pixels, again)
     # Spectral norm's u and v are at rest.
     for key, value in images.generator.state_dict().items():
@@ -71,16 +76,16 @@ def test_other_batch_statistics_leave_the_generator_alone(batch_norm):
 def test_every_batch_is_whole_where_its_statistics_count():
     """The 21st image shares its batch with 7 that are drawn and left out, not with 4."""
     generator = small_generator()
-    of_21 = everything(GeneratedImages(generator, 21, batch_size=8, batch_norm="batch"))
-    of_24 = everything(GeneratedImages(generator, 24, batch_size=8, batch_norm="batch"))
+    of_21 = everything(generated(generator, 21, batch_size=8, batch_norm="batch"))
+    of_24 = everything(generated(generator, 24, batch_size=8, batch_norm="batch"))
     assert len(of_21) == 21 and torch.equal(of_21, of_24[:21])
-    labels = GeneratedImages(generator, 24, batch_size=8, batch_norm="batch").labels
+    labels = generated(generator, 24, batch_size=8, batch_norm="batch").labels
     assert labels[:8].unique().numel() > 3  # classes are mixed
 
 
 def test_standing_statistics_are_means_over_batches():
     generator = small_generator(num_classes=0)
-    images = GeneratedImages(generator, 4, batch_size=8, batch_norm="standing", standing_batches=2)
+    images = generated(generator, 4, batch_size=8, batch_norm="standing", standing_batches=2)
     seen = []
     probe = copy.deepcopy(generator)
     first = probe.blocks[0]
@@ -97,7 +102,7 @@ def test_a_broken_generator_is_named():
     generator = small_generator()
     generator.conv.bias.data[0] = float("nan")
     with pytest.raises(InputError, match="images that are not finite"):
-        everything(GeneratedImages(generator, 3))
+        everything(generated(generator, 3))
 
 
 def test_stored_images_come_in_order_of_class_and_a_choice_is_fixed():
@@ -120,7 +125,7 @@ def _share(rank, world_size, port, extractor_file, folder, count, bad):
     generator = small_generator()
     if bad and rank == 1:
         generator.conv.bias.data[0] = float("nan")
-    images = GeneratedImages(generator, count, batch_size=4)
+    images = generated(generator, count, batch_size=4)
     try:
         parts = list(features_in_order(images, open_extractor(extractor_file)))
         torch.save(parts, f"{folder}/{rank}.pt")
@@ -143,7 +148,7 @@ def _run_processes(world_size, tmp_path, count, bad=False):
 def test_processes_share_without_repeating_or_leaving_out(world_size, count, tmp_path):
     """Not divisible by processes or batches; every process sees all, in order."""
     found, path = _run_processes(world_size, tmp_path, count)
-    alone = list(features_in_order(GeneratedImages(small_generator(), count, batch_size=4), open_extractor(path)))
+    alone = list(features_in_order(generated(small_generator(), count, batch_size=4), open_extractor(path)))
     for parts in found:
         assert [start for start, _, _ in parts] == [start for start, _, _ in alone] == list(range(0, count, 4))
         for part, expected in zip(parts, alone, strict=True):

@@ -1,12 +1,8 @@
 import copy
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import spectral_norm as legacy_spectral_norm
@@ -350,32 +346,6 @@ def test_compiles_without_graph_breaks_under_the_same_policy(generator, update):
     assert is_same(before, model)
 
 
-def _train_rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    model = net()
-    group = fuse_spectral_norm(model)
-    parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    torch.manual_seed(rank + 1)
-    for _ in range(4):
-        optimizer.zero_grad()
-        (parallel(torch.randn(2, 3, 8, 8)).relu().sum() - parallel(torch.randn(2, 3, 8, 8)).sum()).backward()
-        optimizer.step()
-        group.step()
-    torch.save(model.state_dict(), os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
-
-
-def test_ranks_stay_identical_without_a_broadcast(tmp_path):
-    # As programs: under importlib mode a spawned process could not import this module.
-    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
-
-
 @pytest.mark.parametrize("backend", ["eager", "triton"])
 def test_saved_sigmas_give_the_same_bits_back(generator, backend):
     model = net()
@@ -455,7 +425,3 @@ def test_step_and_accesses_in_a_cuda_graph(generator):
         step(twin, twin_group)
     for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
         assert rel_rms(a, b) < 1e-4
-
-
-if __name__ == "__main__":
-    _train_rank(int(sys.argv[1]), sys.argv[2])

@@ -11,7 +11,7 @@ from typing import Literal
 
 from sagan_fast.choices import SourceKind
 from sagan_fast.data.dataset import count, list_some
-from sagan_fast.data.sources.base import Source, open_checked
+from sagan_fast.data.sources.base import Source, start_of
 from sagan_fast.data.sources.folder import FolderSource
 from sagan_fast.data.sources.hdf5 import SIGNATURE, HDF5Source
 from sagan_fast.data.sources.tar import TarSource, is_tar
@@ -20,8 +20,6 @@ from sagan_fast.errors import InputError
 
 __all__ = ["Source", "open_source"]
 
-SNIFFED = 4096
-"""Bytes from a file's beginning that tell its kind."""
 NOT_SHARDS = (".txt", ".json", ".md", ".csv", ".idx", ".yaml", ".yml")
 
 
@@ -129,8 +127,7 @@ def _shards_in(path: str) -> list[str]:
 
 
 def _kind_of_file(file: str) -> SourceKind | None:
-    with open_checked(file) as opened:
-        start = opened.read(SNIFFED)
+    start = start_of(file)
     if start.startswith(SIGNATURE):
         return "hdf5"
     if is_tfrecord(start):  # before tar: both may be compressed

@@ -94,11 +94,9 @@ class FilesSource(Source):
             yield from self.items_of(file, sum(self._sizes[:file]))
 
     def position(self, item: Any) -> int:
-        """Return the bytes up to the end of `item`."""
         return int(item.position)
 
     def fingerprint(self) -> str:
-        """Return a digest of the files' names and sizes."""
         return fingerprint_of([*map(os.path.basename, self.files), *self._sizes])
 
     def bytes_at(self, file: int, offset: int, size: int) -> bytes:
@@ -132,11 +130,10 @@ def fit(image: Image, resolution: int) -> Image:
         return np.ascontiguousarray(image.transpose(2, 0, 1))
     from PIL import Image as Pillow
 
-    fitted: Image = to_tensor(crop_and_resize(Pillow.fromarray(np.ascontiguousarray(image)), resolution)).numpy()
-    return fitted
+    return to_tensor(crop_and_resize(Pillow.fromarray(np.ascontiguousarray(image)), resolution)).numpy()
 
 
-def open_checked(path: str) -> Any:
-    """Open `path` for reading bytes; InputError says why it cannot be."""
-    with explained(f"{path} cannot be opened"):
-        return open(path, "rb")
+def start_of(path: str) -> bytes:
+    """Return the first 4096 bytes of `path`, which tell its kind; InputError says why it cannot be read."""
+    with explained(f"{path} cannot be opened"), open(path, "rb") as file:
+        return file.read(4096)

@@ -25,13 +25,10 @@ class FolderSource(Source):
         self.num_items = self.total = len(self._dataset)
 
     def name_of(self, item: int) -> str:
-        """Return the path of the file."""
         return self._dataset.path_of(item)
 
     def read(self, item: int, resolution: int) -> tuple[Image, int]:
-        """Return image and label as the folder data set does."""
-        image: Image = read_image(self._dataset.path_of(item), resolution).numpy()
-        return image, int(self._dataset.labels[item])
+        return read_image(self._dataset.path_of(item), resolution).numpy(), int(self._dataset.labels[item])
 
     def fingerprint(self) -> str:
         """Return a digest of the files' names; their contents may be repaired meanwhile."""

@@ -34,35 +34,29 @@ class HDF5Source(Source):
         self.path, self.file, self.first_label = path, file, first_label
         self._opened: Any = None
         opened = self._open()
-        images = opened.get("imgs")
-        if (
-            images is None
-            or images.ndim != 4
-            or images.dtype != np.uint8
-            or 3 not in (images.shape[1], images.shape[3])
-        ):
+        images, labels = opened.get("imgs"), opened.get("labels")
+        shape: Sequence[int] = getattr(images, "shape", ())
+        if len(shape) != 4 or images.dtype != np.uint8 or 3 not in (shape[1], shape[3]):
             what = ", ".join(sorted(opened)) or "nothing"
             raise InputError(
                 f"{file} must hold imgs, uint8 of (N, 3, H, W) or (N, H, W, 3), as BigGAN-PyTorch and StudioGAN write "
-                f"it; it holds {what if images is None else f'imgs, {images.dtype} of {images.shape}'}"
+                f"it; it holds {what if images is None else f'imgs, {images.dtype} of {shape}'}"
             )
-        self.num_items = self.total = len(images)
-        self._channels_first = images.shape[1] == 3
-        labels = opened.get("labels")
+        self.num_items = self.total = shape[0]
+        self._channels_first = shape[1] == 3
         if labels is not None and labels.shape != (self.total,):
             raise InputError(f"{file} must hold as many labels as imgs, {self.total}, and holds {labels.shape}")
         self.class_names = [] if labels is None else None
         if images.chunks is not None:  # a chunk is read whole, whatever is wanted of it
             self.items_per_task = min(images.chunks[0], MAX_ITEMS_PER_TASK)
-        self._described = (images.shape, images.id.get_storage_size(), labels is None)
-        self._close()
+        self._described = (shape, images.id.get_storage_size(), labels is None)
+        opened.close()
+        self._opened = None
 
     def name_of(self, item: int) -> str:
-        """Return file and index."""
         return f"{self.file}, image {item}"
 
     def read(self, item: int, resolution: int) -> tuple[Image, int]:
-        """Return image and label."""
         (result,) = self.read_many([item], resolution)
         if isinstance(result, BrokenImageError):
             raise result
@@ -106,7 +100,3 @@ class HDF5Source(Source):
             with explained(f"{self.file} cannot be opened as HDF5"):
                 self._opened = h5py.File(self.file, "r")
         return self._opened
-
-    def _close(self) -> None:
-        self._opened.close()
-        self._opened = None

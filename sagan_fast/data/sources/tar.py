@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sagan_fast.data.dataset import list_some
 from sagan_fast.data.folders import EXTENSIONS, NOT_DATA
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import FilesSource, Image, check_label, open_checked
+from sagan_fast.data.sources.base import FilesSource, Image, check_label, start_of
 from sagan_fast.errors import InputError
 
 LABEL_KEYS = ("cls", "label", "class")
@@ -30,19 +30,37 @@ GZIP = b"\x1f\x8b"
 OTHER_COMPRESSION = {"zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class TarItem:
     """One sample: where its image is, or the bytes themselves, or what is wrong with it."""
 
-    name: str
     file: int
-    offset: int  # of the image in its shard
-    size: int
-    position: int
+    key: str
+    name: str = ""  # of the member with the image, once it is found
+    offset: int = 0  # of the image in its shard
+    size: int = 0
+    position: int = 0
     label: str | None = None
     data: bytes | None = None
     broken: str = ""
     cut: bool = False  # the shard ended within the sample: what it lacks may have followed
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, packed: bool, before: int) -> None:
+        """Take over what `member` has of the sample; the shards before have `before` bytes."""
+        if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
+            if self.name:
+                self.broken = f"it has a second image, {member.name} (a key ends at the first dot)"
+                return
+            self.name, self.size, self.offset = member.name, member.size, member.offset_data
+            self.position = before + (0 if packed else member.offset_data + member.size)
+            if packed:
+                self.data = _content(tar, member)
+        elif extension in ("cls", "json") and member.size <= MAX_LABEL_BYTES:
+            text = _content(tar, member).decode("utf-8", "replace")
+            if extension == "cls":
+                self.label = text.strip()
+            elif self.label is None:
+                self.label = _label_in_json(text)
 
 
 class TarSource(FilesSource):
@@ -63,25 +81,17 @@ class TarSource(FilesSource):
             first = next((item for item in self.items() if not item.broken), None)
         if first is None:
             fault = next(self.items(), None)
-            raise InputError(
-                f"{path} holds no sample whose image ({list_some(EXTENSIONS)}) can be found: "
-                + (
-                    f"{self.name_of(fault)}: {fault.broken}"
-                    if fault
-                    else "a sample is KEY.jpg and KEY.cls in a tar file"
-                )
-            )
+            why = f"{self.name_of(fault)}: {fault.broken}" if fault else "a sample is KEY.jpg and KEY.cls in a tar file"
+            raise InputError(f"{path} holds no sample whose image ({list_some(EXTENSIONS)}) can be found: {why}")
         self._labelled = first.label is not None
         if not self._labelled:
             self._refuse_class_folders(first)
         self.class_names = None if self._labelled else []
 
     def name_of(self, item: TarItem) -> str:
-        """Return shard and member."""
         return f"{self.files[item.file]}/{item.name}"
 
     def read(self, item: TarItem, resolution: int) -> tuple[Image, int]:
-        """Return image and label; BrokenImageError if either is missing or no such thing."""
         if item.broken:
             raise BrokenImageError(item.broken)
         label = self._number(item)
@@ -90,8 +100,7 @@ class TarSource(FilesSource):
             data = self.bytes_at(item.file, item.offset, item.size)
             if len(data) < item.size:
                 raise BrokenImageError("the shard ends within it")
-        image: Image = read_image(io.BytesIO(data), resolution).numpy()
-        return image, label
+        return read_image(io.BytesIO(data), resolution).numpy(), label
 
     def _number(self, item: TarItem) -> int:
         if (item.label is not None) != self._labelled:
@@ -105,36 +114,33 @@ class TarSource(FilesSource):
         return check_label(number, self.first_label)
 
     def items_of(self, file: int, before: int) -> Iterator[TarItem]:
-        """Return the samples of one shard."""
-        path = self.files[file]
         keys: set[str] = set()
-        sample: _Sample | None = None
-        packed = False
+        sample, packed = TarItem(file, ""), False
         try:
-            with _open_tar(path) as (tar, packed):
+            with _open_tar(self.files[file]) as (tar, packed):
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
                     key, extension = _split(member.name)
                     if not member.isfile() or not extension or _is_hidden(member.name):
                         continue
-                    if sample is None or sample.key != key:
-                        if sample is not None and sample.image:
-                            yield sample.item(file)
-                        sample = _Sample(
-                            key, broken="another sample of its shard has the same key" if key in keys else ""
-                        )
+                    if not keys or sample.key != key:
+                        if sample.name:
+                            yield sample
+                        repeated = "another sample of its shard has the same key" if key in keys else ""
+                        sample = TarItem(file, key, broken=repeated)
                         keys.add(key)
                     sample.add(tar, member, extension, packed, before)
-            if sample is not None and sample.image:
-                yield sample.item(file)
+            if sample.name:
+                yield sample
         except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
-            if sample is not None and sample.image:
+            if sample.name:
                 missing = sample.data is None if packed else sample.offset + sample.size > self._sizes[file]
                 if missing and not sample.broken:
                     sample.broken = "the shard ends within it"
-                yield sample.item(file, cut=True)
+                sample.cut = True
+                yield sample
             reason = f"the shard is damaged or cut short after {len(keys)} keys ({' '.join(str(error).split())})"
-            yield TarItem("*", file, 0, 0, before + self._sizes[file], broken=reason)
+            yield TarItem(file, "*", "*", position=before + self._sizes[file], broken=reason)
 
     def _refuse_class_folders(self, first: TarItem) -> None:
         """Raise InputError if the shards hold folders of images without labels: all would fall into one class."""
@@ -146,38 +152,6 @@ class TarSource(FilesSource):
                 f"{self.path} has no labels (KEY.cls), but folders of images ({here or '.'}, {there or '.'}, ...): if "
                 "they are classes, unpack it and give the folder"
             )
-
-
-@dataclass
-class _Sample:
-    """The members of one key, while they are read."""
-
-    key: str
-    broken: str = ""
-    image: str = ""
-    offset: int = 0
-    size: int = 0
-    position: int = 0
-    data: bytes | None = None
-    label: str | None = None
-
-    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, packed: bool, before: int) -> None:
-        if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
-            if self.image:
-                self.broken = f"it has a second image, {member.name} (a key ends at the first dot)"
-                return
-            self.image, self.size, self.offset = member.name, member.size, member.offset_data
-            self.position = before + (0 if packed else member.offset_data + member.size)
-            if packed:
-                self.data = _content(tar, member)
-        elif extension in ("cls", "json") and member.size <= MAX_LABEL_BYTES:
-            text = _content(tar, member).decode("utf-8", "replace")
-            found = text.strip() if extension == "cls" else _label_in_json(text)
-            if extension == "cls" or self.label is None:
-                self.label = found
-
-    def item(self, file: int, cut: bool = False) -> TarItem:
-        return TarItem(self.image, file, self.offset, self.size, self.position, self.label, self.data, self.broken, cut)
 
 
 @contextmanager
@@ -239,8 +213,7 @@ def _label_in_json(text: str) -> str | None:
 
 def _check_kind(path: str) -> None:
     """Raise InputError if the file is no tar file, plain or gzip."""
-    with open_checked(path) as file:
-        start = file.read(512)
+    start = start_of(path)
     for name, magic in OTHER_COMPRESSION.items():
         if start.startswith(magic):
             raise InputError(f"{path} is compressed with {name}: unpack it, or compress it with gzip")

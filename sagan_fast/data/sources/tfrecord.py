@@ -6,7 +6,7 @@ data (https://www.tensorflow.org/tutorials/load_data/tfrecord); both sums are ve
 bytes), `height`, `width`, `depth` and `label`; the released code takes the size for granted. JPEG, PNG and WebP under
 the names of TensorFlow's own ImageNet converter and of TFDS are read as well.
 
-The two formats take a page of code, where TensorFlow takes gigabytes and PyPI's `tfrecord` checks no sum.
+The frames take a page of code: TensorFlow takes gigabytes, and PyPI's `tfrecord` checks no sum.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import FilesSource, Image, check_label, fit, open_checked
+from sagan_fast.data.sources.base import FilesSource, Image, check_label, fit, start_of
 from sagan_fast.errors import InputError
 
 IMAGE_KEYS = ("image_raw", "image/encoded", "image")
@@ -33,10 +33,6 @@ HEIGHT_KEYS, WIDTH_KEYS, DEPTH_KEYS = ("height", "image/height"), ("width", "ima
 GZIP = b"\x1f\x8b"
 ENCODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 HEADER = struct.Struct("<QI")
-FIXED_SIZES = {1: 8, 5: 4}
-"""Bytes by wire type."""
-Feature = list[Any]
-"""bytes, int or float"""
 
 
 @dataclass(frozen=True)
@@ -63,9 +59,8 @@ class TFRecordSource(FilesSource):
 
     def __init__(self, path: str, files: Sequence[str], first_label: int = 0) -> None:
         for name in files:
-            with open_checked(name) as file:
-                if not is_tfrecord(file.read(4096)):
-                    raise InputError(f"{name} is no TFRecord file: its first record's length has a wrong check sum")
+            if not is_tfrecord(start_of(name)):
+                raise InputError(f"{name} is no TFRecord file: its first record's length has a wrong check sum")
         super().__init__(path, files, first_label)
         first = next(item for item in self.items())
         try:
@@ -80,11 +75,9 @@ class TFRecordSource(FilesSource):
         self.class_names = None if any(key in features for key in LABEL_KEYS) else []
 
     def name_of(self, item: RecordItem) -> str:
-        """Return file and number of the record."""
         return f"{self.files[item.file]}, record {item.number}"
 
     def read(self, item: RecordItem, resolution: int) -> tuple[Image, int]:
-        """Return image and label; BrokenImageError if a sum is wrong or either is missing or no such thing."""
         features = parse_example(self._data(item))
         image = _image(features, resolution)
         label = _whole_number(features, LABEL_KEYS)
@@ -93,30 +86,24 @@ class TFRecordSource(FilesSource):
         return image, 0 if label is None else check_label(label, self.first_label)
 
     def items_of(self, file: int, before: int) -> Iterator[RecordItem]:
-        """Return the records of one file."""
-        path, size = self.files[file], self._sizes[file]
-        records, end = 0, before + size
+        size, records = self._sizes[file], 0
         try:
-            with open(path, "rb") as opened:
+            with open(self.files[file], "rb") as opened:
                 packed = opened.read(len(GZIP)) == GZIP
                 opened.seek(0)
                 stream: Any = gzip.GzipFile(fileobj=opened) if packed else opened
                 while start := stream.read(HEADER.size):
-                    length = _length(start)
-                    offset = 0 if packed else stream.tell()
-                    if not packed and offset + length + 4 > size:
-                        raise ValueError("the last record is cut short")
+                    length, offset = _length(start), stream.tell()
+                    end = offset + length + 4
                     data = stream.read(length + 4) if packed else None
-                    if data is not None and len(data) < length + 4:
+                    if end > (stream.tell() if packed else size):
                         raise ValueError("the last record is cut short")
-                    position = before if packed else before + offset + length + 4
-                    yield RecordItem(records, file, offset, length, position, data)
+                    yield RecordItem(records, file, offset, length, before if packed else before + end, data)
                     records += 1
-                    if not packed:
-                        stream.seek(offset + length + 4)
+                    stream.seek(end)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             reason = f"the file is damaged or cut short here ({' '.join(str(error).split())})"
-            yield RecordItem(records, file, 0, 0, end, broken=reason)
+            yield RecordItem(records, file, 0, 0, before + size, broken=reason)
 
     def _data(self, item: RecordItem) -> memoryview:
         if item.broken:
@@ -172,7 +159,7 @@ def _length(start: bytes) -> int:
     return int(length)
 
 
-def _image(features: dict[str, Feature], resolution: int) -> Image:
+def _image(features: dict[str, list[Any]], resolution: int) -> Image:
     found = next((features[key] for key in IMAGE_KEYS if key in features), [])
     if len(found) != 1 or not isinstance(found[0], bytes):
         raise BrokenImageError("it has no image")
@@ -181,8 +168,7 @@ def _image(features: dict[str, Feature], resolution: int) -> Image:
     depth = _whole_number(features, DEPTH_KEYS) or 3
     is_raw = height is not None and width is not None and len(data) == height * width * depth > 0
     if not is_raw and data.startswith(ENCODED):
-        decoded: Image = read_image(io.BytesIO(data), resolution).numpy()
-        return decoded
+        return read_image(io.BytesIO(data), resolution).numpy()
     if height is None or width is None:  # the released code asks for neither
         height = width = math.isqrt(len(data) // max(depth, 1))
         is_raw = len(data) == height * width * depth > 0
@@ -192,93 +178,47 @@ def _image(features: dict[str, Feature], resolution: int) -> Image:
     return fit(np.broadcast_to(pixels, (height, width, 3)), resolution)
 
 
-def _whole_number(features: dict[str, Feature], keys: Sequence[str]) -> int | None:
-    for key in keys:
-        values = features.get(key)
-        if values and isinstance(values[0], int):
-            return values[0]
-    return None
+def _whole_number(features: dict[str, list[Any]], keys: Sequence[str]) -> int | None:
+    return next((features[key][0] for key in keys if features.get(key) and isinstance(features[key][0], int)), None)
 
 
-def parse_example(data: memoryview) -> dict[str, Feature]:
-    """Return the features of a serialised tf.train.Example by name.
+def parse_example(data: bytes | memoryview) -> dict[str, list[Any]]:
+    """Return the features of a serialised tf.train.Example by name, each a list of bytes, floats or ints.
 
-    Example { Features features = 1 }, Features { map<string, Feature> feature = 1 }, Feature { BytesList = 1,
-    FloatList = 2, Int64List = 3 }, each list { repeated value = 1 }; numbers may be packed
-    (github.com/tensorflow/tensorflow, tensorflow/core/example/{example,feature}.proto).
-
-    Raises:
-        BrokenImageError: it is no such message.
+    Raises BrokenImageError if `data` is no such message.
     """
+    from google.protobuf.message import DecodeError
+
     try:
-        found: dict[str, Feature] = {}
-        for features in _messages(data, 1):
-            for entry in _messages(features, 1):
-                key = b"".join(list(_messages(entry, 1))[-1:])
-                found[key.decode()] = [value for feature in _messages(entry, 2) for value in _values(feature)]
-        return found
-    except (ValueError, IndexError, struct.error) as error:
+        found = _example_class().FromString(bytes(data)).features.feature
+    except DecodeError as error:
         raise BrokenImageError("it is no tf.train.Example") from error
+    kinds = ("bytes", "floats", "ints")
+    return {each.key: [n for kind in kinds for n in getattr(each.value, kind).value] for each in found}
 
 
-def _values(feature: memoryview) -> Iterator[Any]:
-    for values in _messages(feature, 1):
-        yield from map(bytes, _messages(values, 1))
-    for values in _messages(feature, 2):
-        for _, value in _fields(values):  # 4 bytes each, packed or not
-            yield from (number for (number,) in struct.iter_unpack("<f", _bytes(value)))
-    for values in _messages(feature, 3):
-        for _, value in _fields(values):
-            packed = value if isinstance(value, memoryview) else None
-            numbers = [value] if packed is None else _varints(packed)
-            yield from (n - 2**64 if n >= 2**63 else n for n in numbers if isinstance(n, int))
+# tensorflow/core/example/{example,feature}.proto; on the wire a map is a list of entries
+EXAMPLE_PROTO = """name: "example.proto" syntax: "proto3"
+message_type { name: "Example" field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".Features" } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".Entry" } }
+message_type { name: "Entry"
+  field { name: "key" number: 1 type: TYPE_STRING }
+  field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".Feature" } }
+message_type { name: "Feature"
+  field { name: "bytes" number: 1 type: TYPE_MESSAGE type_name: ".Bytes" }
+  field { name: "floats" number: 2 type: TYPE_MESSAGE type_name: ".Floats" }
+  field { name: "ints" number: 3 type: TYPE_MESSAGE type_name: ".Ints" } }
+message_type { name: "Bytes" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "Floats" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Ints" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+"""
 
 
-def _messages(data: memoryview, number: int) -> Iterator[memoryview]:
-    """Yield the contents of the length-delimited fields `number` of a message."""
-    return (_bytes(value) for field, value in _fields(data) if field == number)
+@functools.cache
+def _example_class() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield number and value of each field of a message (https://protobuf.dev/programming-guides/encoding)."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        if tag & 7 == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if tag & 7 == 2:
-            size, at = _varint(data, at)
-        elif tag & 7 in FIXED_SIZES:
-            size = FIXED_SIZES[tag & 7]
-        else:
-            raise ValueError(f"wire type {tag & 7}")
-        if at + size > len(data):
-            raise ValueError("cut short")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _varints(data: memoryview) -> Iterator[int]:
-    at = 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        yield value
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        octet = data[at]
-        value, shift, at = value | (octet & 0x7F) << shift, shift + 7, at + 1
-        if octet < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
-
-
-def _bytes(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a number where bytes must be")
-    return value
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))

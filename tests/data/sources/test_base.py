@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import MAX_LABEL, check_label, fingerprint_of, fit, open_checked
+from sagan_fast.data.sources.base import MAX_LABEL, check_label, fingerprint_of, fit, start_of
 from sagan_fast.errors import InputError
 
 
@@ -33,4 +33,4 @@ def test_fingerprints():
 
 def test_a_file_that_cannot_be_opened(tmp_path):
     with pytest.raises(InputError, match="nothing cannot be opened: No such file"):
-        open_checked(str(tmp_path / "nothing"))
+        start_of(str(tmp_path / "nothing"))
