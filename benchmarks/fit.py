@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
+from math import prod
 
 if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is imported
 
 from benchmarks.compile import compile_plan, resources
+from benchmarks.machine import MACHINES
 from benchmarks.shipped import block_plans
 from benchmarks.tune import KERNELS, write
 from sagan_fast.kernels import configs
@@ -35,24 +37,33 @@ OWNED = {
 }
 """The tile sizes of a kernel, the one that a program owns first."""
 
+CHUNKED = {name: ("BLOCK_C",) if name in ("projection_fwd", "attention_bwd_preprocess") else () for name in OWNED}
+"""What else a kernel's products are cut by: the channels, where these are its only products."""
+
+LDS_BYTES = 65536
+"""Local data share of a program on AMD's CDNA and RDNA chips [AMD's ISA documents]."""
+
 Key = tuple[str, ...]
 
 
 def candidates(key: Key) -> Iterator[LaunchConfig]:
     """Yield the configs to try for a row, large tiles first."""
-    kernel, arch, precision, _, size = key
-    owned = (128, 64, 32) if size != "small" else (64, 32)
+    kernel, _, precision, _, size = key
+    owned = (128, 64, 32, 16) if size != "small" else (64, 32, 16)
     chunk = 64 if precision == "bf16" else 32
-    exact = [True, False] if precision == "fp32" and arch in ("80", "90", "100") else [False]
-    for tf32x3, owner, inner, warps in product(exact, owned, (128, 64, 32, 16), (4, 8)):
-        if inner > owner or (owner == 128 and warps == 4 and precision == "fp32"):
-            continue
-        sizes = dict(zip(OWNED[kernel], (owner, inner), strict=False))
-        if len(OWNED[kernel]) == 1 and inner != min(owner, 128):
-            continue
-        if kernel != "attention_bwd_dkv" and kernel != "attention_bwd_dq":
-            sizes["BLOCK_C"] = chunk
-        yield LaunchConfig(**sizes, num_warps=warps, num_stages=2, tf32x3=tf32x3)
+    chunks = (chunk, chunk // 2) if kernel in ("projection_fwd", "attention_fwd", "attention_bwd_preprocess") else (0,)
+    inners = (128, 64, 32, 16) if len(OWNED[kernel]) == 2 else (16,)
+    exact = (True, False) if tensor_cores_pay(key) else (False,)
+    for tf32x3, stages, BLOCK_C, owner, inner, warps in product(exact, (2, 1), chunks, owned, inners, (4, 8)):
+        if inner <= owner and not (owner == 128 and warps == 4 and precision == "fp32"):
+            sizes = dict(zip(OWNED[kernel], (owner, inner), strict=False))
+            yield LaunchConfig(**sizes, BLOCK_C=BLOCK_C, num_warps=warps, num_stages=stages, tf32x3=tf32x3)
+
+
+def tensor_cores_pay(key: Key) -> bool:
+    """Return whether three TF32 products are faster than one in float32 on the row's chip."""
+    machine = MACHINES.get(int(key[1])) if key[1].isdecimal() else None
+    return key[2] == "fp32" and machine is not None and machine.tensor["tf32"] > 3 * machine.flop_rate("fp32")
 
 
 @contextmanager
@@ -96,7 +107,7 @@ def cost(key: Key, config: LaunchConfig) -> tuple[float, bool] | None:
     """Return warp instructions a score, and whether there is room for two; None where `config` does not fit."""
     name = key[1]
     arches: list[Arch] = [int(name)] if name.isdecimal() else ["gfx90a", "gfx1100"]
-    most, whole = configs.SHARED_BYTES[int(name) if name.isdecimal() else name]
+    most = MACHINES[int(name)].smem_block if name.isdecimal() else LDS_BYTES
     worst, room = 0.0, True
     with shipped(key, config):
         for plan in plans_of(key):
@@ -108,18 +119,18 @@ def cost(key: Key, config: LaunchConfig) -> tuple[float, bool] | None:
                     return None
                 if uses["stack"] or uses["spills"] or uses["smem"] > most:
                     return None
-                area = 1
-                for size in OWNED[key[0]]:
-                    area *= getattr(config, size)
-                two = 2 * uses["smem"] + 2048 <= whole and 2 * config.num_warps * 32 * uses["registers"] <= 65536
-                worst, room = max(worst, uses["instructions"] * config.num_warps / area), room and two
+                area = prod(getattr(config, size) or 1 for size in {*OWNED[key[0]], *CHUNKED[key[0]]})
+                if isinstance(arch, int):
+                    numbers = uses["registers"], config.num_warps, uses["smem"], uses["tmem"]
+                    room = room and MACHINES[arch].resident_blocks(*numbers)[0] >= 2
+                worst = max(worst, uses["instructions"] * config.num_warps / area)
     return worst * (1.0 if room else 1.25), room
 
 
 def fit(key: Key, given: LaunchConfig) -> tuple[LaunchConfig, float | None]:
     """Return the config for the row and its cost; `given` where it fits, None as cost where nothing does."""
     found: list[tuple[float, int, LaunchConfig]] = []
-    if not (key[2] == "fp32" and key[1] in ("80", "90", "100")):
+    if not tensor_cores_pay(key):
         price = cost(key, given)
         if price is not None and price[1]:
             return given, price[0]

@@ -6,6 +6,7 @@ Sources
 - [white] NVIDIA's A100, H100 and Blackwell architecture papers and data sheets: peak tensor rates, clocks, bandwidth.
   The clock is the one at which SMs x operations per clock gives the published dense peak (A100 312, H100/H200 989,
   B200 2250 TFLOP/s in 16 bits).
+- [geforce] NVIDIA's papers on the architectures GA102, Ada and RTX Blackwell: dense peaks at boost clock, bandwidth.
 - [fa3] FlashAttention-3, https://arxiv.org/abs/2407.08608: 3.9 T exponentials/s on H100, so 16 a clock and SM.
 """
 
@@ -91,6 +92,34 @@ MACHINES = {
             smem_sm=164 << 10,  # [guide]
         ),
         Machine(
+            arch=86,
+            device="NVIDIA GeForce RTX 3090",
+            sms=82,
+            clock_hz=1.695e9,
+            tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 71 and 35.6 TFLOP/s, accumulated in float32
+            mufu_lanes=16,  # [guide]
+            fp32_lanes=128,  # [guide]
+            hbm_bytes_per_s=0.936e12,  # [geforce]
+            smem_block=101376,  # [guide] 99 KB
+            smem_sm=100 << 10,  # [guide]
+            warps_sm=48,  # [guide]
+            blocks_sm=16,  # [guide]
+        ),
+        Machine(
+            arch=89,
+            device="NVIDIA GeForce RTX 4090",
+            sms=128,
+            clock_hz=2.52e9,
+            tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 165.2 and 82.6 TFLOP/s, accumulated in float32
+            mufu_lanes=16,  # [guide]
+            fp32_lanes=128,  # [guide]
+            hbm_bytes_per_s=1.008e12,  # [geforce]
+            smem_block=101376,  # [guide]
+            smem_sm=100 << 10,  # [guide]
+            warps_sm=48,  # [guide]
+            blocks_sm=24,  # [guide]
+        ),
+        Machine(
             arch=90,
             device="NVIDIA H200",
             sms=132,
@@ -114,6 +143,20 @@ MACHINES = {
             smem_block=232448,  # [guide]
             smem_sm=228 << 10,  # [guide]
             tmem_columns=512,  # [white]
+        ),
+        Machine(
+            arch=120,
+            device="NVIDIA GeForce RTX 5090",
+            sms=170,
+            clock_hz=2.407e9,
+            tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 209.5 and 104.8 TFLOP/s, accumulated in float32
+            mufu_lanes=16,  # [guide]
+            fp32_lanes=128,  # [guide]
+            hbm_bytes_per_s=1.792e12,  # [geforce]
+            smem_block=101376,  # [guide]
+            smem_sm=100 << 10,  # [guide]
+            warps_sm=48,  # [guide]
+            blocks_sm=24,  # [guide]
         ),
     )
 }

@@ -29,7 +29,7 @@ from benchmarks.accuracy import RMS_TOLERANCE, rel_rms
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 from sagan_fast.kernels import configs
 from sagan_fast.kernels.configs import INTERPRETED_ARCH, LaunchConfig
-from sagan_fast.kernels.launch import DTYPES
+from sagan_fast.kernels.launch import DTYPES, device_arch
 from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 from sagan_fast.kernels.self_attention.forward import block_fwd, self_attention_fwd
@@ -204,10 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.dry_run and not torch.cuda.is_available():
         print("benchmarks.tune: needs a CUDA device (or --dry-run)", file=sys.stderr)
         return 2
-    arch = INTERPRETED_ARCH
-    if not options.dry_run:
-        major, minor = torch.cuda.get_device_capability()
-        arch = 10 * major + minor
+    arch = INTERPRETED_ARCH if options.dry_run else device_arch(torch.cuda.current_device())
     shapes = [shape for shape in BLOCK_SHAPES if options.shape is None or shape.name in options.shape]
     found = rows(arch, options.dtype, options.kernel or KERNELS, shapes)
     if options.dry_run:

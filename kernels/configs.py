@@ -45,16 +45,6 @@ SERVED_BY = {80: 80, 86: 80, 87: 80, 89: 80, 90: 90, 100: 100, 103: 100, 110: 10
 The rows for 80 stay below the shared memory of the smallest of them, 101376 bytes.
 """
 
-SHARED_BYTES: dict[Arch, tuple[int, int]] = {
-    75: (65536, 65536), 80: (166912, 167936), 86: (101376, 102400), 87: (166912, 167936), 89: (101376, 102400),
-    90: (232448, 233472), 100: (232448, 233472), 103: (232448, 233472), 110: (232448, 233472),
-    120: (101376, 102400), 121: (101376, 102400), "gfx": (65536, 65536),
-}  # fmt: skip
-"""Bytes of shared memory that one program may have, and that a multiprocessor has.
-
-Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; AMD's ISA documents.
-"""
-
 AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 """AMD's chips that the kernels are compiled for. All run the rows "gfx", which stay below 65536 bytes of LDS."""
 
@@ -214,3 +204,10 @@ def lookup_size(kernel: str, size: int) -> LaunchConfig:
     """Return the config of a spectral-norm kernel for matrices of up to `size` rows or columns, on any device."""
     widths = sorted({int(key[3]) for key in _configs() if key[0] == kernel})
     return _configs()[kernel, "any", "any", str(next(width for width in widths if width >= size)), "any"]
+
+
+@functools.cache
+def has_fast_float32(arch: Arch, D_QK: int, D_V: int) -> bool:
+    """Return whether the attention kernels' float32 products run on the tensor cores of `arch`."""
+    kernels = ("attention_fwd", "attention_bwd_dkv", "attention_bwd_dq")
+    return all(lookup(kernel, arch, "fp32", D_QK, D_V, SMALL + 1).tf32x3 for kernel in kernels)

@@ -121,10 +121,10 @@ def recording(arch: Arch, precision: str) -> Iterator[Recording]:
 @functools.cache
 def device_arch(index: int) -> Arch:
     """Return what kernels for the CUDA or ROCm device `index` are compiled for."""
+    properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
-        return str(torch.cuda.get_device_properties(index).gcnArchName).partition(":")[0]
-    major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor
+        return str(properties.gcnArchName).partition(":")[0]
+    return 10 * int(properties.major) + int(properties.minor)
 
 
 def arch_of(tensor: Tensor) -> Arch:

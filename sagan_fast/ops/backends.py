@@ -19,7 +19,8 @@ from torch import Tensor
 from sagan_fast.choices import Backend
 from sagan_fast.kernels.attention import cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
-from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH
+from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH, has_fast_float32
+from sagan_fast.kernels.launch import device_arch, precision_of
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
 
 HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
@@ -84,14 +85,12 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
     if not HAS_TRITON:
         return "triton is not installed"
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        if torch.version.hip is not None:
-            arch = properties.gcnArchName.partition(":")[0]
+        arch, name = device_arch(device.index or 0), torch.cuda.get_device_name(device)
+        if isinstance(arch, str):
             if arch not in AMD:
-                return f"{properties.name} is {arch}, and the kernels are compiled for {', '.join(AMD)}"
-        elif 10 * properties.major + properties.minor < min_arch:
-            lowest = f"{min_arch // 10}.{min_arch % 10}"
-            return f"{properties.name} has compute capability {properties.major}.{properties.minor}, below {lowest}"
+                return f"{name} is {arch}, and the kernels are compiled for {', '.join(AMD)}"
+        elif arch < min_arch:
+            return f"{name} has compute capability {_dotted(arch)}, below {_dotted(min_arch)}"
         return build_refusal() if dtype in FLOAT_DTYPES else f"{dtype} is not float32, float16 or bfloat16"
     if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device.type}, not on a CUDA device"
@@ -100,9 +99,24 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
     return None
 
 
-def never_run() -> str | None:
-    """Return why "auto" leaves the kernels alone on this kind of device: nobody has run them there yet."""
-    return None if torch.version.hip is None else "for AMD its kernels compile, but were never run (ask for 'triton')"
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
+
+
+def unmeasured(device: torch.device) -> str | None:
+    """Return why "auto" does not take the kernels on `device`, where they would run but nobody has run them yet."""
+    if isinstance(device_arch(device.index or 0), str):
+        return "its kernels were compiled for AMD, but never run there (ask for 'triton')"
+    return None
+
+
+def slow_float32(like: Tensor, D_QK: int, D_V: int) -> str | None:
+    """Return why "auto" does not take the attention kernels for float32, where they would not use the tensor cores."""
+    if product_dtype(like) != torch.float32 or precision_of(torch.float32) == "tf32":
+        return None
+    if has_fast_float32(device_arch(like.device.index or 0), D_QK, D_V):
+        return None
+    return "its float32 products would not run on the tensor cores (allow TF32, or ask for 'triton')"
 
 
 @functools.cache
@@ -153,7 +167,12 @@ def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: in
 
 def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
     if like.is_cuda:
-        refusal = too_wide(D_QK, D_V) or triton_refusal(like.device, product_dtype(like), MIN_ARCH) or never_run()
+        refusal = (
+            too_wide(D_QK, D_V)
+            or triton_refusal(like.device, product_dtype(like), MIN_ARCH)
+            or unmeasured(like.device)
+            or slow_float32(like, D_QK, D_V)
+        )
         if refusal is None:
             return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")
         return Choice("sdpa", f"not triton: {refusal}")
@@ -184,7 +203,7 @@ def choose_spectral_norm(op: str, backend: str, weights: Sequence[Tensor]) -> Ch
         return Choice("eager", "asked for")
     if backend == "auto" and device.type != "cuda":
         return Choice("eager", f"the weights are on {device}")
-    refusal = triton_refusal(device, dtype) or (never_run() if backend == "auto" else None)
+    refusal = triton_refusal(device, dtype) or (unmeasured(device) if backend == "auto" else None)
     if dtype not in FLOAT_DTYPES:
         refusal = f"the weights are {dtype}"
     elif refusal is None and any(too_large(weight) for weight in weights):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from sagan_fast.kernels.launch import device_arch
 
 
 def test_what_is_missing_is_a_sentence_and_status_2(monkeypatch, capsys):
@@ -20,7 +21,9 @@ def test_a_gpu_that_the_kernels_do_not_run_on_is_a_sentence(monkeypatch, capsys)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: old)
     monkeypatch.setattr(gpu, "_run", lambda *_: pytest.fail("it went on"))
+    device_arch.cache_clear()
     assert gpu.main([]) == 2
+    device_arch.cache_clear()
     assert "the kernels cannot run here: Tesla V100 has compute capability 7.0" in capsys.readouterr().err
 
 

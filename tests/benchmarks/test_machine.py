@@ -5,7 +5,10 @@ import pytest
 from benchmarks.machine import MACHINES
 
 
-@pytest.mark.parametrize("arch, tflops, exps", [(80, 312, None), (90, 989, 3.9e12), (100, 2250, None)])
+@pytest.mark.parametrize(
+    "arch, tflops, exps",
+    [(80, 312, None), (86, 71, None), (89, 165.2, None), (90, 989, 3.9e12), (100, 2250, None), (120, 209.5, None)],
+)
 def test_rates_times_clock_are_the_published_peaks(arch, tflops, exps):
     machine = MACHINES[arch]
     assert machine.flop_rate("bf16") * machine.sms * machine.clock_hz == pytest.approx(tflops * 1e12, rel=0.01)

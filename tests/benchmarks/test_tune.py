@@ -73,7 +73,7 @@ def test_the_fastest_that_is_right_is_written_and_launched(tmp_path, monkeypatch
 
     path = tmp_path / "configs.csv"
     path.write_text(configs.FILE.read_text())
-    write(path, row, config, "measured on a card, today")
+    write(path, row.key, config, "measured on a card, today")
     before, after = ({key: one for one in configs.read_rows(p) for key in one.keys} for p in (configs.FILE, path))
     assert after.keys() == before.keys() and after[row.key].origin == "measured on a card, today"
     assert [key for key in after if after[key].config != before[key].config] == [row.key]

@@ -91,3 +91,14 @@ def test_without_a_launch_a_row_serves_all_its_others():
     for key in row.keys:
         rest = [other for part in row.without(key) for other in part.keys]
         assert sorted(rest) == sorted(other for other in row.keys if other != key)
+
+
+def test_merged_rows_serve_the_same():
+    rows = [part for row in configs.read_rows(configs.FILE) for part in row.without(next(iter(row.keys)))]
+    rows += [configs.Row(k[0], tuple((v,) for v in k[1:]), row.config, row.origin) for row in rows for k in row.keys]
+
+    def served(found):
+        return {key: (row.config, row.origin) for row in found for key in row.keys}
+
+    assert served(configs.merged(rows)) == served(rows)
+    assert len(configs.merged(rows)) < len(rows)

@@ -9,6 +9,7 @@ import torch
 
 from sagan_fast.functional import attention
 from sagan_fast.kernels.configs import MIN_ARCH
+from sagan_fast.kernels.launch import device_arch
 from sagan_fast.ops.backends import build_refusal, choose, choose_spectral_norm, triton_refusal
 
 
@@ -67,14 +68,17 @@ def test_spectral_norm_is_eager_on_the_cpu_and_says_why_triton_cannot_run(monkey
 def card(monkeypatch):
     """Make every CUDA device one of compute capability 9.0, or of what the test calls this with."""
 
-    def of(major=9, minor=0):
-        properties = SimpleNamespace(name="a card", major=major, minor=minor)
+    def of(major=9, minor=0, amd=None):
+        properties = SimpleNamespace(name="a card", major=major, minor=minor, gcnArchName=f"{amd}:sramecc+:xnack-")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.version, "hip", "7.0" if amd else None)
+        device_arch.cache_clear()
 
     build_refusal.cache_clear()
     of()
     yield of
     build_refusal.cache_clear()
+    device_arch.cache_clear()
 
 
 def test_a_card_that_is_too_old_or_a_dtype_is_named(card):
@@ -83,6 +87,30 @@ def test_a_card_that_is_too_old_or_a_dtype_is_named(card):
     assert "torch.float64" in triton_refusal(device, torch.float64)
     card(7, 5)
     assert triton_refusal(device, torch.float16, MIN_ARCH) == "a card has compute capability 7.5, below 8.0"
+
+
+def test_amd_is_left_alone_unless_asked_for(card):
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cuda:0"), dtype=torch.bfloat16, is_cpu=False)
+    assert choose("op", "auto", like, 1, 512, 512, 32, 64).backend == "triton"
+    card(amd="gfx942")
+    assert triton_refusal(like.device, torch.bfloat16, MIN_ARCH) is None
+    assert choose("op", "auto", like, 1, 512, 512, 32, 64).backend == "sdpa"
+    assert "never run there" in choose("op", "auto", like, 1, 512, 512, 32, 64).reason
+    assert choose("op", "triton", like, 1, 512, 512, 32, 64).backend == "triton"
+    card(amd="gfx906")
+    with pytest.raises(RuntimeError, match="a card is gfx906, and the kernels are compiled for gfx90a, gfx942"):
+        choose("op", "triton", like, 1, 512, 512, 32, 64)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_float32_without_tensor_cores_goes_to_sdpa(card, monkeypatch, fast):
+    monkeypatch.setattr("sagan_fast.ops.backends.has_fast_float32", lambda *_: fast)
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cuda:0"), dtype=torch.float32, is_cpu=False)
+    choice = choose("op", "auto", like, 1, 512, 512, 32, 64)
+    assert choice.backend == ("triton" if fast else "sdpa")
+    assert fast or "would not run on the tensor cores" in choice.reason
+    monkeypatch.setattr("sagan_fast.ops.backends.precision_of", lambda dtype: "tf32")
+    assert choose("op", "auto", like, 1, 512, 512, 32, 64).backend == "triton"
 
 
 def test_without_a_compiler_or_headers_triton_is_not_taken(card, monkeypatch, tmp_path):
