@@ -2,15 +2,19 @@
 
 import os
 import random
+import sys
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
+import sanitizer
 from shared_by_tests import teach_interpreter_bfloat16
 
-if not torch.cuda.is_available():
+if "ttsem" in sys.modules:  # `make sanitize`
+    sanitizer.install()
+elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
     teach_interpreter_bfloat16()
 

@@ -43,16 +43,16 @@ def _length(norms_ptr, matrix, chunks, eps):
 
 
 @triton.jit
-def _stage_v(v_ptr, t_ptr, K, C, S, BLOCK: tl.constexpr):
-    """Store v where t will be, in the order in which the columns are stored.
+def _stage_v(v_ptr, staged_ptr, K, C, S, BLOCK: tl.constexpr):
+    """Store v where this program's partial sums will be, in the order in which the columns are stored.
 
-    All programs of a matrix store the same values. Gathered into registers instead, they would make the sweep spill.
+    Gathered into registers instead, v would make the sweep spill.
     """
     for start in range(0, K, BLOCK):
         offs = start + tl.arange(0, BLOCK)
         group = offs // C
         v = tl.load(v_ptr + (offs - group * C) * S + group, mask=offs < K, other=0.0)
-        tl.store(t_ptr + offs, v, mask=offs < K)
+        tl.store(staged_ptr + offs, v, mask=offs < K)
     tl.debug_barrier()  # read back by other threads than those that stored it
 
 
@@ -69,18 +69,18 @@ def _partial_ptr(partial_ptr, matrices_ptr, items_ptr, size):
 
 @triton.jit
 def _sweep_rows(
-    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+    w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
     BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, UNIT: tl.constexpr, UPDATE: tl.constexpr,
 ):  # fmt: skip
     """Store z and the partial sums of t, from one reading of whole rows, BLOCK_A + BLOCK_B columns wide."""
     K = K // UNIT * UNIT  # says that rows start at multiples of UNIT
     offs_r = tl.arange(0, BLOCK_R)
     offs_a = tl.arange(0, BLOCK_A)
-    v_a = tl.load(t_ptr + offs_a, mask=offs_a < K, other=0.0)
+    v_a = tl.load(v_ptr + offs_a, mask=offs_a < K, other=0.0)
     acc_a = tl.zeros((BLOCK_R, BLOCK_A), tl.float32)
     if BLOCK_B > 0:
         offs_b = BLOCK_A + tl.arange(0, BLOCK_B)
-        v_b = tl.load(t_ptr + offs_b, mask=offs_b < K, other=0.0)
+        v_b = tl.load(v_ptr + offs_b, mask=offs_b < K, other=0.0)
         acc_b = tl.zeros((BLOCK_R, BLOCK_B), tl.float32)
     for start in range(0, rows, BLOCK_R):
         row = start + offs_r
@@ -99,6 +99,7 @@ def _sweep_rows(
             if BLOCK_B > 0:
                 acc_b += z[:, None] * b
     if UPDATE:
+        tl.debug_barrier()  # v may lie where the partial sums go
         partial_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
         tl.store(partial_ptr + offs_a[None, :], tl.sum(acc_a, axis=0, keep_dims=True), mask=(offs_a < K)[None, :])
         if BLOCK_B > 0:
@@ -107,7 +108,7 @@ def _sweep_rows(
 
 @triton.jit
 def _sweep_rows_twice(
-    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+    w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, UPDATE: tl.constexpr,
 ):  # fmt: skip
     """Do the same from two readings: long rows that start anywhere do not fit the registers."""
@@ -119,7 +120,7 @@ def _sweep_rows_twice(
         z = tl.zeros((BLOCK_R,), tl.float32)
         for column in range(0, K, BLOCK_K):
             offs = column + offs_k
-            v = tl.load(t_ptr + offs, mask=offs < K, other=0.0) * scale
+            v = tl.load(v_ptr + offs, mask=offs < K, other=0.0) * scale
             mask = (row < rows)[:, None] & (offs < K)[None, :]
             z += tl.sum(tl.load(row_ptr + offs[None, :], mask=mask, other=0.0).to(tl.float32) * v[None, :], axis=1)
         tl.store(z_ptr + row, z, mask=row < rows)
@@ -155,14 +156,15 @@ def _sweep_kernel(
     w_address = tl.load(address_ptr + _W)
     K = tl.load(entry_ptr + _K).to(tl.int32)
     z_ptr += tl.load(entry_ptr + _Z) * _OFFSET_UNIT + row_0
-    t_ptr += tl.load(entry_ptr + _T) * _OFFSET_UNIT
     if FIRST:
         scale = 1.0
-        v_ptr = tl.load(address_ptr + _V).to(tl.pointer_type(tl.float32))
+        given_ptr = tl.load(address_ptr + _V).to(tl.pointer_type(tl.float32))
         C = tl.load(entry_ptr + _C).to(tl.int32)
         S = tl.load(entry_ptr + _S).to(tl.int32)
-        _stage_v(v_ptr, t_ptr, K, C, S, STAGE)
+        v_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)
+        _stage_v(given_ptr, v_ptr, K, C, S, STAGE)
     else:  # v of the iteration before, not divided by its length yet
+        v_ptr = t_ptr + tl.load(entry_ptr + _T) * _OFFSET_UNIT
         length, _ = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
         scale = 1.0 / length
     if tl.load(entry_ptr + _ALIGNED) != 0:
@@ -171,37 +173,37 @@ def _sweep_kernel(
             w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16) + row_0 * (K // UNIT * UNIT)
             if K <= 128:
                 _sweep_rows(
-                    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                    w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                     32, 128, 0, UNIT, UPDATE,
                 )  # fmt: skip
             elif K <= 1024:
                 if WIDEST_ALIGNED >= 1024:
                     _sweep_rows(
-                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                         4, 1024, 0, UNIT, UPDATE,
                     )  # fmt: skip
             elif K <= 2304:
                 if WIDEST_ALIGNED >= 2304:
                     _sweep_rows(
-                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                         2, 2048, 256, UNIT, UPDATE,
                     )  # fmt: skip
             elif K <= 4608:
                 if WIDEST_ALIGNED >= 4608:
                     _sweep_rows(
-                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                         1, 4096, 512, UNIT, UPDATE,
                     )  # fmt: skip
             elif K <= 9216:
                 if WIDEST_ALIGNED >= 9216:
                     _sweep_rows(
-                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                         1, 8192, 1024, UNIT, UPDATE,
                     )  # fmt: skip
             else:
                 if WIDEST_ALIGNED >= 16384:
                     _sweep_rows(
-                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                         1, 16384, 0, UNIT, UPDATE,
                     )  # fmt: skip
     else:
@@ -209,13 +211,13 @@ def _sweep_kernel(
             w_ptr = w_address.to(tl.pointer_type(W_DTYPE)) + row_0 * K
             if K <= 128:
                 _sweep_rows(
-                    w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                    w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                     32, 128, 0, 1, UPDATE,
                 )  # fmt: skip
             else:
                 if WIDEST_UNALIGNED >= 1024:
                     _sweep_rows_twice(
-                        w_ptr, t_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
+                        w_ptr, v_ptr, z_ptr, partial_ptr, matrices_ptr, items_ptr, rows, K, scale,
                         8, 512, UPDATE,
                     )  # fmt: skip
 
