@@ -7,9 +7,9 @@ import sys
 import hypothesis
 import numpy as np
 import pytest
+import sanitizer
 import torch
 
-import sanitizer
 from shared_by_tests import teach_interpreter_bfloat16
 
 if "ttsem" in sys.modules:  # `make sanitize`
