@@ -1,0 +1,170 @@
+"""Faults planted in copies of the kernels are found by ttsem, or show against float64: `make sanitize`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sagan_fast.kernels.attention import backward, forward, preprocess
+from sagan_fast.kernels.attention.backward import attention_bwd
+from sagan_fast.kernels.attention.forward import attention_fwd
+from sagan_fast.kernels.attention.reference import attention
+from sagan_fast.kernels.projection import forward as projection
+from sagan_fast.kernels.self_attention import backward as block_backward
+from sagan_fast.kernels.self_attention import forward as block_forward
+from sagan_fast.kernels.self_attention import preprocess as block_preprocess
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
+from sagan_fast.kernels.self_attention.reference import self_attention
+from sagan_fast.kernels.spectral_norm import forward as spectral_norm
+from sagan_fast.kernels.spectral_norm import sweep
+from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
+from sagan_fast.kernels.spectral_norm.tables import offsets
+from shared_by_tests import randn, spectral_norm_inputs, spectral_norm_truth
+
+pytestmark = pytest.mark.skipif("ttsem" not in sys.modules, reason="runs under ttsem: make sanitize")
+
+
+def run_attention(generator):
+    """Return outputs and gradients of ragged attention and the same in float64."""
+    tensors = [randn(2, n, d, generator=generator).float() for n, d in ((300, 8), (170, 8), (170, 24), (300, 24))]
+    q, k, v, d_out = tensors
+    out, lse = attention_fwd(q, k, v)
+    found = [out, *attention_bwd(d_out, q, k, v, out, lse)]
+    exact = [tensor.double().requires_grad_(tensor is not d_out) for tensor in tensors]
+    truth = attention(*exact[:3])
+    return found, [truth, *torch.autograd.grad(truth, exact[:3], exact[3])]
+
+
+def run_block(generator, pool=True):
+    """Return output and gradients of a block on odd maps, with biases, and the same in float64."""
+    B, C, H, W, D_QK, D_V = 2, 20, 17, 19, 4, 12
+    sizes = [(B, C, H, W), (D_QK, C), (D_QK, C), (D_V, C), (C, D_V), (), (D_QK,), (D_QK,), (D_V,), (C,)]
+    inputs = BlockInputs(*(randn(*size, generator=generator, scale=0.5).float() for size in sizes))
+    d_y = randn(B, C, H, W, generator=generator).float()
+    y, saved = block_forward.self_attention_fwd(inputs, pool=pool)
+    given = block_backward.self_attention_bwd(d_y, inputs, saved)
+    exact = [tensor[:, :, None, None] if tensor.ndim == 2 else tensor for tensor in inputs]
+    exact = BlockInputs(*(tensor.double().requires_grad_() for tensor in exact))
+    truth = self_attention(exact, pool)
+    truths = torch.autograd.grad(truth, (exact.x, exact.w_theta, exact.gamma), d_y.double())
+    return [y, given.x, given.w_qkv[:D_QK], given.gamma], [truth, *truths]
+
+
+def run_unpooled(generator):
+    """Do the same without the pool."""
+    return run_block(generator, pool=False)
+
+
+def run_spectral_norm(generator, n_power_iterations=1):
+    """Return W/sigma and u of matrices of all kinds and the same in float64."""
+    shapes = [(3000, 27), (300, 576), (70, 1201), (140, 2304)]
+    weights, us, vs = spectral_norm_inputs(shapes, generator)
+    truths = [spectral_norm_truth(*one) for one in zip(weights, us, vs, strict=True)]
+    found = spectral_norm_fwd(weights, us, vs, n_power_iterations=n_power_iterations)
+    starts, _ = offsets([weight.numel() for weight in weights])
+    parts = [found[0][start : start + weight.numel()] for start, weight in zip(starts, weights, strict=True)]
+    return [*parts, *us], [truth[i] for i in (0, 2) for truth in truths]
+
+
+PLANTED = {
+    "queries past the end are stored": (
+        forward, "    mask_n = offs_n < N\n", "    mask_n = offs_n < N + BLOCK_N\n", run_attention,
+    ),
+    "keys past the end are read": (
+        forward, "mask_m = (start_m + offs_m < M) | EVEN_M", "mask_m = start_m + offs_m < M + BLOCK_M", run_attention,
+    ),
+    "keys past the end are attended to": (
+        forward, 's = tl.where(mask_m[None, :], s, float("-inf"))', "pass", run_attention,
+    ),
+    "keys advance by too much": (
+        forward, "k_ptrs += BLOCK_M * stride_k_m", "k_ptrs += (BLOCK_M + 1) * stride_k_m", run_attention,
+    ),
+    "two programs own each row": (
+        forward, "    mask_n = offs_n < N\n", "    offs_n = offs_n // (2 * BLOCK_N) * BLOCK_N + offs_n % BLOCK_N\n"
+        "    mask_n = offs_n < N\n", run_attention,
+    ),
+    "the log-sum-exp of the first tile alone is stored": (
+        forward, "tl.log2(row_sum), mask=mask_n)", "tl.log2(row_sum), mask=offs_n < BLOCK_N)", run_attention,
+    ),
+    "gradients of keys read queries past the end": (
+        backward, "mask_n = (start_n + offs_n < N) | EVEN_N", "mask_n = offs_n >= 0", run_attention,
+    ),
+    "dq of one image is stored in the next": (
+        backward, "dq_ptr + b * stride_dq_b", "dq_ptr + (b + 1) * stride_dq_b", run_attention,
+    ),
+    "the log-sum-exp is read with a wrong stride": (
+        backward, "lse_ptr + rows,", "lse_ptr + rows * 2,", run_attention,
+    ),
+    "delta is stored without a mask": (
+        preprocess, "tl.store(delta_ptr + rows, delta, mask=mask_n)", "tl.store(delta_ptr + rows, delta)",
+        run_attention,
+    ),
+    "all images store one sum for gamma": (
+        block_preprocess, "b * tl.num_programs(0) + tl.program_id(0)", "tl.program_id(0)", run_block,
+    ),
+    "windows past the last are taken": (
+        projection, "mask_w = offs_w < windows\n", "mask_w = offs_w < windows + BLOCK_M\n", run_unpooled,
+    ),
+    "an odd map's missing positions are read": (
+        projection, "if POOL and not EVEN_HW:", "if POOL and EVEN_HW:", run_block,
+    ),
+    "channels past the last are written": (
+        block_forward, "mask_c = (c < C) | EVEN_C", "mask_c = c < C + 1", run_block,
+    ),
+    "rows of the next program are stored": (
+        sweep, "mask_r = row < rows\n", "mask_r = row < rows + 1\n", run_spectral_norm,
+    ),
+    "all programs of a matrix stage v in one place": (
+        sweep, "v_ptr = _partial_ptr(partial_ptr, matrices_ptr, items_ptr, K)",
+        "v_ptr = t_ptr + tl.load(entry_ptr + _T) * _OFFSET_UNIT", run_spectral_norm,
+    ),
+    "partial sums are added with a wrong stride": (
+        spectral_norm, "partial_ptr += second_size", "partial_ptr += second_size + 1", run_spectral_norm,
+    ),
+    "W/sigma is stored without a mask": (
+        spectral_norm, ".to(out_ptr.dtype.element_ty), mask=offs < size)", ".to(out_ptr.dtype.element_ty))",
+        run_spectral_norm,
+    ),
+}  # fmt: skip
+"""What is wrong, where, the right text and the planted one, and what runs it."""
+
+
+def largest_error(found, truths):
+    """Return the largest error relative to the largest value; infinity where something is not finite."""
+    errors = []
+    for one, truth in zip(found, truths, strict=True):
+        error = (one.double().flatten() - truth.flatten()).abs().amax() / truth.abs().amax()
+        errors.append(float(error) if bool(one.isfinite().all()) else float("inf"))
+    return max(errors)
+
+
+@pytest.mark.parametrize(
+    "run", [run_attention, run_block, run_unpooled, run_spectral_norm], ids=lambda run: run.__name__
+)
+def test_without_a_fault_all_is_right(run, generator):
+    assert largest_error(*run(generator)) < 1e-4
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_found(fault, generator, monkeypatch, tmp_path):
+    module, right, wrong, run = PLANTED[fault]
+    source = Path(module.__file__).read_text()
+    assert right in source, "the kernel has changed: plant the fault anew"
+    path = tmp_path / "planted.py"
+    path.write_text(source.replace(right, wrong))
+    spec = importlib.util.spec_from_file_location(f"{module.__package__}.planted", path)
+    planted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(planted)
+    for name in [name for name in vars(module) if name.endswith("_kernel")]:
+        monkeypatch.setattr(module, name, getattr(planted, name))
+    try:
+        error = largest_error(*run(generator))
+    except Exception as stopped:
+        if type(stopped).__name__ != "KernelFault":  # the class of the ttsem that is the main program
+            raise
+        print(f"{fault}: {stopped.fault.kind}")
+    else:
+        assert error > 1e-3, "nobody noticed"
+        print(f"{fault}: in its values, by {error:.1g}")
