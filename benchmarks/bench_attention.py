@@ -1,7 +1,5 @@
 """The attention block, ours against everything a user would take instead.
 
-    python -m benchmarks.bench_attention --help
-
 All providers get the same channels_last maps, weights and scale 1. So rows of q, k and v have no gaps, and no fused
 backend of PyTorch refuses them. A provider that cannot do the work raises, and its reason is recorded.
 """
@@ -9,18 +7,17 @@ backend of PyTorch refuses them. A provider that cannot do the work raises, and 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
+from benchmarks.records import MODES
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES, BlockShape
 from sagan_fast import functional
 from sagan_fast.kernels.attention import reference
@@ -43,7 +40,7 @@ CPU_SHAPES = (
 )
 
 
-def sweep(target: Target) -> list[BlockShape]:
+def swept(target: Target) -> list[BlockShape]:
     """Return shapes over N from 256 to 16384, and over B from 1 to 256."""
     if target.gpu:
         base, B, prefix = BlockShape("", 64, 128, 64, 64, 16, 64), 16, "sweep"
@@ -53,12 +50,16 @@ def sweep(target: Target) -> list[BlockShape]:
     return sized + [replace(base, name=f"{prefix}-B{b}", B=b) for b in (1, 4, 16, 64, 256)]
 
 
-def cases(target: Target, shapes: Sequence[BlockShape], dtypes: Sequence[str] = ("bf16",)) -> Iterator[Case]:
-    """Yield the block's cases: every dtype and shape, forward and forward+backward; on the CPU in float32 alone."""
-    for dtype in dtypes if target.device == "cuda" else ("fp32",):
-        for shape in shapes:
-            for mode in ("forward", "forward+backward"):
-                yield case(replace(shape, B=1, H=8, W=8) if target.dry_run else shape, dtype, mode, target)
+def cases(
+    target: Target, shapes: Sequence[BlockShape], dtypes: Sequence[str] = ("bf16",), compiled: bool = False
+) -> Iterator[Case]:
+    """Yield the block's cases: every dtype and shape, forward and forward+backward; on the CPU in float32 alone.
+
+    Providers that take long to compile are left out without `compiled`.
+    """
+    for dtype, shape, mode in product(dtypes if target.device == "cuda" else ("fp32",), shapes, MODES):
+        made = case(replace(shape, B=1, H=8, W=8) if target.dry_run else shape, dtype, mode, target)
+        yield made.only(lambda p: compiled or not p.compiles)
 
 
 def gate(target: Target) -> Iterator[Case]:
@@ -67,23 +68,24 @@ def gate(target: Target) -> Iterator[Case]:
         yield replace(one, benchmark="gate").only(lambda p: p.name in ("eager", "triton"))
 
 
-def standard(target: Target) -> Iterator[Case]:
+def standard(target: Target, compiled: bool = True) -> Iterator[Case]:
     """Yield the shapes that targets are stated for, with all providers."""
-    return cases(target, BLOCK_SHAPES if target.gpu else CPU_SHAPES)
+    return cases(target, BLOCK_SHAPES if target.gpu else CPU_SHAPES, compiled=compiled)
 
 
-def quick(cases: Iterator[Case]) -> Iterator[Case]:
-    """Yield `cases` without the providers that take long to compile."""
-    return (case.only(lambda p: not p.compiles) for case in cases)
+def quick(target: Target) -> Iterator[Case]:
+    """Yield the same without the providers that take long to compile."""
+    return standard(target, compiled=False)
 
 
-PARTS = (
-    Part("gate", gate, cpu=False, timed=False),
-    Part("attention", lambda target: quick(standard(target))),
-    Part("attention-compiled", standard, cpu=False),
-    Part("sweep", lambda target: quick(cases(target, sweep(target)))),
-    Part("dtypes", lambda target: quick(cases(target, STANDARD_SHAPES, ("tf32", "fp16", "fp32"))), cpu=False),
-)
+def sweep(target: Target) -> Iterator[Case]:
+    """Yield the shapes of `swept`."""
+    return cases(target, swept(target))
+
+
+def dtypes(target: Target) -> Iterator[Case]:
+    """Yield the standard shapes in the other precisions."""
+    return cases(target, STANDARD_SHAPES, ("tf32", "fp16", "fp32"))
 
 
 def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
@@ -277,7 +279,3 @@ def xformers() -> Core:
         return memory_efficient_attention(*(t[:, :, None] for t in (q, k, v)), scale=1.0)[:, :, 0]
 
     return run
-
-
-if __name__ == "__main__":
-    sys.exit(main(PARTS))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,9 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
 from sagan_fast.data import ImageDataset, batches, open_dataset
 from sagan_fast.data.loader import epoch_order
 from sagan_fast.data.packed_writer import Chunk, PackedWriter
@@ -63,9 +62,6 @@ def cases(target: Target, size: Size | None = None) -> Iterator[Case]:
         sets = data_sets(Path(folder), size)
         for workers in size.workers:
             yield case(sets, size, workers, target)
-
-
-PARTS = (Part("loader", cases, by_default=False),)
 
 
 def data_sets(folder: Path, size: Size) -> dict[str, Callable[[], ImageDataset]]:
@@ -185,4 +181,5 @@ def write_packed(folder: Path, size: Size, rng: np.random.Generator) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(PARTS))
+    command = [sys.executable, "-m", "benchmarks.run", "--only", "loader", *sys.argv[1:]]
+    sys.exit(subprocess.run(command).returncode)

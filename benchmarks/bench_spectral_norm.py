@@ -1,12 +1,8 @@
-"""One update of all 44 spectral-normed weights of SAGAN, ours against torch's and BigGAN's.
-
-python -m benchmarks.bench_spectral_norm --help
-"""
+"""One update of all 44 spectral-normed weights of SAGAN, ours against torch's and BigGAN's."""
 
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
 from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.functional import spectral_norm_group
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm, spectral_norm
@@ -30,9 +24,6 @@ def cases(target: Target, matrices: Sequence[tuple[int, int]] | None = None) -> 
     matrices = matrices or (SMALL[::4] if target.dry_run else SAGAN_MATRICES)
     for mode in ("forward", "forward+backward"):
         yield case(mode, matrices, target)
-
-
-PARTS = (Part("spectral_norm", cases),)
 
 
 def case(mode: str, matrices: Sequence[tuple[int, int]], target: Target) -> Case:
@@ -170,7 +161,3 @@ def modules(kind: str, matrices: Sequence[tuple[int, int]], device: str) -> nn.M
             holder.weight_u.copy_(u), holder.weight_v.copy_(v)
         made.append(holder)
     return made.train()
-
-
-if __name__ == "__main__":
-    sys.exit(main(PARTS))

@@ -1,14 +1,11 @@
 """A whole SAGAN step (discriminator, generator, averaging), ours against the same models written plainly.
 
-    python -m benchmarks.bench_train_step --help
-
 The peers use the same layers with eager attention and torch's spectral norm, which moves at every forward, as in the
 existing code bases.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -16,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
@@ -40,9 +35,6 @@ def cases(target: Target) -> Iterator[Case]:
         return
     for preset, batch in GPU_SIZES if target.gpu else (("shapes-32", 32),):
         yield case(preset, batch, target)
-
-
-PARTS = (Part("train_step", cases),)
 
 
 def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None = None) -> Case:
@@ -176,7 +168,3 @@ def count_flops(config: TrainConfig) -> float:
             discriminator.requires_grad_(False)
             discriminator(generator(z, y), y).sum().backward()
     return float(counter.get_total_flops())
-
-
-if __name__ == "__main__":
-    sys.exit(main(PARTS))

@@ -13,8 +13,10 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,28 @@ from benchmarks.records import Record
 
 Run = Callable[[int], Sequence[Tensor]]
 """Does the work once on input set i and returns its results: outputs, then gradients."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where cases run, and whose providers they have.
+
+    `device`, "cuda" or "cpu", holds the tensors. With `dry_run` the CPU walks what a GPU would be given: a GPU's
+    providers, in float32 and with sizes cut down.
+    """
+
+    device: str
+    dry_run: bool = False
+
+    @property
+    def gpu(self) -> bool:
+        """Whether the providers, and the list of cases, are a GPU's."""
+        return self.dry_run or self.device == "cuda"
+
+    @property
+    def backend(self) -> str:
+        """The backend of our own provider: "triton" for a GPU's, else what "auto" takes."""
+        return "triton" if self.gpu else "auto"
 
 
 @dataclass(frozen=True)
@@ -75,17 +99,6 @@ class Case:
         return replace(self, providers=[p for p in self.providers if keep(p)])
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure: rounds in which every provider has its turn, and calls of each before them."""
-
-    rounds: int = 21
-    warmup: int = 3
-
-
-QUANTILES = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-
-
 class DeviceLost(RuntimeError):
     """The device computes nothing more for this process, after what `provider` did."""
 
@@ -97,15 +110,17 @@ class DeviceLost(RuntimeError):
 def measure(
     case: Case,
     device: str,
-    effort: Effort,
+    rounds: int,
+    warmup: int = 3,
     bound: Callable[[Case], tuple[float, str]] | None = None,
     mark: Callable[[str], None] = str,
-    lost: Mapping[str, str] | None = None,
+    lost: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Record]:
     """Return a record for each provider and method (the case's methods on CUDA, "wall" on the CPU).
 
     Args:
-        effort: with no rounds the results are only held against the truth.
+        rounds: in each every provider has its turn; with 0 the results are only held against the truth.
+        warmup: calls of each provider before them.
         bound: returns the least time of a case and what sets it.
         mark: is told which provider runs next.
         lost: providers that are not run but recorded with the reason given.
@@ -115,21 +130,17 @@ def measure(
     """
     methods = ("wall",) if device == "cpu" else case.methods
     records, runs = [], {}
-    rounds = min(effort.rounds, case.most_rounds or effort.rounds)
+    rounds = min(rounds, case.most_rounds or rounds)
     limit = bound(case) if bound and any(case.needs) else (None, None)
 
-    def record(provider: Provider, method: str, **values: Any) -> Record:
-        made = Record(
-            case.benchmark, case.shape, case.dtype, case.mode, provider.name, method,
-            config=case.config, bound_us=limit[0], bound_by=limit[1], **values,
-        )  # fmt: skip
-        records.append(made)
-        return made
+    def record(provider: Provider, method: str, **values: Any) -> None:
+        place = (case.benchmark, case.shape, case.dtype, case.mode, provider.name, method)
+        records.append(Record(*place, config=case.config, bound_us=limit[0], bound_by=limit[1], **values))
 
     truths: dict[object, list[Tensor]] = {}
     for provider in case.providers:
-        if provider.name in (lost or {}):
-            record(provider, methods[0], error=f"cannot run: {(lost or {})[provider.name]}")
+        if provider.name in lost:
+            record(provider, methods[0], error=f"cannot run: {lost[provider.name]}")
             continue
         mark(provider.name)
         try:
@@ -144,23 +155,21 @@ def measure(
             memory = _memory(run, device, case.own())
             runs[provider.name] = (provider, run, dict(relative_rms=worst, note=provider.note(), **memory))
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {text}")
-            _check_device(device, provider.name, text)
+            record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {_text(error)}")
+            _check_device(device, provider.name, _text(error))
     if rounds == 0:
         for provider, _, values in runs.values():
             record(provider, methods[0], **values)
     for method in methods if rounds else ():
         timed = {}
-        for name, (provider, run, values) in list(runs.items()):
+        for name, (provider, run, values) in runs.items():
             mark(name)
             try:
                 gate = _gate(case) if case.repeatable else None
-                timed[name] = provider.timer or _timer(run, case.num_sets, method, effort.warmup, gate)
+                timed[name] = provider.timer or _timer(run, case.num_sets, method, warmup, gate)
             except Exception as error:
-                text = " ".join(str(error).split())[:300]
-                record(provider, method, error=f"cannot run as {method}: {text}", **values)
-                _check_device(device, name, text)
+                record(provider, method, error=f"cannot run as {method}: {_text(error)}", **values)
+                _check_device(device, name, _text(error))
         mark("timing")
         samples: dict[str, list[float]] = {name: [] for name in timed}
         for i in range(rounds):
@@ -168,7 +177,7 @@ def measure(
                 samples[name].append(timed[name]())
         for name, times in samples.items():
             provider, _, values = runs[name]
-            p20, p50, p80 = torch.tensor(times, dtype=torch.float64).quantile(QUANTILES).tolist()
+            p20, p50, p80 = np.quantile(times, [0.2, 0.5, 0.8]).tolist()
             record(provider, method, p20_us=p20, p50_us=p50, p80_us=p80, samples=len(times), **values)
         timed.clear()
     runs.clear()
@@ -176,6 +185,10 @@ def measure(
     if device == "cuda":
         torch.cuda.empty_cache()
     return records
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _check_device(device: str, provider: str, why: str) -> None:
