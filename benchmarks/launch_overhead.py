@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         times = timeit.repeat(work, timer=time.process_time, repeat=1 + options.samples, number=CALLS)[1:]
         quantiles = np.quantile(times, [0.2, 0.5, 0.8]) / CALLS * 1e6
         rows.append([name, launches, *(f"{us:.1f}" for us in quantiles)])
-    print(table(["what", "launches", "p20 us", "p50 us", "p80 us"], rows))
+    print(table("what | launches | p20 us | p50 us | p80 us", rows))
     print(f"\n{NOT_IN_IT}")
     return 0
 

@@ -42,7 +42,9 @@ def block_table(records: Sequence[Found], shapes: Iterable[str], dtype: str, met
         kept = MISSING if ours is None or ours["saved_bytes"] is None else f"{ours['saved_bytes'] / 2**20:.1f}"
         ratios = [_ratio(eager, ours), _ratio(best, ours), _share(ours), kept]
         rows.append([shape, mode, _us(eager), named, _us(ours), *ratios])
-    return _table("shape|mode|eager us|best peer us|ours us|eager / ours|best / ours|of limit|kept MiB", rows)
+    return _table(
+        "shape | mode | eager us | best peer us | ours us | eager / ours | best / ours | of limit | kept MiB", rows
+    )
 
 
 def peers_table(records: Sequence[Found], benchmark: str, method: str, images: bool = False) -> str:
@@ -57,7 +59,7 @@ def peers_table(records: Sequence[Found], benchmark: str, method: str, images: b
         for name, peer in found.items():
             rows.append([shape, mode, name, value(peer), value(ours), _ratio(peer, ours), _share(ours)])
     unit = "images/s" if images else "us"
-    return _table(f"what|mode|peer|peer {unit}|ours {unit}|peer time / ours|of limit", rows)
+    return _table(f"what | mode | peer | peer {unit} | ours {unit} | peer time / ours | of limit", rows)
 
 
 def training_table(records: Sequence[Found]) -> str:
@@ -69,7 +71,9 @@ def training_table(records: Sequence[Found]) -> str:
             losses = [f"{c[key]:.3f}" for key in ("between_backends", "between_seeds")]
             scores = " ".join(f"{score:.1f}" for score in c.get("frechet", [])) or MISSING
             rows.append([r["shape"], r["provider"], c["steps"], f"{c['images_per_s']:.0f}", *losses, scores])
-    return _table("preset|backend|steps|images/s|losses between backends|between seeds|Frechet, by seed", rows)
+    return _table(
+        "preset | backend | steps | images/s | losses between backends | between seeds | Frechet, by seed", rows
+    )
 
 
 def loader_table(records: Sequence[Found]) -> str:
@@ -79,7 +83,7 @@ def loader_table(records: Sequence[Found]) -> str:
         [r["provider"], r["config"]["workers"], f"{IMAGES / r['p50_us'] * 1e6:.0f}", r["config"]["processors"]]
         for r in found
     ]
-    return _table("from|workers|images/s|cores", rows)
+    return _table("from | workers | images/s | cores", rows)
 
 
 def document(folder: Path) -> str:
@@ -100,8 +104,7 @@ def document(folder: Path) -> str:
     everything = [record for records in (*found.values(), cpu) for record in records]
     failures = {(r["device"], r["provider"], r["shape"], r["mode"], r["error"]) for r in everything if r["error"]}
     if failures:
-        header = ["device", "provider", "shape", "mode", "why"]
-        parts += ["## What could not be timed", table(header, sorted(failures), markdown=True)]
+        parts += ["## What could not be timed", _table("device | provider | shape | mode | why", sorted(failures))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -191,8 +194,8 @@ def _pop_ours(found: dict[str, Found]) -> Found | None:
     return next((found.pop(name) for name in OURS if name in found), None)
 
 
-def _table(header: str, rows: Sequence[Sequence[Any]]) -> str:
-    return table(header.split("|"), rows, markdown=True) if rows else MISSING
+def _table(columns: str, rows: Sequence[Sequence[Any]]) -> str:
+    return table(columns, rows, markdown=True) if rows else MISSING
 
 
 def _where(records: Sequence[Found]) -> str:

@@ -206,8 +206,8 @@ def describe(records: Sequence[Record]) -> str:
         rows.append([record.provider, record.method, what, rate, share, saved, wrong, record.note])
     first = records[0]
     title = f"{first.benchmark} {first.shape} {first.dtype} {first.mode}"
-    header = ["provider", "method", "p50 us", "images/s", "of limit", "kept MiB", "rel. error", "note"]
-    return f"{title}\n{table(header, rows)}\n"
+    columns = "provider | method | p50 us | images/s | of limit | kept MiB | rel. error | note"
+    return f"{title}\n{table(columns, rows)}\n"
 
 
 if __name__ == "__main__":
