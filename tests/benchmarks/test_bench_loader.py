@@ -1,6 +1,7 @@
 """The loader's benchmark makes its data, holds what is loaded against it, and measures what it says."""
 
 import builtins
+from dataclasses import replace
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_made_up_data(tmp_path, rng):
 
     bench_loader.write_packed(tmp_path / "packed", bench_loader.TINY, rng)
     assert check(tmp_path / "packed").num_images == 64
-    bench_loader.write_jpegs(tmp_path / "jpegs", 4, rng)
+    bench_loader.write_jpegs(tmp_path / "jpegs", replace(bench_loader.TINY, files=4), rng)
     assert len(open_dataset(f"folder:{tmp_path / 'jpegs'}", resolution=8)) == 4
     for path in (tmp_path / "jpegs").rglob("*.jpg"):
         assert 60_000 < path.stat().st_size < 160_000
