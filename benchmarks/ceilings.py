@@ -69,8 +69,7 @@ def bound(case: Case, device: str) -> tuple[float, str]:
         "exp": exps / exps_per_s(device),
         "bytes": nbytes / copy_bytes_per_s(device),
     }
-    name = max(times, key=times.__getitem__)
-    return times[name] * 1e6, name
+    return max((time * 1e6, name) for name, time in times.items())
 
 
 def records(device: str) -> list[Record]:

@@ -234,7 +234,6 @@ def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None
                 run(i)
         if gate is not None:
             check_replay(graph.replay, results, run(0), gate)
-        del results
         return lambda: sample_us(graph.replay, num_sets, "cuda", ahead=True)
     return lambda: sample_us(calls, num_sets, "cuda")
 
