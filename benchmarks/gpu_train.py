@@ -197,15 +197,13 @@ def go_on(preset: str, spec: str, deadline: float, options: argparse.Namespace) 
 
 
 def _config(preset: str, spec: str, backend: str, seed: int, run: Path, options: argparse.Namespace) -> TrainConfig:
-    overrides: dict[str, Any] = {}
-    if options.narrow:
-        overrides = dict.fromkeys(("generator", "discriminator"), {"base_channels": options.narrow})
-    if options.batch_size:
-        overrides["batch_size"] = options.batch_size
+    narrow = {"base_channels": options.narrow} if options.narrow else {}
+    overrides: dict[str, Any] = {"batch_size": options.batch_size} if options.batch_size else {}
     return TrainConfig.from_preset(
         preset, data=spec, out=str(run), backend=backend, seed=seed, steps=options.steps, device=options.device,
         log_every=max(1, options.steps // 30), sample_every=options.steps,
-        checkpoint_every=max(1, options.steps // 3), num_workers=0 if options.device == "cpu" else 8, **overrides,
+        checkpoint_every=max(1, options.steps // 3), num_workers=0 if options.device == "cpu" else 8,
+        generator=narrow, discriminator=narrow, **overrides,
     )  # fmt: skip
 
 

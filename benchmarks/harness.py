@@ -99,14 +99,6 @@ class Case:
         return replace(self, providers=[p for p in self.providers if keep(p)])
 
 
-class DeviceLost(RuntimeError):
-    """The device computes nothing more for this process, after what `provider` did."""
-
-    def __init__(self, provider: str, why: str) -> None:
-        super().__init__(f"{provider}: {why}")
-        self.provider, self.why = provider, why
-
-
 def measure(
     case: Case,
     device: str,
@@ -126,7 +118,7 @@ def measure(
         lost: providers that are not run but recorded with the reason given.
 
     Raises:
-        DeviceLost: a provider took the device along.
+        RuntimeError: the device computes nothing more for this process, after what a provider did.
     """
     methods = ("wall",) if device == "cpu" else case.methods
     records, runs = [], {}
@@ -156,7 +148,7 @@ def measure(
             runs[provider.name] = (provider, run, dict(relative_rms=worst, note=provider.note(), **memory))
         except Exception as error:
             record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {_text(error)}")
-            _check_device(device, provider.name, _text(error))
+            _synchronize(device)
     if rounds == 0:
         for provider, _, values in runs.values():
             record(provider, methods[0], **values)
@@ -169,7 +161,7 @@ def measure(
                 timed[name] = provider.timer or _timer(run, case.num_sets, method, warmup, gate)
             except Exception as error:
                 record(provider, method, error=f"cannot run as {method}: {_text(error)}", **values)
-                _check_device(device, name, _text(error))
+                _synchronize(device)
         mark("timing")
         samples: dict[str, list[float]] = {name: [] for name in timed}
         for i in range(rounds):
@@ -187,17 +179,13 @@ def measure(
     return records
 
 
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()  # after an illegal access, say, this and every later call fails
+
+
 def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def _check_device(device: str, provider: str, why: str) -> None:
-    if device != "cuda":
-        return
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:  # an illegal access, say, fails every later call of this process
-        raise DeviceLost(provider, why) from error
 
 
 def _gate(case: Case) -> float:
@@ -287,14 +275,12 @@ def _memory(run: Run, device: str, own: Sequence[Tensor]) -> dict[str, int | Non
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    _synchronize(device)
     if device == "cuda":
-        torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run(0)
-    peak = None
-    if device == "cuda":
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
+    _synchronize(device)
+    peak = torch.cuda.max_memory_allocated() - before if device == "cuda" else None
     return {"saved_bytes": sum(size for ptr, size in kept.items() if ptr not in owned), "peak_bytes": peak}

@@ -16,8 +16,6 @@ from benchmarks.records import ROOT
 
 MOST_TRIES = 12
 """A part is started at most so many times."""
-LOST_DEVICE = 75
-"""Exit status of a process whose device computes nothing more; it has written into its journal what was lost."""
 
 
 class Journal:
@@ -85,7 +83,7 @@ def supervise(command: Sequence[str], path: Path, deadline: float, stall: float)
                 journal.finish(case)
             else:
                 journal.lose(case, provider, why)
-        elif status != LOST_DEVICE:
+        else:
             outside += 1
             print(f"benchmarks: {why} outside of any case", file=sys.stderr, flush=True)
             if outside > 1:

@@ -47,13 +47,13 @@ def _compile_one(index: int) -> Compiled | str:
         return f"{plan.name} {plan.dtype} {short_config(plan.config)} sm_{arch}: {type(error).__name__}: {reason}"
 
 
-def build(wanted: Sequence[tuple[Launch, int]], processes: int = 2) -> tuple[list[Row], list[str]]:
+def build(wanted: Sequence[tuple[Launch, int]]) -> tuple[list[Row], list[str]]:
     """Compile every distinct kernel of `wanted` (launch, arch) once; return a row a launch, and what failed."""
     keys = [compile_key(launch.plan, arch) for launch, arch in wanted]
     first = {key: (launch.plan, arch) for key, (launch, arch) in reversed(list(zip(keys, wanted, strict=True)))}
     _JOBS[:] = first.values()
     results = []
-    with multiprocessing.get_context("fork").Pool(processes) as pool:  # kernels do not pickle: inherit them
+    with multiprocessing.get_context("fork").Pool() as pool:  # kernels do not pickle: inherit them
         for result in pool.imap(_compile_one, range(len(_JOBS))):
             results.append(result)
             if sys.stderr.isatty() or len(results) == len(_JOBS):
@@ -180,20 +180,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", default="", metavar="TEXT", help="only launches with TEXT in kernel, dtype or shape")
     add("--dtype", action="append", help="only this precision; may be repeated")
     add("--arch", type=int, action="append", choices=sorted(MACHINES), help="only this one; may be repeated")
-    add("--contiguous", action="store_true", help="maps in NCHW order instead of channels_last")
-    add("--processes", type=int, default=2, help="compilations at a time (default 2)")
     options = parser.parse_args(arguments)
     wanted = [
         (launch, arch)
         for arch in options.arch or sorted(MACHINES)
-        for launch in launches(arch, not options.contiguous)
+        for launch in launches(arch)
         if options.only in f"{launch.plan.name} {launch.plan.dtype} {launch.shape} {launch.part}"
         and (not options.dtype or launch.plan.dtype in options.dtype)
     ]
     if not wanted:
         print(f"kernel_report: no launch matches --only {options.only!r}", file=sys.stderr)
         return 2
-    rows, failures = build(wanted, options.processes)
+    rows, failures = build(wanted)
     blocks = block_rows(rows, read_measured())
     if options.json:
         options.json.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")

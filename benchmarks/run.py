@@ -25,8 +25,8 @@ from unittest import mock
 import torch
 
 from benchmarks import bench_attention, bench_loader, bench_spectral_norm, bench_train_step, ceilings
-from benchmarks.harness import Case, DeviceLost, Target, measure
-from benchmarks.journal import LOST_DEVICE, Journal, supervise
+from benchmarks.harness import Case, Target, measure
+from benchmarks.journal import Journal, supervise
 from benchmarks.records import RESULTS, Record, append, results_file
 from benchmarks.text import table
 from sagan_fast.ops.tf32 import tf32
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> in
 
     Returns the exit status: 0, 1 if a part failed, 2 with a sentence if it cannot run here.
     """
-    options = parse(argv, parts)
+    given = sys.argv[1:] if argv is None else argv
+    options = parse(given, parts)
     target = Target("cpu" if options.dry_run else options.device, options.dry_run)
     if target.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks: --device cuda was asked for, but PyTorch finds no CUDA device", file=sys.stderr)
@@ -77,21 +78,23 @@ def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> in
         return 2
     if options.warm:
         return warm(chosen, target, *(int(number) for number in options.warm.split("/")))
+    again = [sys.executable, "-m", "benchmarks.run", *given]
     if target.dry_run and os.environ.get("TRITON_INTERPRET") != "1":  # must be there before any kernel is imported
-        again = [*_same(chosen, text, options), "--dry-run"]
         return subprocess.run(again, env={**os.environ, "TRITON_INTERPRET": "1"}).returncode
     deadline = time.monotonic() + options.minutes * 60
     if options.part or target.dry_run:
-        return max(run_part(part, target, text, deadline, options) for part in chosen)
+        for part in chosen:
+            run_part(part, target, text, deadline, options)
+        return 0
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for part in chosen:
-            options.minutes = (deadline - time.monotonic()) / 60
-            if options.minutes <= 0:
+            left = (deadline - time.monotonic()) / 60
+            if left <= 0:
                 print(f"benchmarks: no time left for {part.name}", flush=True)
                 continue
-            command = [*_same([part], text, options), "--device", target.device]
-            failed += not supervise(command, Path(folder) / f"{part.name}.jsonl", deadline + 20, options.stall)
+            command = [*again, "--minutes", f"{left:.2f}", "--part", part.name]
+            failed += not supervise(command, Path(folder) / part.name, deadline + 20, options.stall)
     print(f"benchmarks: records in {results_file(target.device, options.out)}")
     return 1 if failed else 0
 
@@ -123,26 +126,18 @@ def parse(argv: Sequence[str] | None, parts: Sequence[Part]) -> argparse.Namespa
 def choose(parts: Sequence[Part], target: Target, options: argparse.Namespace) -> tuple[list[Part], str]:
     """Return the parts to run on `target`, none where a named one is not run there, and the text a title must hold."""
     here = [part for part in parts if (part.gpu if target.gpu else part.cpu)]
-    if options.part:
-        return [part for part in here if part.name in options.part], options.only
-    name, _, rest = options.only.partition(" ")
-    if any(part.name == name for part in parts):
-        return [part for part in here if part.name == name], rest
-    return [part for part in here if part.by_default] or here, options.only
+    first, _, rest = options.only.partition(" ")
+    names, text = ([first], rest) if any(part.name == first for part in parts) else (None, options.only)
+    if names := options.part or names:
+        return [part for part in here if part.name in names], text
+    return [part for part in here if part.by_default], text
 
 
-def _same(parts: Sequence[Part], text: str, options: argparse.Namespace) -> list[str]:
-    """The command that runs `parts` with the same options in a new process."""
-    command = [sys.executable, "-m", "benchmarks.run", "--out", str(options.out), "--minutes", f"{options.minutes:.2f}"]
-    command += [word for part in parts for word in ("--part", part.name)]
-    command += ["--rounds", str(options.rounds)] if options.rounds else []
-    return [*command, *(["--only", text] if text else [])]
+def run_part(part: Part, target: Target, text: str, deadline: float, options: argparse.Namespace) -> None:
+    """Measure the part's cases with `text` in their title in this process.
 
-
-def run_part(part: Part, target: Target, text: str, deadline: float, options: argparse.Namespace) -> int:
-    """Measure the part's cases with `text` in their title in this process; return 0, or LOST_DEVICE.
-
-    No case is started after `deadline`, a reading of `time.monotonic`.
+    No case is started after `deadline`, a reading of `time.monotonic`. A device that computes nothing more ends the
+    process with an error, so that `supervise` goes on without the provider to blame.
     """
     journal = Journal(options.journal)
     rounds = options.rounds or (1 if target.dry_run else 7 if target.device == "cpu" else 21)
@@ -163,13 +158,8 @@ def run_part(part: Part, target: Target, text: str, deadline: float, options: ar
             journal.finish("ceilings")
         bound = functools.partial(ceilings.bound, device=target.device) if limits else None
         mark = functools.partial(journal.begin, case.title)
-        try:
-            with tf32(case.dtype == "tf32"), mock.patch.object(torch, "compile", compiling):  # cuDNN's default is TF32
-                records = measure(case, target.device, *effort, bound, mark, journal.lost.get(case.title, {}))
-        except DeviceLost as error:
-            journal.lose(case.title, error.provider, error.why)
-            print(f"{case.title}: {error.provider} took the device along: {error.why}", flush=True)
-            return LOST_DEVICE
+        with tf32(case.dtype == "tf32"), mock.patch.object(torch, "compile", compiling):  # cuDNN's default is TF32
+            records = measure(case, target.device, *effort, bound, mark, journal.lost.get(case.title, {}))
         print(describe(records), flush=True)
         for record in () if target.dry_run else records:
             append(record, target.device, options.out)
@@ -177,7 +167,6 @@ def run_part(part: Part, target: Target, text: str, deadline: float, options: ar
         done += 1
     late = f", {skipped} not started for lack of time" if skipped else ""
     print(f"benchmarks: {part.name}: {done} cases{late}{'; nothing recorded' if target.dry_run else ''}", flush=True)
-    return 0
 
 
 def warm(parts: Sequence[Part], target: Target, index: int, count: int) -> int:

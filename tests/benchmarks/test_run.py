@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import harness, run
 from benchmarks.bench_spectral_norm import SMALL, cases
-from benchmarks.harness import Case, DeviceLost, Provider, Target
+from benchmarks.harness import Case, Provider, Target
 from benchmarks.journal import Journal
 from benchmarks.run import PARTS, Part, main
 
@@ -99,25 +99,19 @@ def test_parts_run_in_processes_of_their_own(tmp_path, capfd):
     assert [r["benchmark"] for r in records] == ["ceilings"] * 3 + ["attention"] * 6
 
 
-def test_a_provider_that_takes_the_device_along_is_lost_and_said(tmp_path, monkeypatch, capsys):
-    def broken(device, provider, why):
-        raise DeviceLost(provider, why)
-
-    def fail():
+def test_a_device_that_a_provider_broke_ends_the_process_and_the_provider_is_to_blame(tmp_path, monkeypatch):
+    def broken(device):
         raise RuntimeError("an illegal memory access was encountered")
 
     def broken_cases(target):
         for case in cases(target, SMALL[:2]):
-            yield replace(case, providers=[Provider("bad", fail), *case.providers])
+            yield replace(case, providers=[Provider("bad", lambda: broken("cuda")), *case.providers])
 
-    monkeypatch.setattr(harness, "_check_device", broken)
-    parts = [Part("norm", broken_cases)]
+    monkeypatch.setattr(harness, "_synchronize", broken)
     args = ["--device", "cpu", "--out", str(tmp_path), "--part", "norm", "--journal", str(tmp_path / "journal")]
-    assert main([*args, "--rounds", "1"], parts) == 75
-    assert "bad took the device along: an illegal memory access" in capsys.readouterr().out
-    assert main([*args, "--rounds", "1"], parts) == 75  # the other mode
-    assert main([*args, "--rounds", "1"], parts) == 0
-    assert "illegal memory access" in (tmp_path / "cpu.jsonl").read_text()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        main([*args, "--rounds", "1"], [Part("norm", broken_cases)])
+    assert Journal(tmp_path / "journal").last == ("spectral_norm 2-matrices fp32 forward", "bad")
 
 
 def test_fp32_cases_have_no_tf32_in_products_or_convolutions(monkeypatch, tmp_path, capsys):
@@ -161,8 +155,6 @@ def test_only_names_a_part_or_is_text_in_a_title_or_both():
     assert chosen("--dry-run") == chosen("--device", "cuda")
     several = chosen("--device", "cpu", "--part", "sweep", "--part", "attention", "--only", "N256")
     assert several == (["attention", "sweep"], "N256")
-    only_when_named = [part for part in LISTED if not part.by_default]
-    assert run.choose(only_when_named, Target("cpu"), run.parse([], only_when_named))[0] == only_when_named
 
 
 def test_what_is_not_run_here_and_bad_arguments_are_a_sentence(capsys):
