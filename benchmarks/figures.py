@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,11 @@ def _rates(records: Sequence[dict[str, Any]], dtype: str) -> dict[str, float]:
     """Return the measured bytes a second of a copy and FLOP a second of a product in the figures' precision."""
     found = {}
     for r in records:
-        if r["benchmark"] == "ceilings":
-            what, size = r["shape"].split()[:2]
-            if what == "copy":
-                found["copy"] = 2 * int(size) * 2**20 / r["p50_us"] * 1e6
-            elif what == "product" and r["dtype"] == dtype:
-                found["product"] = 2 * int(size) ** 3 / r["p50_us"] * 1e6
+        what, size, *_ = f"{r['shape']} -".split()
+        if (r["benchmark"], what) == ("ceilings", "copy"):
+            found[what] = 2 * int(size) * 2**20 / r["p50_us"] * 1e6
+        elif (r["benchmark"], what, r["dtype"]) == ("ceilings", "product", dtype):
+            found[what] = 2 * int(size) ** 3 / r["p50_us"] * 1e6
     return found
 
 
@@ -149,46 +149,38 @@ def _swept(kind: str) -> Callable[[Records], Records]:
     return lambda records: [r for r in records if f"sweep-{kind}" in r["shape"] and r["mode"] == "forward+backward"]
 
 
-def _lines(axes: Any, records: Records, kind: str, label: str, value: Callable[[dict[str, Any]], float]) -> None:
-    """Draw `value` of each provider over the number in the shape's name."""
+PANELS: dict[str, dict[str, Callable[[dict[str, Any]], float]]] = {
+    "N": {
+        "ms an image": lambda r: r["p50_us"] / 1e3 / r["config"]["B"],
+        "MiB an image kept for backward": lambda r: max(r["saved_bytes"], 1) / 2**20 / r["config"]["B"],
+    },
+    "B": {"images/s": lambda r: r["config"]["B"] / r["p50_us"] * 1e6},
+}
+
+
+def _lines(page: Any, records: Records, _: object, kind: str) -> None:
+    """Lines: each panel's value over the number in the shape's name, one a provider."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    points: dict[str, dict[int, float]] = {}
-    for r in records:
-        points.setdefault(r["provider"], {})[int(r["shape"].rpartition(f"sweep-{kind}")[2])] = value(r)
-    for provider, mine in points.items():
-        width = 2.2 if provider in OURS else 1.2
-        axes.plot(
-            *zip(*sorted(mine.items()), strict=True), "o-", ms=4, color=_colour(provider), label=provider, lw=width
-        )
-    axes.set(xscale="log", yscale="log", ylabel=label)
-    ticks = sorted({x for mine in points.values() for x in mine})
-    axes.set_xticks(ticks, map(str, ticks), fontsize=8)
-    axes.minorticks_off()
-    low, high = axes.get_ylim()
-    if high < 20 * low:  # a decade has few ticks of its own
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-
-
-def _over_size(page: Any, records: Records, _: object) -> None:
-    """Two panels over N: time an image, and what is kept for backward an image."""
-    left, right = page.subplots(1, 2)
-    _lines(left, records, "N", "ms an image", lambda r: r["p50_us"] / 1e3 / r["config"]["B"])
-    kept = "MiB an image kept for backward"
-    _lines(right, records, "N", kept, lambda r: max(r["saved_bytes"], 1) / 2**20 / r["config"]["B"])
-    left.set(xlabel="N")
-    right.set(xlabel="N")
-    left.legend(fontsize=8)
-
-
-def _over_batch(page: Any, records: Records, _: object) -> None:
-    axes = page.add_subplot()
-    _lines(axes, records, "B", "images/s", lambda r: r["config"]["B"] / r["p50_us"] * 1e6)
-    axes.set(xlabel="images in the batch")
-    axes.legend(fontsize=8)
+    placed = sorted(((int(r["shape"].rpartition(f"sweep-{kind}")[2]), r) for r in records), key=lambda pair: pair[0])
+    ticks = sorted({x for x, _ in placed})
+    for axes, (label, value) in zip(
+        page.subplots(1, len(PANELS[kind]), squeeze=False)[0], PANELS[kind].items(), strict=True
+    ):
+        for provider in dict.fromkeys(r["provider"] for r in records):
+            points = [(x, value(r)) for x, r in placed if r["provider"] == provider]
+            width = 2.2 if provider in OURS else 1.2
+            axes.plot(*zip(*points, strict=True), "o-", ms=4, color=_colour(provider), label=provider, lw=width)
+        axes.set(xscale="log", yscale="log", ylabel=label, xlabel="N" if kind == "N" else "images in the batch")
+        axes.set_xticks(ticks, map(str, ticks), fontsize=8)
+        axes.minorticks_off()
+        low, high = axes.get_ylim()
+        if high < 20 * low:  # a decade has few ticks of its own
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    page.axes[0].legend(fontsize=8)
 
 
 FIGURES = {
@@ -199,6 +191,6 @@ FIGURES = {
         lambda records: [r for r in records if r["provider"] in OURS and r["bound_us"]],
         _roofline,
     ),
-    "size": Figure("forward+backward over the number of queries N", (9, 4), _swept("N"), _over_size),
-    "batch": Figure("forward+backward over the batch", (6, 4), _swept("B"), _over_batch),
+    "size": Figure("forward+backward over the number of queries N", (9, 4), _swept("N"), partial(_lines, kind="N")),
+    "batch": Figure("forward+backward over the batch", (6, 4), _swept("B"), partial(_lines, kind="B")),
 }

@@ -130,23 +130,21 @@ def sections(
 
 def readme_block(folder: Path) -> str:
     """Return the README's tables: the GPU with most records, and the CPU."""
-    cpu, found = read(folder / "cpu.jsonl"), gpus(folder)
-    shapes = [s.name for s in BLOCK_SHAPES if "64x64" in s.name or "32x32" in s.name]
-    parts = ["On a GPU: not measured."]
-    if found:
-        gpu = next(iter(found.values()))
-        parts = [
-            f"Attention block on one {gpu[-1]['device']}, bfloat16, CUDA graphs. " + _where(gpu),
-            block_table(gpu, shapes, "bf16", "graph"),
-            "Spectral norm of SAGAN's 44 matrices, CUDA graphs.",
-            peers_table(gpu, "spectral_norm", "graph"),
-        ]
+    cpu, gpu = read(folder / "cpu.jsonl"), next(iter(gpus(folder).values()), [])
+    parts = []
+    if gpu:
+        shapes = [s.name for s in BLOCK_SHAPES if "64x64" in s.name or "32x32" in s.name]
+        parts += [f"Attention block on one {gpu[-1]['device']}, bfloat16, CUDA graphs. " + _where(gpu)]
+        parts += [block_table(gpu, shapes, "bf16", "graph"), "Spectral norm of SAGAN's 44 matrices, CUDA graphs."]
+        parts += [peers_table(gpu, "spectral_norm", "graph")]
+    else:
+        parts += ["On a GPU: not measured."]
     if cpu:
         standard = [shape for shape in _shapes(cpu) if "sweep" not in shape]
         parts += ["On a CPU, float32. " + _where(cpu), block_table(cpu, standard, "fp32", "wall")]
         parts += [peers_table(cpu, "spectral_norm", "wall")]
     else:
-        parts.append("On a CPU: not measured.")
+        parts += ["On a CPU: not measured."]
     return "\n\n".join(parts)
 
 
@@ -201,10 +199,11 @@ def _table(columns: str, rows: Sequence[Sequence[Any]]) -> str:
 def _where(records: Sequence[Found]) -> str:
     if not records:
         return "Not measured yet: there is no record."
-    commits: dict[tuple[str, ...], list[str]] = {}
-    for stamp in sorted({(r["device"], r["torch"], r["triton"], r["date"], r["commit"]) for r in records}):
-        commits.setdefault(stamp[:-1], []).append(stamp[-1])
-    said = (f"{d}, torch {t}, triton {tr}, {date}, commit {', '.join(c)}" for (d, t, tr, date), c in commits.items())
+    commits: dict[str, set[str]] = {}
+    for r in records:
+        stamp = f"{r['device']}, torch {r['torch']}, triton {r['triton']}, {r['date']}"
+        commits.setdefault(stamp, set()).add(r["commit"])
+    said = (f"{stamp}, commit {', '.join(sorted(names))}" for stamp, names in sorted(commits.items()))
     return "Measured on " + "; ".join(said) + "."
 
 
