@@ -80,7 +80,7 @@ class Case:
     own: Callable[[], Sequence[Tensor]] = list
     """inputs and parameters of set 0, which are not counted as kept for backward"""
     tolerance: float | None = None
-    """largest relative RMS error of a result that is timed; by default the table's"""
+    """largest relative RMS error of a result that is timed, instead of `gate`'s"""
     methods: tuple[str, ...] = ("graph", "eager")
     """how it is timed on CUDA"""
     most_rounds: int | None = None
@@ -93,6 +93,14 @@ class Case:
     def title(self) -> str:
         """Benchmark, shape, dtype and mode: what tells one case from another."""
         return f"{self.benchmark} {self.shape} {self.dtype} {self.mode}"
+
+    @property
+    def gate(self) -> float:
+        """The largest relative RMS error of a result that is timed."""
+        if self.tolerance is not None:
+            return self.tolerance
+        # gradients are sums of signed terms in low precision: three times the table of values
+        return RMS_TOLERANCE[self.dtype] * (1 if self.mode == "forward" else 3)
 
     def only(self, keep: Callable[[Provider], bool]) -> Case:
         """Return the case with those of its providers that `keep` is true for."""
@@ -141,7 +149,7 @@ def measure(
                 truths[make] = [t.detach().double() for t in make()]
             run = provider.prepare()
             worst = _worst(run(0), truths[make])
-            if not worst <= _gate(case):  # NaN is wrong too
+            if not worst <= case.gate:  # NaN is wrong too
                 record(provider, methods[0], relative_rms=worst, error=f"wrong: relative RMS error {worst:.2g}")
                 continue
             memory = _memory(run, device, case.own())
@@ -157,8 +165,7 @@ def measure(
         for name, (provider, run, values) in runs.items():
             mark(name)
             try:
-                gate = _gate(case) if case.repeatable else None
-                timed[name] = provider.timer or _timer(run, case.num_sets, method, warmup, gate)
+                timed[name] = provider.timer or _timer(run, case, method, warmup)
             except Exception as error:
                 record(provider, method, error=f"cannot run as {method}: {_text(error)}", **values)
                 _synchronize(device)
@@ -188,18 +195,12 @@ def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _gate(case: Case) -> float:
-    if case.tolerance is not None:
-        return case.tolerance
-    # gradients are sums of signed terms in low precision: three times the table of values
-    return RMS_TOLERANCE[case.dtype] * (1 if case.mode == "forward" else 3)
-
-
-def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None) -> Callable[[], float]:
+def _timer(run: Run, case: Case, method: str, warmup: int) -> Callable[[], float]:
     """Return a function that takes one sample: microseconds of one call, the mean over all input sets.
 
-    Raises RuntimeError if the replay of a graph differs from a call by more than `gate`: work went past the capture.
+    Raises RuntimeError if the replay of a graph differs from a call: work went past the capture.
     """
+    num_sets = case.num_sets
     for i in range(max(warmup, num_sets)):
         run(i % num_sets)
 
@@ -220,8 +221,8 @@ def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None
             results = run(0)
             for i in range(1, num_sets):
                 run(i)
-        if gate is not None:
-            check_replay(graph.replay, results, run(0), gate)
+        if case.repeatable:
+            check_replay(graph.replay, results, run(0), case.gate)
         return lambda: sample_us(graph.replay, num_sets, "cuda", ahead=True)
     return lambda: sample_us(calls, num_sets, "cuda")
 

@@ -29,17 +29,17 @@ from benchmarks.records import RESULTS, gpus
 from benchmarks.shapes import BLOCK_SHAPES
 from benchmarks.shipped import BACKWARD, FORWARD, FUNCTIONAL, INFERENCE, Launch, launches
 from benchmarks.text import replaced, table
-from sagan_fast.kernels.launch import Plan
 
 Row = dict[str, Any]
 PASSES = {"forward": (INFERENCE,), "forward+backward": (FORWARD, BACKWARD)}
 """The launches of a whole block by the mode of its records: what inference runs, what a training pass runs."""
 
-_JOBS: list[tuple[Plan, int]] = []
+_JOBS: list[tuple[Launch, int]] = []
 
 
 def _compile_one(index: int) -> Compiled | str:
-    plan, arch = _JOBS[index]
+    launch, arch = _JOBS[index]
+    plan = launch.plan
     try:
         return compile_plan(plan, arch)
     except Exception as error:  # one kernel that does not compile must not hide the others
@@ -50,8 +50,8 @@ def _compile_one(index: int) -> Compiled | str:
 def build(wanted: Sequence[tuple[Launch, int]]) -> tuple[list[Row], list[str]]:
     """Compile every distinct kernel of `wanted` (launch, arch) once; return a row a launch, and what failed."""
     keys = [compile_key(launch.plan, arch) for launch, arch in wanted]
-    first = {key: (launch.plan, arch) for key, (launch, arch) in reversed(list(zip(keys, wanted, strict=True)))}
-    _JOBS[:] = first.values()
+    distinct = dict(zip(keys, wanted, strict=True))
+    _JOBS[:] = distinct.values()
     results = []
     with multiprocessing.get_context("fork").Pool() as pool:  # kernels do not pickle: inherit them
         for result in pool.imap(_compile_one, range(len(_JOBS))):
@@ -59,7 +59,7 @@ def build(wanted: Sequence[tuple[Launch, int]]) -> tuple[list[Row], list[str]]:
             if sys.stderr.isatty() or len(results) == len(_JOBS):
                 print(f"\rcompiled {len(results)} of {len(_JOBS)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    compiled = {key: result for key, result in zip(first, results, strict=True) if isinstance(result, Compiled)}
+    compiled = {key: result for key, result in zip(distinct, results, strict=True) if isinstance(result, Compiled)}
     rows = [row(launch, compiled[key]) for key, (launch, _) in zip(keys, wanted, strict=True) if key in compiled]
     return rows, [result for result in results if isinstance(result, str)]
 

@@ -49,15 +49,9 @@ class Driver:
             unload_module=lambda _: None,
             get_device_properties=lambda _: properties,
         )
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return self.target
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda _: 0
+        self.get_current_target = lambda: self.target
 
     def launcher_cls(self, *_: Any) -> Callable[..., None]:
         def launch(*_: Any) -> None:

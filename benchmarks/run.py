@@ -185,14 +185,15 @@ def warm(parts: Sequence[Part], target: Target, index: int, count: int) -> int:
 def describe(records: Sequence[Record]) -> str:
     """Return the records of one case as a table."""
     rows = []
-    for record in records:
-        what = f"{record.p50_us:.1f}" if record.p50_us is not None else record.error[:70] or "not timed"
-        share = f"{record.bound_us / record.p50_us:.0%}" if record.p50_us and record.bound_us else ""
-        images = record.config.get("images") or record.config.get("batch_size")
-        rate = f"{images / record.p50_us * 1e6:.0f}" if images and record.p50_us else ""
-        saved = "" if record.saved_bytes is None else f"{record.saved_bytes / 2**20:.1f}"
-        wrong = "" if record.relative_rms is None else f"{record.relative_rms:.1e}"
-        rows.append([record.provider, record.method, what, rate, share, saved, wrong, record.note])
+    for r in records:
+        images, time = r.config.get("images") or r.config.get("batch_size"), r.p50_us
+        rows.append([
+            r.provider, r.method, f"{time:.1f}" if time else r.error[:70] or "not timed",
+            f"{images / time * 1e6:.0f}" if images and time else "",
+            f"{r.bound_us / time:.0%}" if time and r.bound_us else "",
+            "" if r.saved_bytes is None else f"{r.saved_bytes / 2**20:.1f}",
+            "" if r.relative_rms is None else f"{r.relative_rms:.1e}", r.note,
+        ])  # fmt: skip
     first = records[0]
     title = f"{first.benchmark} {first.shape} {first.dtype} {first.mode}"
     columns = "provider | method | p50 us | images/s | of limit | kept MiB | rel. error | note"
