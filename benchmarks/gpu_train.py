@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import shutil
 import signal
@@ -41,8 +42,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def is_done(run: Path, steps: int) -> bool:
     """Return whether the run has done `steps` steps."""
-    log = lines(run)
-    return bool(log) and log[-1]["step"] >= steps
+    return any(line["step"] >= steps for line in lines(run))
 
 
 def distance(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> float:
@@ -55,11 +55,10 @@ def agreement(logs: dict[tuple[str, int], list[dict[str, Any]]], backends: Seque
     """Return the mean distance between backends at the same seed, and between seeds of the first backend."""
     first, second = backends
     seeds = sorted({seed for _, seed in logs})
+    pairs = [(logs[first, s], logs[first, t]) for s, t in itertools.combinations(seeds, 2)]
     return {
         "between_backends": statistics.fmean(distance(logs[first, s], logs[second, s]) for s in seeds),
-        "between_seeds": statistics.fmean(
-            distance(logs[first, s], logs[first, t]) for s in seeds for t in seeds if s < t
-        ),
+        "between_seeds": statistics.fmean(distance(*pair) for pair in pairs),
     }
 
 

@@ -78,11 +78,11 @@ def training_table(records: Sequence[Found]) -> str:
 
 def loader_table(records: Sequence[Found]) -> str:
     """Return images/s of the packed set and of JPEG folders by workers."""
-    found = [r for r in records if r["benchmark"] == "loader" and r["p50_us"]]
-    rows = [
-        [r["provider"], r["config"]["workers"], f"{IMAGES / r['p50_us'] * 1e6:.0f}", r["config"]["processors"]]
-        for r in found
-    ]
+    rows = []
+    for r in records:
+        if r["benchmark"] == "loader" and r["p50_us"]:
+            c = r["config"]
+            rows.append([r["provider"], c["workers"], f"{IMAGES / r['p50_us'] * 1e6:.0f}", c["processors"]])
     return _table("from | workers | images/s | cores", rows)
 
 

@@ -182,14 +182,13 @@ def write(path: Path, row: Row, config: LaunchConfig, origin: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status, 2 where there is no GPU to measure on."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16", help="precision (default bf16)")
-    parser.add_argument(
-        "--shape", action="append", choices=[s.name for s in BLOCK_SHAPES], help="only this shape; may be repeated"
-    )
-    parser.add_argument("--kernel", action="append", choices=KERNELS, help="only this kernel; may be repeated")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin no candidate after this long (default 8)")
-    parser.add_argument("--out", type=Path, default=configs.FILE, help="the file of configs")
-    parser.add_argument("--dry-run", action="store_true", help="list the candidates; needs no GPU")
+    add, names = parser.add_argument, [shape.name for shape in BLOCK_SHAPES]
+    add("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16", help="precision (default bf16)")
+    add("--shape", action="append", choices=names, help="only this shape; may be repeated")
+    add("--kernel", action="append", choices=KERNELS, help="only this kernel; may be repeated")
+    add("--minutes", type=float, default=8.0, help="begin no candidate after this long (default 8)")
+    add("--out", type=Path, default=configs.FILE, help="the file of configs")
+    add("--dry-run", action="store_true", help="list the candidates; needs no GPU")
     options = parser.parse_args(arguments)
     if not options.dry_run and not torch.cuda.is_available():
         print("benchmarks.tune: needs a CUDA device (or --dry-run)", file=sys.stderr)
