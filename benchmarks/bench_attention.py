@@ -1,7 +1,5 @@
 """The attention block, ours against everything a user would take instead.
 
-    python -m benchmarks.bench_attention --help
-
 All providers get the same channels_last maps, weights and scale 1. So rows of q, k and v have no gaps, and no fused
 backend of PyTorch refuses them. A provider that cannot do the work raises, and its reason is recorded.
 """
@@ -9,18 +7,17 @@ backend of PyTorch refuses them. A provider that cannot do the work raises, and 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
+from benchmarks.records import MODES
 from benchmarks.shapes import BLOCK_SHAPES, STANDARD_SHAPES, BlockShape
 from sagan_fast import functional
 from sagan_fast.kernels.attention import reference
@@ -28,6 +25,8 @@ from sagan_fast.kernels.launch import DTYPES
 
 Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 """softmax(q kᵀ) v on (B, N, D_QK), (B, M, D_QK), (B, M, D_V)."""
+Inputs = list[Tensor | None]
+"""d_y, x, w_theta, w_phi, w_g, w_o (or None) and gamma."""
 Block = Callable[..., Tensor]
 """The block as a function of x, w_theta, w_phi, w_g, w_o (or None) and gamma."""
 
@@ -43,7 +42,7 @@ CPU_SHAPES = (
 )
 
 
-def sweep(target: Target) -> list[BlockShape]:
+def swept(target: Target) -> list[BlockShape]:
     """Return shapes over N from 256 to 16384, and over B from 1 to 256."""
     if target.gpu:
         base, B, prefix = BlockShape("", 64, 128, 64, 64, 16, 64), 16, "sweep"
@@ -53,12 +52,16 @@ def sweep(target: Target) -> list[BlockShape]:
     return sized + [replace(base, name=f"{prefix}-B{b}", B=b) for b in (1, 4, 16, 64, 256)]
 
 
-def cases(target: Target, shapes: Sequence[BlockShape], dtypes: Sequence[str] = ("bf16",)) -> Iterator[Case]:
-    """Yield the block's cases: every dtype and shape, forward and forward+backward; on the CPU in float32 alone."""
-    for dtype in dtypes if target.device == "cuda" else ("fp32",):
-        for shape in shapes:
-            for mode in ("forward", "forward+backward"):
-                yield case(replace(shape, B=1, H=8, W=8) if target.dry_run else shape, dtype, mode, target)
+def cases(
+    target: Target, shapes: Sequence[BlockShape], dtypes: Sequence[str] = ("bf16",), compiled: bool = False
+) -> Iterator[Case]:
+    """Yield the block's cases: every dtype and shape, forward and forward+backward; on the CPU in float32 alone.
+
+    Providers that take long to compile are left out without `compiled`.
+    """
+    for dtype, shape, mode in product(dtypes if target.device == "cuda" else ("fp32",), shapes, MODES):
+        made = case(replace(shape, B=1, H=8, W=8) if target.dry_run else shape, dtype, mode, target)
+        yield made.only(lambda p: compiled or not p.compiles)
 
 
 def gate(target: Target) -> Iterator[Case]:
@@ -67,23 +70,24 @@ def gate(target: Target) -> Iterator[Case]:
         yield replace(one, benchmark="gate").only(lambda p: p.name in ("eager", "triton"))
 
 
-def standard(target: Target) -> Iterator[Case]:
+def standard(target: Target, compiled: bool = True) -> Iterator[Case]:
     """Yield the shapes that targets are stated for, with all providers."""
-    return cases(target, BLOCK_SHAPES if target.gpu else CPU_SHAPES)
+    return cases(target, BLOCK_SHAPES if target.gpu else CPU_SHAPES, compiled=compiled)
 
 
-def quick(cases: Iterator[Case]) -> Iterator[Case]:
-    """Yield `cases` without the providers that take long to compile."""
-    return (case.only(lambda p: not p.compiles) for case in cases)
+def quick(target: Target) -> Iterator[Case]:
+    """Yield the same without the providers that take long to compile."""
+    return standard(target, compiled=False)
 
 
-PARTS = (
-    Part("gate", gate, cpu=False, timed=False),
-    Part("attention", lambda target: quick(standard(target))),
-    Part("attention-compiled", standard, cpu=False),
-    Part("sweep", lambda target: quick(cases(target, sweep(target)))),
-    Part("dtypes", lambda target: quick(cases(target, STANDARD_SHAPES, ("tf32", "fp16", "fp32"))), cpu=False),
-)
+def sweep(target: Target) -> Iterator[Case]:
+    """Yield the shapes of `swept`."""
+    return cases(target, swept(target))
+
+
+def dtypes(target: Target) -> Iterator[Case]:
+    """Yield the standard shapes in the other precisions."""
+    return cases(target, STANDARD_SHAPES, ("tf32", "fp16", "fp32"))
 
 
 def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
@@ -93,12 +97,8 @@ def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
     num_sets = max(1, min(MOST_SETS, -(-CACHE_BYTES[device] // x_bytes)))
 
     @functools.cache
-    def sets() -> list[list[Tensor | None]]:
+    def sets() -> list[Inputs]:
         return [inputs(shape, dtype, device, seed) for seed in range(num_sets)]
-
-    @functools.cache
-    def d_ys() -> list[Tensor]:
-        return [gradient(shape, dtype, device, seed) for seed in range(num_sets)] if backward else []
 
     def chosen() -> str:
         sizes = ((shape.N, shape.d_qk), (shape.M, shape.d_qk), (shape.M, shape.d_v))
@@ -107,13 +107,15 @@ def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
 
     def provider(name: str, make: Callable[[], Block]) -> Provider:
         note = chosen if name == "sdpa" and device == "cuda" else str
-        return Provider(name, lambda: runner(make(), sets(), d_ys()), note, compiles=name in COMPILED)
+        return Provider(name, lambda: runner(make(), sets(), backward), note, compiles=name in COMPILED)
 
-    def truth() -> list[Tensor]:
-        exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in sets()[0]]
-        return list(
-            runner(in_parts(block(reference.attention, shape.pool)), [exact], [d.double() for d in d_ys()[:1]])(0)
-        )
+    def truth() -> Sequence[Tensor]:
+        d_y, *given = (t if t is None else t.detach().double() for t in sets()[0])
+        exact = [d_y, *(t if t is None else t.requires_grad_() for t in given)]
+        whole = block(reference.attention, shape.pool)
+        # four images at a time, so that float64 maps of 64x64 fit
+        in_parts = lambda x, *weights: torch.cat([whole(part, *weights) for part in x.split(4)])  # noqa: E731
+        return runner(in_parts, [exact], backward)(0)
 
     return Case(
         "attention", shape.name, dtype, mode,
@@ -124,37 +126,30 @@ def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
     )  # fmt: skip
 
 
-def inputs(shape: BlockShape, dtype: str, device: str, seed: int) -> list[Tensor | None]:
-    """Return x channels_last and the weights of the block, random, scaled so that logits are of order one."""
+def inputs(shape: BlockShape, dtype: str, device: str, seed: int) -> Inputs:
+    """Return d_y, x (both channels_last), the weights and gamma, random, scaled so that logits are of order one."""
     rng = torch.Generator(device).manual_seed(seed)
 
     def draw(*size: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(size, generator=rng, device=device) * scale).to(DTYPES[dtype])
+        drawn = (torch.randn(size, generator=rng, device=device) * scale).to(DTYPES[dtype])
+        return drawn.contiguous(memory_format=torch.channels_last)
 
     C, small = shape.C, shape.C**-0.5
-    x = draw(shape.B, C, shape.H, shape.W).contiguous(memory_format=torch.channels_last)
+    d_y, x = (draw(shape.B, C, shape.H, shape.W) for _ in range(2))
     weights = [draw(d, C, 1, 1, scale=small) for d in (shape.d_qk, shape.d_qk, shape.d_v)]
     w_o = draw(C, shape.d_v, 1, 1, scale=shape.d_v**-0.5) if shape.out_proj else None
     gamma = torch.full((), 0.5, device=device, dtype=DTYPES[dtype])
-    return [t if t is None else t.requires_grad_() for t in (x, *weights, w_o, gamma)]
+    return [d_y, *(t if t is None else t.requires_grad_() for t in (x, *weights, w_o, gamma))]
 
 
-def gradient(shape: BlockShape, dtype: str, device: str, seed: int = 0) -> Tensor:
-    """Return the d_y that all providers get, (B, C, H, W) channels_last."""
-    rng = torch.Generator(device).manual_seed(2**20 + seed)
-    d_y = torch.randn(shape.B, shape.C, shape.H, shape.W, generator=rng, device=device).to(DTYPES[dtype])
-    return d_y.contiguous(memory_format=torch.channels_last)
-
-
-def runner(function: Block, sets: Sequence[Sequence[Tensor | None]], d_ys: Sequence[Tensor]) -> Run:
-    """Return what runs `function` on input set i, and with `d_ys`, one a set, its gradients for all inputs too."""
+def runner(function: Block, sets: Sequence[Inputs], backward: bool) -> Run:
+    """Return what runs `function` on input set i, and with `backward` its gradients for all inputs too."""
 
     def run(i: int) -> list[Tensor]:
-        if not d_ys:
-            with torch.no_grad():
-                return [function(*sets[i])]
-        y = function(*sets[i])
-        return [y.detach(), *torch.autograd.grad(y, [t for t in sets[i] if t is not None], d_ys[i])]
+        d_y, *given = sets[i]
+        with torch.set_grad_enabled(backward):
+            y = function(*given)
+        return [y.detach(), *(torch.autograd.grad(y, [t for t in given if t is not None], d_y) if backward else ())]
 
     return run
 
@@ -201,11 +196,6 @@ def block(core: Core, pool: bool) -> Block:
     return run
 
 
-def in_parts(function: Block) -> Block:
-    """Return `function`, run on four images at a time, so that float64 maps of 64x64 fit."""
-    return lambda x, *weights: torch.cat([function(part, *weights) for part in x.split(4)])
-
-
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return attention by `scaled_dot_product_attention`, scale 1; PyTorch picks its backend."""
     return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]
@@ -234,10 +224,10 @@ def forced(name: str) -> Core:
     return run
 
 
-def widened(q: Tensor, k: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
-    """Return q and k with zero channels added up to a multiple of `multiple`."""
-    missing = -q.shape[2] % multiple
-    return (F.pad(q, (0, missing)), F.pad(k, (0, missing))) if missing else (q, k)
+def widened(q: Tensor, k: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return q and k with zero channels added up to `width`."""
+    missing = width - q.shape[2]
+    return (F.pad(q, (0, missing)), F.pad(k, (0, missing))) if missing > 0 else (q, k)
 
 
 def flex() -> Core:
@@ -247,37 +237,35 @@ def flex() -> Core:
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = widened(q, k, 16 if q.shape[2] < 16 else 1)
+        q, k = widened(q, k, 16)
         return compiled(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]
 
     return run
 
 
 def flash_attention_4() -> Core:
-    """Return FlashAttention-4, scale 1, q and k zero-padded to a multiple of 8 channels; ImportError without it."""
+    """Return FlashAttention-4, scale 1; ImportError without it."""
     from flash_attn.cute import flash_attn_func
 
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = widened(q, k, 8)
-        return flash_attn_func(*(t[:, :, None] for t in (q, k, v)), softmax_scale=1.0)[0][:, :, 0]
-
-    return run
+    return from_library(lambda q, k, v: flash_attn_func(q, k, v, softmax_scale=1.0)[0])
 
 
 def xformers() -> Core:
-    """Return xformers' attention, scale 1, q and k zero-padded to a multiple of 8 channels; ImportError without it.
+    """Return xformers' attention, scale 1; ImportError without it.
 
     It picks its kernel itself: FlashAttention-3 on Hopper where that is installed, else CUTLASS, which takes v of
     another width than q and k.
     """
     from xformers.ops import memory_efficient_attention
 
+    return from_library(functools.partial(memory_efficient_attention, scale=1.0))
+
+
+def from_library(attention: Core) -> Core:
+    """Return `attention` on (B, rows, 1 head, D), q and k zero-padded to a multiple of 8 channels."""
+
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = widened(q, k, 8)
-        return memory_efficient_attention(*(t[:, :, None] for t in (q, k, v)), scale=1.0)[:, :, 0]
+        q, k = widened(q, k, -(-q.shape[2] // 8) * 8)
+        return attention(*(t[:, :, None] for t in (q, k, v)))[:, :, 0]
 
     return run
-
-
-if __name__ == "__main__":
-    sys.exit(main(PARTS))

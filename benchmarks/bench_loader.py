@@ -15,10 +15,12 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,9 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
 from sagan_fast.data import ImageDataset, batches, open_dataset
 from sagan_fast.data.loader import epoch_order
 from sagan_fast.data.packed_writer import Chunk, PackedWriter
@@ -60,114 +60,89 @@ def cases(target: Target, size: Size | None = None) -> Iterator[Case]:
     """Yield a case for each number of workers, with the packed set, the same in processes, and JPEG files."""
     size = size or (TINY if target.dry_run else Size())
     with tempfile.TemporaryDirectory() as folder:
-        sets = data_sets(Path(folder), size)
+        opened = functools.cache(functools.partial(data_set, Path(folder), size))
         for workers in size.workers:
-            yield case(sets, size, workers, target)
+            yield case(opened, size, workers, target)
 
 
-PARTS = (Part("loader", cases, by_default=False),)
+def data_set(folder: Path, size: Size, name: str) -> ImageDataset:
+    """Return the made-up data set of the provider `name`, written into `folder` where it is not there yet."""
+    kind, write = ("folder", write_jpegs) if name == "folder-jpeg" else ("packed", write_packed)
+    path = folder / kind
+    if not path.exists():
+        write(path, size, np.random.default_rng(0))
+    opened = open_dataset(f"{kind}:{path}", resolution=size.resolution)
+    if name == "packed-processes":
+        opened.in_threads = False
+    return opened
 
 
-def data_sets(folder: Path, size: Size) -> dict[str, Callable[[], ImageDataset]]:
-    """Return, by provider, what opens its made-up data set in `folder`. A set is written when it is first opened."""
-
-    @functools.cache
-    def written() -> Path:
-        write_packed(folder / "packed", size, np.random.default_rng(0))
-        return folder / "packed"
-
-    @functools.cache
-    def packed(in_threads: bool) -> ImageDataset:
-        opened = open_dataset(f"packed:{written()}", resolution=size.resolution)
-        opened.in_threads = in_threads
-        return opened
-
-    @functools.cache
-    def jpegs() -> ImageDataset:
-        write_jpegs(folder / "jpegs", size.files, np.random.default_rng(0))
-        return open_dataset(f"folder:{folder}/jpegs", resolution=size.resolution)
-
-    return {"packed": lambda: packed(True), "packed-processes": lambda: packed(False), "folder-jpeg": jpegs}
-
-
-def case(sets: Mapping[str, Callable[[], ImageDataset]], size: Size, workers: int, target: Target) -> Case:
+def case(opened: Callable[[str], ImageDataset], size: Size, workers: int, target: Target) -> Case:
     """Return the case of so many workers: results are the first batch, held against the images read one by one."""
 
     def provider(name: str) -> Provider:
-        opened, seeds = sets[name], itertools.count(1)
+        seeds = itertools.count(1)
         batch, number = (size.file_batch, size.file_batches) if name == "folder-jpeg" else (size.batch, size.batches)
 
         def prepare() -> Run:
-            dataset = opened()
+            dataset = opened(name)
             return lambda i: first_batch(dataset, workers, batch)
 
         def truth() -> list[Tensor]:
-            dataset = opened()
-            items = [dataset[int(i)] for i in epoch_order(len(dataset), 0, 0)[:batch]]
-            return [torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])]
+            dataset = opened(name)
+            images, labels = zip(*(dataset[int(i)] for i in epoch_order(len(dataset), 0, 0)[:batch]), strict=True)
+            return [torch.stack(images), torch.tensor(labels)]
 
         def timer() -> float:
-            took = seconds_of_a_batch(opened(), workers, number, target.device, batch, next(seeds))
+            took = seconds_of_a_batch(opened(name), workers, number, target.device, batch, next(seeds))
             return took / batch * IMAGES * 1e6
 
         return Provider(name, prepare, truth=truth, timer=timer)
 
+    names = ["packed", *(["packed-processes"] if workers else []), "folder-jpeg"]
+    on_gpu = target.device == "cuda"
     return Case(
-        "loader", f"{size.resolution}x{size.resolution}", "uint8", f"workers-{workers}",
-        [provider(name) for name in sets if workers or name != "packed-processes"], list,
+        "loader", f"{size.resolution}x{size.resolution}", "uint8", f"workers-{workers}", [*map(provider, names)], list,
         tolerance=0.0, methods=("wall",), most_rounds=5,
-        config={
-            "images": IMAGES, "workers": workers, "to_device": target.device == "cuda", "processors": os.cpu_count(),
-        },
+        config={"images": IMAGES, "workers": workers, "to_device": on_gpu, "processors": os.cpu_count()},
     )  # fmt: skip
 
 
-def first_batch(dataset: ImageDataset, workers: int, batch_size: int) -> list[Tensor]:
+def first_batch(dataset: ImageDataset, workers: int, batch_size: int) -> Sequence[Tensor]:
     """Return images and labels of the first batch of seed 0."""
     stream: Any = batches(dataset, batch_size=batch_size, seed=0, num_workers=workers)
-    try:
-        images, labels = next(stream)
-        return [images, labels]
-    finally:
-        stream.close()
+    with closing(stream):
+        return next(stream)
 
 
 def seconds_of_a_batch(
     dataset: ImageDataset, workers: int, number: int, device: str, batch_size: int, seed: int
 ) -> float:
     """Return the time of a batch, the mean of `number` or more after those that the workers have read ahead."""
-    stream: Any = batches(dataset, batch_size=batch_size, seed=seed, num_workers=workers, pin_memory=device == "cuda")
+    on_gpu = device == "cuda"
+    stream: Any = batches(dataset, batch_size=batch_size, seed=seed, num_workers=workers, pin_memory=on_gpu)
+
+    def take(batches: int) -> float:
+        for _ in range(batches):
+            for tensor in next(stream):
+                tensor.to(device, non_blocking=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     number = max(number, 2 * workers)
-    try:
-        for _ in range(2 * workers + 1):
-            _use(next(stream), device)
-        _wait(device)
-        began = time.perf_counter()
-        for _ in range(number):
-            _use(next(stream), device)
-        _wait(device)
-        return (time.perf_counter() - began) / number
-    finally:
-        stream.close()
+    with closing(stream):
+        began = take(2 * workers + 1)
+        return (take(number) - began) / number
 
 
-def _use(batch: tuple[Tensor, Tensor], device: str) -> None:
-    for tensor in batch if device == "cuda" else ():
-        tensor.to(device, non_blocking=True)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def write_jpegs(folder: Path, number: int, rng: np.random.Generator) -> None:
-    """Write `number` JPEGs of 500x375 in two classes, blurred noise of about 100 KB, as ImageNet's are."""
+def write_jpegs(folder: Path, size: Size, rng: np.random.Generator) -> None:
+    """Write `size.files` JPEGs of 500x375 in two classes, blurred noise of about 100 KB, as ImageNet's are."""
     from PIL import Image
 
     for label in "ab":
         (folder / label).mkdir(parents=True)
-    for i in range(number):
+    for i in range(size.files):
         noise = Image.fromarray(rng.integers(0, 256, (94, 125, 3), dtype=np.uint8))
         image = noise.resize((500, 375), Image.Resampling.BICUBIC)
         image.save(folder / "ab"[i % 2] / f"{i:05}.jpg", quality=95)
@@ -185,4 +160,5 @@ def write_packed(folder: Path, size: Size, rng: np.random.Generator) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(PARTS))
+    command = [sys.executable, "-m", "benchmarks.run", "--only", "loader", *sys.argv[1:]]
+    sys.exit(subprocess.run(command).returncode)

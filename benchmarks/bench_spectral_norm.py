@@ -1,12 +1,8 @@
-"""One update of all 44 spectral-normed weights of SAGAN, ours against torch's and BigGAN's.
-
-python -m benchmarks.bench_spectral_norm --help
-"""
+"""One update of all 44 spectral-normed weights of SAGAN, ours against torch's and BigGAN's."""
 
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
 from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.functional import spectral_norm_group
+from sagan_fast.kernels.spectral_norm.reference import normalise, power_iteration
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm, spectral_norm
 
 SMALL = [(min(R, 64), min(K, 128)) for R, K in SAGAN_MATRICES]
@@ -30,9 +25,6 @@ def cases(target: Target, matrices: Sequence[tuple[int, int]] | None = None) -> 
     matrices = matrices or (SMALL[::4] if target.dry_run else SAGAN_MATRICES)
     for mode in ("forward", "forward+backward"):
         yield case(mode, matrices, target)
-
-
-PARTS = (Part("spectral_norm", cases),)
 
 
 def case(mode: str, matrices: Sequence[tuple[int, int]], target: Target) -> Case:
@@ -53,60 +45,45 @@ def case(mode: str, matrices: Sequence[tuple[int, int]], target: Target) -> Case
 
         return run
 
-    def peer(kind: str, compiled: bool) -> Callable[[], Run]:
-        def prepare() -> Run:
-            made = modules(kind, matrices, device)
+    def prepare(kind: str, compiled: bool = False) -> Run:
+        made = modules(kind, matrices, device)
+        fused = fuse_spectral_norm(made, update="step", backend=target.backend) if kind == "ours" else None
 
-            def together() -> list[Tensor]:
-                return [module() for module in made]
+        def together() -> list[Tensor]:
+            if fused is not None:
+                fused.step()
+            return [module() for module in made]
 
-            return runner(torch.compile(together, dynamic=False) if compiled else together, list(made.parameters()))
-
-        return prepare
+        return runner(torch.compile(together, dynamic=False) if compiled else together, list(made.parameters()))
 
     def function() -> Run:
         drawn, us, vs = draw(matrices, device)
         weights = [nn.Parameter(w) for w in drawn]
         return runner(lambda: spectral_norm_group(weights, us, vs, backend=target.backend), weights)
 
-    def group() -> Run:
-        made = modules("ours", matrices, device)
-        fused = fuse_spectral_norm(made, update="step", backend=target.backend)
-
-        def together() -> list[Tensor]:
-            fused.step()
-            return [module() for module in made]
-
-        return runner(together, list(made.parameters()))
-
-    def truth(u_first: bool) -> list[Tensor]:
+    def truth(v_first: bool = False) -> list[Tensor]:
         weights, us, vs = ([t.double() for t in tensors] for tensors in draw(matrices, device))
-        weights = [w.requires_grad_() for w in weights]
-
-        def normalise() -> Iterator[Tensor]:
-            for w, u, v in zip(weights, us, vs, strict=True):
-                with torch.no_grad():
-                    if not u_first:
-                        v = F.normalize(w.T @ u, dim=0)
-                    u = F.normalize(w @ v, dim=0)
-                    if u_first:
-                        v = F.normalize(w.T @ u, dim=0)
-                yield w / (u @ w @ v)
-
-        outs = list(normalise())
+        outs = []
+        for w, u, v in zip(weights, us, vs, strict=True):
+            if v_first:
+                v, u = power_iteration(w.T, v, u)
+            else:
+                u, v = power_iteration(w, u, v)
+            outs.append(normalise(w.requires_grad_(), u, v)[0])
         d_weights = torch.autograd.grad(outs, weights, [g.double() for g in grads()]) if backward else ()
         return [*outs, *d_weights]
 
-    u_first, v_first = functools.partial(truth, True), functools.partial(truth, False)
-    providers = [Provider("parametrization", peer("parametrization", False))]
-    providers += [Provider(kind, peer(kind, False), truth=v_first) for kind in ("legacy", "biggan")]
-    if target.gpu:
-        providers.append(Provider("parametrization-compiled", peer("parametrization", True), compiles=True))
-        providers.append(Provider("biggan-compiled", peer("biggan", True), truth=v_first, compiles=True))
+    v_first = functools.partial(truth, v_first=True)
+    truths = {"parametrization": None, "legacy": v_first, "biggan": v_first}
+    providers = [Provider(kind, functools.partial(prepare, kind), truth=own) for kind, own in truths.items()]
+    for kind in ("parametrization", "biggan") if target.gpu else ():
+        compiled = functools.partial(prepare, kind, compiled=True)
+        providers.append(Provider(f"{kind}-compiled", compiled, truth=truths[kind], compiles=True))
     providers.append(Provider("function", function))  # new memory for W/sigma at every call
-    providers.append(Provider("group", group))  # what fuse_spectral_norm gives a model: memory that stays
+    # what fuse_spectral_norm gives a model: memory that stays
+    providers.append(Provider("group", functools.partial(prepare, "ours")))
     return Case(
-        "spectral_norm", f"{len(matrices)}-matrices", "fp32", mode, providers, u_first,
+        "spectral_norm", f"{len(matrices)}-matrices", "fp32", mode, providers, truth,
         repeatable=False,  # u and v move on
         config={"elements": elements},
         needs=(0.0, 0.0, (6 if backward else 3) * 4.0 * elements),
@@ -135,12 +112,11 @@ class _Holder(nn.Module):
         return self.weight
 
 
-class Biggan(nn.Module):
+class Biggan(_Holder):
     """One power iteration on the rows' side first, then W/sigma, in the order of BigGAN-PyTorch's layers."""
 
     def __init__(self, weight: Tensor, u: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.clone())
+        super().__init__(weight)
         self.register_buffer("u0", u[None].clone())
 
     def forward(self) -> Tensor:
@@ -170,7 +146,3 @@ def modules(kind: str, matrices: Sequence[tuple[int, int]], device: str) -> nn.M
             holder.weight_u.copy_(u), holder.weight_v.copy_(v)
         made.append(holder)
     return made.train()
-
-
-if __name__ == "__main__":
-    sys.exit(main(PARTS))

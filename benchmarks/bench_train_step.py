@@ -1,25 +1,23 @@
 """A whole SAGAN step (discriminator, generator, averaging), ours against the same models written plainly.
 
-    python -m benchmarks.bench_train_step --help
-
 The peers use the same layers with eager attention and torch's spectral norm, which moves at every forward, as in the
 existing code bases.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench import Part, Target
-from benchmarks.command import main
-from benchmarks.harness import Case, Provider, Run
+from benchmarks.harness import Case, Provider, Run, Target
 from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.models.discriminator import Discriminator
+from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import new_state
@@ -37,25 +35,19 @@ def cases(target: Target) -> Iterator[Case]:
     """Yield one case for each preset and batch size; bfloat16 on CUDA."""
     if target.dry_run:
         yield case("shapes-32", 2, target, {"base_channels": 4})
-        return
-    for preset, batch in GPU_SIZES if target.gpu else (("shapes-32", 32),):
-        yield case(preset, batch, target)
-
-
-PARTS = (Part("train_step", cases),)
+    else:
+        yield from (case(*size, target) for size in (GPU_SIZES if target.gpu else (("shapes-32", 32),)))
 
 
 def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None = None) -> Case:
     """Return the case of one preset: results are the losses of a step from the same weights and noise."""
     device = target.device
     precision = "bf16" if device == "cuda" else "fp32"
-    layers = narrow or {}
 
     def config(backend: str, name: str = precision) -> TrainConfig:
-        return TrainConfig.from_preset(
-            preset, data="shapes", out="-", batch_size=batch, backend=backend, precision=name, device=device,
-            generator=layers, discriminator=layers,
-        )  # fmt: skip
+        options: dict[str, Any] = dict(batch_size=batch, backend=backend, precision=name, device=device)
+        options |= dict(generator=narrow or {}, discriminator=narrow or {})
+        return TrainConfig.from_preset(preset, data="shapes", out="-", **options)
 
     def ours() -> Run:
         made = config(target.backend)
@@ -69,13 +61,12 @@ def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None 
 
         return run
 
-    providers = [
-        Provider("eager-amp", lambda: plain_step(config("eager"), device)),
-        Provider("eager-amp-channels_last", lambda: plain_step(config("eager"), device, channels_last=True)),
-    ]
+    def plain(name: str, **options: bool) -> Provider:
+        return Provider(name, lambda: plain_step(config("eager"), device, **options), compiles="compiled" in options)
+
+    providers = [plain("eager-amp"), plain("eager-amp-channels_last", channels_last=True)]
     if target.gpu:
-        compiled = lambda: plain_step(config("eager"), device, channels_last=True, compiled=True)  # noqa: E731
-        providers.append(Provider("eager-amp-compiled", compiled, compiles=True))
+        providers.append(plain("eager-amp-compiled", channels_last=True, compiled=True))
     providers.append(Provider("ours", ours))
     return Case(
         "train_step", f"{preset}-batch{batch}", precision, "forward+backward", providers,
@@ -90,11 +81,9 @@ def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None 
 
 def set_gammas(*models: nn.Module) -> None:
     """Set every gamma to 0.5: at 0 an attention block would have no gradient to compute."""
-    with torch.no_grad():
-        for model in models:
-            for module in model.modules():
-                if isinstance(module, SelfAttention2d):
-                    module.gamma.fill_(0.5)
+    for module in nn.ModuleList(models).modules():
+        if isinstance(module, SelfAttention2d):
+            nn.init.constant_(module.gamma, 0.5)
 
 
 def real_batch(config: TrainConfig, device: str) -> tuple[Tensor, Tensor]:
@@ -162,9 +151,6 @@ def plain_step(config: TrainConfig, device: str, *, channels_last: bool = False,
 
 def count_flops(config: TrainConfig) -> float:
     """Return the FLOP of one step's convolutions and products, counted on shapes alone (the device meta)."""
-    from sagan_fast.models.discriminator import Discriminator
-    from sagan_fast.models.generator import Generator
-
     with torch.device("meta"):
         generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
         B, R = config.batch_size, config.resolution
@@ -176,7 +162,3 @@ def count_flops(config: TrainConfig) -> float:
             discriminator.requires_grad_(False)
             discriminator(generator(z, y), y).sum().backward()
     return float(counter.get_total_flops())
-
-
-if __name__ == "__main__":
-    sys.exit(main(PARTS))

@@ -69,25 +69,23 @@ def bound(case: Case, device: str) -> tuple[float, str]:
         "exp": exps / exps_per_s(device),
         "bytes": nbytes / copy_bytes_per_s(device),
     }
-    name = max(times, key=times.__getitem__)
-    return times[name] * 1e6, name
+    return max((time * 1e6, name) for name, time in times.items())
 
 
 def records(device: str) -> list[Record]:
     """Return the ceilings as records: the fastest times in microseconds, the rates in the notes."""
     size, side = COPY_BYTES[device], PRODUCT[device]
     copy, exps = copy_bytes_per_s(device), exps_per_s(device)
-    found = [
-        (f"copy {size >> 20} MiB", "fp32", 2 * size / copy, f"{copy / 1e9:.1f} GB/s"),
-        ("2**20 exponentials", "fp32", 2**20 / exps, f"{exps / 1e9:.2f} G/s"),
-    ]
-    for dtype in PRECISIONS[device]:
-        rate = product_flops(dtype, device)
-        found.append((f"product {side}", dtype, 2 * side**3 / rate, f"{rate / 1e12:.3g} TFLOP/s"))
     method = "eager" if device == "cuda" else "wall"
+
+    def record(shape: str, dtype: str, seconds: float, note: str) -> Record:
+        return Record("ceilings", shape, dtype, "forward", "torch", method, p50_us=seconds * 1e6, note=note)
+
+    rates = {dtype: product_flops(dtype, device) for dtype in PRECISIONS[device]}
     return [
-        Record("ceilings", shape, dtype, "forward", "torch", method, p50_us=seconds * 1e6, note=note)
-        for shape, dtype, seconds, note in found
+        record(f"copy {size >> 20} MiB", "fp32", 2 * size / copy, f"{copy / 1e9:.1f} GB/s"),
+        record("2**20 exponentials", "fp32", 2**20 / exps, f"{exps / 1e9:.2f} G/s"),
+        *(record(f"product {side}", d, 2 * side**3 / rate, f"{rate / 1e12:.3g} TFLOP/s") for d, rate in rates.items()),
     ]
 
 

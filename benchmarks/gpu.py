@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.journal import end, run_until
 from benchmarks.records import RESULTS, ROOT
 
+RUN = [sys.executable, "-m", "benchmarks.run"]
 TEST_SHARE = 0.35
 """At most this share of the time goes to the tests."""
 WARMERS = 4
@@ -29,9 +31,8 @@ WARMERS = 4
 
 def missing() -> str | None:
     """Return a sentence on what keeps the run from starting, or None."""
-    absent = [name for name in ("torch", "triton", "numpy") if find_spec(name) is None]
-    if absent:
-        return f"{', '.join(absent)} must be installed"
+    if reason := absent("torch", "triton", "numpy"):
+        return reason
     import torch
 
     from sagan_fast.kernels.configs import MIN_ARCH
@@ -43,19 +44,17 @@ def missing() -> str | None:
     return f"the kernels cannot run here: {reason}" if reason else None
 
 
-def no_tests() -> str | None:
-    """Return a sentence on what keeps the tests from running, or None."""
-    absent = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
-    return f"the tests are left out: {', '.join(absent)} must be installed" if absent else None
+def absent(*names: str) -> str | None:
+    """Return a sentence on those of the packages that are not installed, or None."""
+    lacking = [name for name in names if find_spec(name) is None]
+    return f"{', '.join(lacking)} must be installed" if lacking else None
 
 
 def test_command(dry: bool) -> list[str]:
     """Return the command of the GPU tests: all of them, however many fail, in parallel where it can."""
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfE", "-m", "gpu", "-p", "no:cacheprovider"]
-    if find_spec("xdist"):
-        command += ["-n", "4"]
-    if find_spec("pytest_timeout"):
-        command += ["--timeout", "100"]
+    command += ["-n", "4"] if find_spec("xdist") else []
+    command += ["--timeout", "100"] if find_spec("pytest_timeout") else []
     return [*command, *(["--collect-only", "-q"] if dry else []), "tests"]
 
 
@@ -76,22 +75,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + options.minutes * 60
     options.out.mkdir(parents=True, exist_ok=True)
     passed = True
-    if options.only in ("", "tests"):
-        reason = no_tests()
-        if reason:
-            print(f"benchmarks.gpu: {reason}", file=sys.stderr)
-            passed = False
-        else:
-            warmers = [] if options.dry_run or options.only else _warmers()
-            try:
-                log = None if options.dry_run else options.out / "tests.txt"
-                passed = _run(test_command(options.dry_run), options.minutes * 60 * TEST_SHARE, log)
-            finally:
-                for process in warmers:
-                    _end(process, signal.SIGKILL)
+    if options.only in ("", "tests") and (reason := absent("pytest", "hypothesis")):
+        print(f"benchmarks.gpu: the tests are left out: {reason}", file=sys.stderr)
+        passed = False
+    elif options.only in ("", "tests"):
+        warmers = [] if options.dry_run or options.only else [_warmer(i) for i in range(WARMERS)]
+        try:
+            log = None if options.dry_run else options.out / "tests.txt"
+            passed = _run(test_command(options.dry_run), options.minutes * 60 * TEST_SHARE, log)
+        finally:
+            for process in warmers:
+                end(process)
     if options.only != "tests":
         left = (deadline - time.monotonic()) / 60
-        command = [sys.executable, "-m", "benchmarks.run", "--minutes", f"{left - 0.5:.2f}", "--out", str(options.out)]
+        command = [*RUN, "--minutes", f"{left - 0.5:.2f}", "--out", str(options.out)]
         command += ["--dry-run"] if options.dry_run else ["--device", "cuda"]
         command += ["--only", options.only] if options.only else []
         log = None if options.dry_run else options.out / "benchmarks.txt"
@@ -99,45 +96,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if passed else 1
 
 
-def _warmers() -> list[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "benchmarks.run", "--device", "cuda", "--warm"]
-    return [
-        subprocess.Popen(
-            [*command, f"{i}/{WARMERS}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for i in range(WARMERS)
-    ]  # fmt: skip
+def _warmer(index: int) -> subprocess.Popen[bytes]:
+    command = [*RUN, "--device", "cuda", "--warm", f"{index}/{WARMERS}"]
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=nowhere, start_new_session=True)
 
 
 def _run(command: Sequence[str], seconds: float, log: Path | None = None) -> bool:
     """Run `command` for at most so many seconds, then interrupt it. What it prints goes to `log` too."""
     print("$ " + " ".join(command), flush=True)
-    kept = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE, start_new_session=True) if log else None
-    output = kept.stdin if kept else None
-    process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
-    try:
-        return process.wait(timeout=seconds) in (0, 5)  # 5: pytest found no such test
-    except subprocess.TimeoutExpired:
+    tee = ["tee", str(log or os.devnull)]
+    with subprocess.Popen(tee, stdin=subprocess.PIPE, start_new_session=True) as kept:
+        streams = dict(stdout=kept.stdin, stderr=kept.stdin)
+        status = run_until(time.monotonic() + seconds, command, first=signal.SIGINT, **streams)
+    if status is None:
         print(f"benchmarks.gpu: stopped after {seconds:.0f} s: {' '.join(command)}", file=sys.stderr)
-        return False
-    finally:
-        _end(process, signal.SIGINT)
-        if kept and kept.stdin:
-            kept.stdin.close()
-            kept.wait(timeout=10)
-
-
-def _end(process: subprocess.Popen[bytes], first: signal.Signals) -> None:
-    """End the process and its children: ask, then kill."""
-    for number, patience in ((first, 10), (signal.SIGKILL, 10)):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, number)
-        try:
-            process.wait(timeout=patience)
-        except subprocess.TimeoutExpired:
-            continue
+    return status in (0, 5)  # 5: pytest found no such test
 
 
 if __name__ == "__main__":

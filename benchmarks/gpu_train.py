@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
-import os
 import shutil
 import signal
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.records import RESULTS, Record, append
+from benchmarks.records import MODES, RESULTS, Record, append
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.loop import train
 
@@ -43,8 +42,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def is_done(run: Path, steps: int) -> bool:
     """Return whether the run has done `steps` steps."""
-    log = lines(run)
-    return bool(log) and log[-1]["step"] >= steps
+    return any(line["step"] >= steps for line in lines(run))
 
 
 def distance(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> float:
@@ -57,11 +55,10 @@ def agreement(logs: dict[tuple[str, int], list[dict[str, Any]]], backends: Seque
     """Return the mean distance between backends at the same seed, and between seeds of the first backend."""
     first, second = backends
     seeds = sorted({seed for _, seed in logs})
+    pairs = [(logs[first, s], logs[first, t]) for s, t in itertools.combinations(seeds, 2)]
     return {
         "between_backends": statistics.fmean(distance(logs[first, s], logs[second, s]) for s in seeds),
-        "between_seeds": statistics.fmean(
-            distance(logs[first, s], logs[first, t]) for s in seeds for t in seeds if s < t
-        ),
+        "between_seeds": statistics.fmean(distance(*pair) for pair in pairs),
     }
 
 
@@ -96,37 +93,24 @@ def summarise(
     logs = {(b, s): lines(root / f"{preset}-{b}-{s}") for b in backends for s in SEEDS}
     found = agreement(logs, backends)
     agree = found["between_backends"] <= found["between_seeds"]
-    verdict = "agree within" if agree else "DIFFER BY MORE THAN"
-    frechet: dict[str, list[float]] = {}
-    if scores is not None:
-        frechet = {b: [scores(root / f"{preset}-{b}-{s}") for s in SEEDS] for b in backends}
-    rates = {}
+    said = []
+    (out / "samples").mkdir(parents=True, exist_ok=True)
     for backend in backends:
-        rates[backend] = statistics.median(
-            line["images_per_s"] for s in SEEDS for line in logs[backend, s][1:] or logs[backend, s]
-        )
-        config = {"steps": steps, "seeds": len(SEEDS), "images_per_s": rates[backend], **found, "agree": agree}
-        if backend in frechet:
-            config["frechet"] = frechet[backend]
-        config["curve"] = [
-            [line["step"], *(round(line[name], 4) for name in CURVES)] for line in logs[backend, SEEDS[0]]
-        ]
-        record = Record(
-            "train", preset, "bf16" if device == "cuda" else "fp32", "forward+backward", backend, "eager", config=config
-        )
-        append(record, device, out)
+        mine = [logs[backend, seed] for seed in SEEDS]
+        rate = statistics.median(line["images_per_s"] for log in mine for line in log[1:] or log)
+        said.append(f"{backend} {rate:.0f} images/s")
+        config: dict[str, Any] = dict(steps=steps, seeds=len(SEEDS), images_per_s=rate, agree=agree, **found)
+        if scores is not None:
+            config["frechet"] = values = [scores(root / f"{preset}-{backend}-{seed}") for seed in SEEDS]
+            said[-1] += f" (Frechet {statistics.fmean(values):.2f} +- {statistics.stdev(values):.2f})"
+        config["curve"] = [[line["step"], *(round(line[name], 4) for name in CURVES)] for line in mine[0]]
+        dtype = "bf16" if device == "cuda" else "fp32"
+        append(Record("train", preset, dtype, MODES[1], backend, "eager", config=config), device, out)
         grid = max((root / f"{preset}-{backend}-{SEEDS[0]}" / "samples").glob("*.png"))
-        (out / "samples").mkdir(parents=True, exist_ok=True)
         shutil.copy(grid, out / "samples" / f"{preset}-{backend}.png")
-    speeds = ", ".join(f"{backend} {rate:.0f} images/s" for backend, rate in rates.items())
-    said = "".join(
-        f"; {backend} Frechet {statistics.fmean(values):.2f} +- {statistics.stdev(values):.2f}"
-        for backend, values in frechet.items()
-    )
-    return (
-        f"{preset}: {speeds}; the backends {verdict} the spread of seeds "
-        f"({found['between_backends']:.3f} against {found['between_seeds']:.3f}){said}"
-    )
+    verdict = "agree within" if agree else "DIFFER BY MORE THAN"
+    numbers = f"({found['between_backends']:.3f} against {found['between_seeds']:.3f})"
+    return f"{preset}: {', '.join(said)}; the backends {verdict} the spread of seeds {numbers}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,27 +128,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.data or not all("=" in item for item in options.data):
         print("benchmarks.gpu_train: --data PRESET=SPEC must be given, e.g. cifar-32=folder:PATH", file=sys.stderr)
         return 2
-    verdicts: dict[str, str] = {}
+    verdicts: list[str] = []
     deadline = time.monotonic() + options.minutes * 60
-    alarm = threading.Timer(options.minutes * 60, os.kill, (os.getpid(), signal.SIGTERM))
-    alarm.daemon = True
-    before = signal.signal(signal.SIGTERM, _time_is_up)  # a training run takes SIGTERM itself, and stops for it
+    # a training run takes SIGTERM itself, and stops for it with a checkpoint
+    before = signal.signal(signal.SIGTERM, _time_is_up)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
-        alarm.start()
+        signal.setitimer(signal.ITIMER_REAL, max(options.minutes * 60, 1e-6))
         for item in options.data:
-            preset, spec = item.split("=", 1)
-            verdicts[item] = go_on(preset, spec, deadline, options)
-            print(verdicts[item], flush=True)
+            verdicts.append(go_on(*item.split("=", 1), deadline, options))
+            print(verdicts[-1], flush=True)
     except TimeUp:
-        for item in options.data:
-            if item not in verdicts:
-                print(f"{item.split('=')[0]}: not all runs are done and scored; call this again to go on", flush=True)
+        for item in options.data[len(verdicts) :]:
+            print(f"{item.split('=')[0]}: not all runs are done and scored; call this again to go on", flush=True)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        alarm.cancel()
-        alarm.join()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGTERM, before)
-    return 1 if any("DIFFER" in verdict for verdict in verdicts.values()) else 0
+    return 1 if any("DIFFER" in verdict for verdict in verdicts) else 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -205,29 +186,23 @@ def go_on(preset: str, spec: str, deadline: float, options: argparse.Namespace) 
     for seed in SEEDS:
         for backend in backends:
             run = options.runs / f"{preset}-{backend}-{seed}"
+            if not is_done(run, options.steps) and time.monotonic() < deadline:
+                train(_config(preset, spec, backend, seed, run, options), resume=True)
             if not is_done(run, options.steps):
-                if time.monotonic() < deadline:
-                    train(_config(preset, spec, backend, seed, run, options), resume=True)
-                if not is_done(run, options.steps):
-                    raise TimeUp
-    scores: Scores | None = None
-    if options.features:
-        given = dict(spec=spec, features=options.features, count=options.score_count, device=options.device)
-        scores = functools.partial(score, **given)
+                raise TimeUp
+    given = dict(spec=spec, features=options.features, count=options.score_count, device=options.device)
+    scores = functools.partial(score, **given) if options.features else None
     return summarise(preset, options.runs, options.steps, backends, options.device, options.out, scores)
 
 
 def _config(preset: str, spec: str, backend: str, seed: int, run: Path, options: argparse.Namespace) -> TrainConfig:
-    overrides: dict[str, Any] = {}
-    if options.narrow:
-        overrides |= dict.fromkeys(("generator", "discriminator"), {"base_channels": options.narrow})
-    if options.batch_size:
-        overrides["batch_size"] = options.batch_size
-    every = max(1, options.steps // 30)
+    narrow = {"base_channels": options.narrow} if options.narrow else {}
+    overrides: dict[str, Any] = {"batch_size": options.batch_size} if options.batch_size else {}
     return TrainConfig.from_preset(
         preset, data=spec, out=str(run), backend=backend, seed=seed, steps=options.steps, device=options.device,
-        log_every=every, sample_every=options.steps, checkpoint_every=max(1, options.steps // 3),
-        num_workers=0 if options.device == "cpu" else 8, **overrides,
+        log_every=max(1, options.steps // 30), sample_every=options.steps,
+        checkpoint_every=max(1, options.steps // 3), num_workers=0 if options.device == "cpu" else 8,
+        generator=narrow, discriminator=narrow, **overrides,
     )  # fmt: skip
 
 

@@ -13,8 +13,10 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,28 @@ from benchmarks.records import Record
 
 Run = Callable[[int], Sequence[Tensor]]
 """Does the work once on input set i and returns its results: outputs, then gradients."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where cases run, and whose providers they have.
+
+    `device`, "cuda" or "cpu", holds the tensors. With `dry_run` the CPU walks what a GPU would be given: a GPU's
+    providers, in float32 and with sizes cut down.
+    """
+
+    device: str
+    dry_run: bool = False
+
+    @property
+    def gpu(self) -> bool:
+        """Whether the providers, and the list of cases, are a GPU's."""
+        return self.dry_run or self.device == "cuda"
+
+    @property
+    def backend(self) -> str:
+        """The backend of our own provider: "triton" for a GPU's, else what "auto" takes."""
+        return "triton" if self.gpu else "auto"
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,7 @@ class Case:
     own: Callable[[], Sequence[Tensor]] = list
     """inputs and parameters of set 0, which are not counted as kept for backward"""
     tolerance: float | None = None
-    """largest relative RMS error of a result that is timed; by default the table's"""
+    """largest relative RMS error of a result that is timed, instead of `gate`'s"""
     methods: tuple[str, ...] = ("graph", "eager")
     """how it is timed on CUDA"""
     most_rounds: int | None = None
@@ -70,66 +94,53 @@ class Case:
         """Benchmark, shape, dtype and mode: what tells one case from another."""
         return f"{self.benchmark} {self.shape} {self.dtype} {self.mode}"
 
+    @property
+    def gate(self) -> float:
+        """The largest relative RMS error of a result that is timed."""
+        if self.tolerance is not None:
+            return self.tolerance
+        # gradients are sums of signed terms in low precision: three times the table of values
+        return RMS_TOLERANCE[self.dtype] * (1 if self.mode == "forward" else 3)
+
     def only(self, keep: Callable[[Provider], bool]) -> Case:
         """Return the case with those of its providers that `keep` is true for."""
         return replace(self, providers=[p for p in self.providers if keep(p)])
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure: rounds in which every provider has its turn, and calls of each before them."""
-
-    rounds: int = 21
-    warmup: int = 3
-
-
-QUANTILES = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-
-
-class DeviceLost(RuntimeError):
-    """The device computes nothing more for this process, after what `provider` did."""
-
-    def __init__(self, provider: str, why: str) -> None:
-        super().__init__(f"{provider}: {why}")
-        self.provider, self.why = provider, why
-
-
 def measure(
     case: Case,
     device: str,
-    effort: Effort,
+    rounds: int,
+    warmup: int = 3,
     bound: Callable[[Case], tuple[float, str]] | None = None,
     mark: Callable[[str], None] = str,
-    lost: Mapping[str, str] | None = None,
+    lost: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Record]:
     """Return a record for each provider and method (the case's methods on CUDA, "wall" on the CPU).
 
     Args:
-        effort: with no rounds the results are only held against the truth.
+        rounds: in each every provider has its turn; with 0 the results are only held against the truth.
+        warmup: calls of each provider before them.
         bound: returns the least time of a case and what sets it.
         mark: is told which provider runs next.
         lost: providers that are not run but recorded with the reason given.
 
     Raises:
-        DeviceLost: a provider took the device along.
+        RuntimeError: the device computes nothing more for this process, after what a provider did.
     """
     methods = ("wall",) if device == "cpu" else case.methods
     records, runs = [], {}
-    rounds = min(effort.rounds, case.most_rounds or effort.rounds)
+    rounds = min(rounds, case.most_rounds or rounds)
     limit = bound(case) if bound and any(case.needs) else (None, None)
 
-    def record(provider: Provider, method: str, **values: Any) -> Record:
-        made = Record(
-            case.benchmark, case.shape, case.dtype, case.mode, provider.name, method,
-            config=case.config, bound_us=limit[0], bound_by=limit[1], **values,
-        )  # fmt: skip
-        records.append(made)
-        return made
+    def record(provider: Provider, method: str, **values: Any) -> None:
+        place = (case.benchmark, case.shape, case.dtype, case.mode, provider.name, method)
+        records.append(Record(*place, config=case.config, bound_us=limit[0], bound_by=limit[1], **values))
 
     truths: dict[object, list[Tensor]] = {}
     for provider in case.providers:
-        if provider.name in (lost or {}):
-            record(provider, methods[0], error=f"cannot run: {(lost or {})[provider.name]}")
+        if provider.name in lost:
+            record(provider, methods[0], error=f"cannot run: {lost[provider.name]}")
             continue
         mark(provider.name)
         try:
@@ -138,29 +149,26 @@ def measure(
                 truths[make] = [t.detach().double() for t in make()]
             run = provider.prepare()
             worst = _worst(run(0), truths[make])
-            if not worst <= _gate(case):  # NaN is wrong too
+            if not worst <= case.gate:  # NaN is wrong too
                 record(provider, methods[0], relative_rms=worst, error=f"wrong: relative RMS error {worst:.2g}")
                 continue
             memory = _memory(run, device, case.own())
             runs[provider.name] = (provider, run, dict(relative_rms=worst, note=provider.note(), **memory))
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {text}")
-            _check_device(device, provider.name, text)
+            record(provider, methods[0], error=f"cannot run: {type(error).__name__}: {_text(error)}")
+            _synchronize(device)
     if rounds == 0:
         for provider, _, values in runs.values():
             record(provider, methods[0], **values)
     for method in methods if rounds else ():
         timed = {}
-        for name, (provider, run, values) in list(runs.items()):
+        for name, (provider, run, values) in runs.items():
             mark(name)
             try:
-                gate = _gate(case) if case.repeatable else None
-                timed[name] = provider.timer or _timer(run, case.num_sets, method, effort.warmup, gate)
+                timed[name] = provider.timer or _timer(run, case, method, warmup)
             except Exception as error:
-                text = " ".join(str(error).split())[:300]
-                record(provider, method, error=f"cannot run as {method}: {text}", **values)
-                _check_device(device, name, text)
+                record(provider, method, error=f"cannot run as {method}: {_text(error)}", **values)
+                _synchronize(device)
         mark("timing")
         samples: dict[str, list[float]] = {name: [] for name in timed}
         for i in range(rounds):
@@ -168,7 +176,7 @@ def measure(
                 samples[name].append(timed[name]())
         for name, times in samples.items():
             provider, _, values = runs[name]
-            p20, p50, p80 = torch.tensor(times, dtype=torch.float64).quantile(QUANTILES).tolist()
+            p20, p50, p80 = np.quantile(times, [0.2, 0.5, 0.8]).tolist()
             record(provider, method, p20_us=p20, p50_us=p50, p80_us=p80, samples=len(times), **values)
         timed.clear()
     runs.clear()
@@ -178,27 +186,21 @@ def measure(
     return records
 
 
-def _check_device(device: str, provider: str, why: str) -> None:
-    if device != "cuda":
-        return
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:  # an illegal access, say, fails every later call of this process
-        raise DeviceLost(provider, why) from error
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()  # after an illegal access, say, this and every later call fails
 
 
-def _gate(case: Case) -> float:
-    if case.tolerance is not None:
-        return case.tolerance
-    # gradients are sums of signed terms in low precision: three times the table of values
-    return RMS_TOLERANCE[case.dtype] * (1 if case.mode == "forward" else 3)
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
-def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None) -> Callable[[], float]:
+def _timer(run: Run, case: Case, method: str, warmup: int) -> Callable[[], float]:
     """Return a function that takes one sample: microseconds of one call, the mean over all input sets.
 
-    Raises RuntimeError if the replay of a graph differs from a call by more than `gate`: work went past the capture.
+    Raises RuntimeError if the replay of a graph differs from a call: work went past the capture.
     """
+    num_sets = case.num_sets
     for i in range(max(warmup, num_sets)):
         run(i % num_sets)
 
@@ -219,9 +221,8 @@ def _timer(run: Run, num_sets: int, method: str, warmup: int, gate: float | None
             results = run(0)
             for i in range(1, num_sets):
                 run(i)
-        if gate is not None:
-            check_replay(graph.replay, results, run(0), gate)
-        del results
+        if case.repeatable:
+            check_replay(graph.replay, results, run(0), case.gate)
         return lambda: sample_us(graph.replay, num_sets, "cuda", ahead=True)
     return lambda: sample_us(calls, num_sets, "cuda")
 
@@ -275,14 +276,12 @@ def _memory(run: Run, device: str, own: Sequence[Tensor]) -> dict[str, int | Non
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    _synchronize(device)
     if device == "cuda":
-        torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run(0)
-    peak = None
-    if device == "cuda":
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
+    _synchronize(device)
+    peak = torch.cuda.max_memory_allocated() - before if device == "cuda" else None
     return {"saved_bytes": sum(size for ptr, size in kept.items() if ptr not in owned), "peak_bytes": peak}

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.records import ROOT
+
 MOST_TRIES = 12
 """A part is started at most so many times."""
 
@@ -28,34 +29,32 @@ class Journal:
         """the case and provider of the last line, if that says that they began"""
         if path is not None and path.exists():
             for line in path.read_text().splitlines():
-                self._take(json.loads(line))
+                self._take(**json.loads(line))
 
     def begin(self, case: str, provider: str) -> None:
         """Say that `provider` is run on `case` next."""
-        self._write({"case": case, "provider": provider})
+        self._write(case=case, provider=provider)
 
     def lose(self, case: str, provider: str, why: str) -> None:
         """Say that `provider` must not be run on `case` again."""
-        self._write({"case": case, "provider": provider, "lost": why})
+        self._write(case=case, provider=provider, lost=why)
 
     def finish(self, case: str) -> None:
         """Say that `case` is done."""
-        self._write({"case": case})
+        self._write(case=case)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._take(line)
+    def _write(self, **line: str) -> None:
+        self._take(**line)
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _take(self, line: dict[str, Any]) -> None:
-        self.last = None
-        if "lost" in line:
-            self.lost.setdefault(line["case"], {})[line["provider"]] = line["lost"]
-        elif "provider" in line:
-            self.last = (line["case"], line["provider"])
-        else:
-            self.done.add(line["case"])
+    def _take(self, case: str, provider: str = "", lost: str = "") -> None:
+        self.last = (case, provider) if provider and not lost else None
+        if lost:
+            self.lost.setdefault(case, {})[provider] = lost
+        elif not provider:
+            self.done.add(case)
 
 
 def supervise(command: Sequence[str], path: Path, deadline: float, stall: float) -> bool:
@@ -65,10 +64,11 @@ def supervise(command: Sequence[str], path: Path, deadline: float, stall: float)
     During the timing all providers take turns, so then the case is left out. Nothing runs after `deadline`, a reading
     of time.monotonic. Returns whether all was done, or as much as time allowed: a slow machine is no failure.
     """
-    tries: dict[tuple[str, str] | None, int] = {}
+    outside = 0
     for _ in range(MOST_TRIES):
         print("$ " + " ".join(command), flush=True)
-        status = _watch([*command, "--journal", str(path)], path, deadline, stall)
+        path.touch()
+        status = run_until(deadline, [*command, "--journal", str(path)], path, stall)
         if status == 0:
             return True
         if time.monotonic() >= deadline:
@@ -83,30 +83,40 @@ def supervise(command: Sequence[str], path: Path, deadline: float, stall: float)
                 journal.finish(case)
             else:
                 journal.lose(case, provider, why)
-        elif status != 75:  # 75: it has said itself what was lost
-            tries[None] = tries.get(None, 0) + 1
+        else:
+            outside += 1
             print(f"benchmarks: {why} outside of any case", file=sys.stderr, flush=True)
-            if tries[None] > 1:
+            if outside > 1:
                 return False
     return False
 
 
-def _watch(command: Sequence[str], path: Path, deadline: float, stall: float) -> int | None:
-    """Return the exit status of `command`, None if it was killed because its journal stood still or time was up."""
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    seen, since = -1, time.monotonic()
-    while True:
-        try:
-            return process.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            size = path.stat().st_size if path.exists() else 0
-            if size != seen:
-                seen, since = size, time.monotonic()
-            if time.monotonic() - since < stall and time.monotonic() < deadline:
+def run_until(
+    deadline: float, command: Sequence[str], sign: Path | None = None, stall: float = 0.0,
+    first: signal.Signals = signal.SIGKILL, **streams: Any,
+) -> int | None:  # fmt: skip
+    """Run `command` and return its exit status, or None if it was stopped, with its children, by the signal `first`.
+
+    That is at `deadline`, or where the file `sign` was not written for `stall` seconds.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
+    try:
+        while time.monotonic() < deadline and not (sign and time.time() - sign.stat().st_mtime >= stall):
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
                 continue
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return None
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        return None
+    finally:
+        end(process, first)
+
+
+def end(process: subprocess.Popen[Any], first: signal.Signals = signal.SIGKILL) -> None:
+    """End the process and its children with the signal `first`, and kill them if they are there 10 s later."""
+    for number in (first, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                continue

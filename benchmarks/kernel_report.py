@@ -15,7 +15,8 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,49 +34,34 @@ Row = dict[str, Any]
 PASSES = {"forward": (INFERENCE,), "forward+backward": (FORWARD, BACKWARD)}
 """The launches of a whole block by the mode of its records: what inference runs, what a training pass runs."""
 
+_JOBS: list[tuple[Launch, int]] = []
 
-_JOBS: list[tuple[Any, int]] = []
 
-
-def _compile_one(index: int) -> tuple[int, Compiled | str]:
-    plan, arch = _JOBS[index]
+def _compile_one(index: int) -> Compiled | str:
+    launch, arch = _JOBS[index]
+    plan = launch.plan
     try:
-        return index, compile_plan(plan, arch)
+        return compile_plan(plan, arch)
     except Exception as error:  # one kernel that does not compile must not hide the others
-        return index, f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        reason = (str(error).strip().splitlines() or [""])[-1]
+        return f"{plan.name} {plan.dtype} {short_config(plan.config)} sm_{arch}: {type(error).__name__}: {reason}"
 
 
-def build(wanted: Sequence[tuple[Launch, int]], processes: int = 2) -> tuple[list[Row], list[str]]:
+def build(wanted: Sequence[tuple[Launch, int]]) -> tuple[list[Row], list[str]]:
     """Compile every distinct kernel of `wanted` (launch, arch) once; return a row a launch, and what failed."""
     keys = [compile_key(launch.plan, arch) for launch, arch in wanted]
-    first = {key: (launch.plan, arch) for key, (launch, arch) in reversed(list(zip(keys, wanted, strict=True)))}
-    _JOBS[:] = first.values()
-    order = list(first)
-    compiled: dict[Any, Compiled] = {}
-    failures = []
-    if processes > 1 and len(_JOBS) > 1:
-        with multiprocessing.get_context("fork").Pool(processes) as pool:  # kernels do not pickle: inherit them
-            results = _with_progress(pool.imap_unordered(_compile_one, range(len(_JOBS))), len(_JOBS))
-    else:
-        results = _with_progress(map(_compile_one, range(len(_JOBS))), len(_JOBS))
-    for index, result in results:
-        if isinstance(result, Compiled):
-            compiled[order[index]] = result
-        else:
-            plan, arch = _JOBS[index]
-            failures.append(f"{plan.name} {plan.dtype} {short_config(plan.config)} sm_{arch}: {result}")
+    distinct = dict(zip(keys, wanted, strict=True))
+    _JOBS[:] = distinct.values()
+    results = []
+    with multiprocessing.get_context("fork").Pool() as pool:  # kernels do not pickle: inherit them
+        for result in pool.imap(_compile_one, range(len(_JOBS))):
+            results.append(result)
+            if sys.stderr.isatty() or len(results) == len(_JOBS):
+                print(f"\rcompiled {len(results)} of {len(_JOBS)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    compiled = {key: result for key, result in zip(distinct, results, strict=True) if isinstance(result, Compiled)}
     rows = [row(launch, compiled[key]) for key, (launch, _) in zip(keys, wanted, strict=True) if key in compiled]
-    return rows, failures
-
-
-def _with_progress(results: Iterable[Any], total: int) -> list[Any]:
-    done = []
-    for result in results:
-        done.append(result)
-        end = "\n" if len(done) == total else ""
-        if sys.stderr.isatty() or end or len(done) % 50 == 0:
-            print(f"\rcompiled {len(done)} of {total}", end=end, file=sys.stderr, flush=True)
-    return done
+    return rows, [result for result in results if isinstance(result, str)]
 
 
 def row(launch: Launch, compiled: Compiled) -> Row:
@@ -114,23 +100,24 @@ def block_rows(rows: Sequence[Row], measured: dict[tuple[int, str, str, str], fl
     """
     found = []
     shapes = {shape.name: shape for shape in BLOCK_SHAPES}
-    for arch, name, dtype in dict.fromkeys((r["arch"], r["shape"], r["dtype"]) for r in rows if r["shape"] in shapes):
-        shape, number = shapes[name], int(arch.removeprefix("sm_"))
-        for mode, parts in PASSES.items():
-            members = [r for r in rows if (r["arch"], r["shape"], r["dtype"]) == (arch, name, dtype)]
-            members = [r for r in members if r["pass"] in parts]
-            if {r["pass"] for r in members} != set(parts):
-                continue
-            backward = mode != "forward"
-            needs = shape.flops(backward), shape.exps(backward), shape.bytes(dtype, backward)
-            limit, limit_by = MACHINES[number].limit_us(*needs, dtype)
-            time = measured.get((number, name, dtype, mode))
-            found.append({
-                "shape": name, "dtype": dtype, "arch": arch, "pass": mode, "launches": len(members),
-                "launches_limit_us": round(sum(r["limit_us"] for r in members), 3),
-                "limit_us": round(limit, 3), "limit_binds": limit_by,
-                "measured_us": time, "of_limit": None if time is None else limit / time,
-            })  # fmt: skip
+    blocks: dict[tuple[str, str, str], list[Row]] = {}
+    for r in rows:
+        if r["shape"] in shapes:
+            blocks.setdefault((r["arch"], r["shape"], r["dtype"]), []).append(r)
+    for ((arch, name, dtype), launched), (mode, parts) in product(blocks.items(), PASSES.items()):
+        members = [r for r in launched if r["pass"] in parts]
+        if {r["pass"] for r in members} != set(parts):
+            continue
+        shape, number, backward = shapes[name], int(arch.removeprefix("sm_")), mode != "forward"
+        needs = shape.flops(backward), shape.exps(backward), shape.bytes(dtype, backward)
+        limit, limit_by = MACHINES[number].limit_us(*needs, dtype)
+        time = measured.get((number, name, dtype, mode))
+        found.append({
+            "shape": name, "dtype": dtype, "arch": arch, "pass": mode, "launches": len(members),
+            "launches' limits us": round(sum(r["limit_us"] for r in members), 3),
+            "limit us": round(limit, 3), "limit is": limit_by,
+            "measured us": time or "not measured", "of limit": limit / time if time else "not measured",
+        })  # fmt: skip
     return found
 
 
@@ -162,23 +149,17 @@ LAUNCH_COLUMNS = {
     "mufu": "mufu", "ldg128": "ldg128", "resident_blocks": "blocks/SM", "resident_limit": "by",
     "limit_us": "limit us", "limit_binds": "limit is",
 }  # fmt: skip
-BLOCK_COLUMNS = {
-    "shape": "shape", "dtype": "dtype", "arch": "arch", "pass": "pass", "launches": "launches",
-    "launches_limit_us": "launches' limits us", "limit_us": "limit us", "limit_binds": "limit is",
-    "measured_us": "measured us", "of_limit": "of limit",
-}  # fmt: skip
 
 
 def launch_table(rows: Sequence[Row], markdown: bool = False) -> str:
     """Return all launches as a table, a line each."""
     cells = [{**r, "config": short_config(r["config"])} for r in rows]
-    return table(list(LAUNCH_COLUMNS.values()), [[r[key] for key in LAUNCH_COLUMNS] for r in cells], markdown)
+    return table(" | ".join(LAUNCH_COLUMNS.values()), [[r[key] for key in LAUNCH_COLUMNS] for r in cells], markdown)
 
 
 def block_table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """Return whole blocks as a table, a line for each shape, dtype, architecture and pass."""
-    cells = [{k: "not measured" if r[k] is None else r[k] for k in BLOCK_COLUMNS} for r in rows]
-    return table(list(BLOCK_COLUMNS.values()), [list(r.values()) for r in cells], markdown)
+    """Return whole blocks as a table, a line for each shape, dtype, architecture and pass; "" without any."""
+    return table(" | ".join(rows[0]), [list(r.values()) for r in rows], markdown) if rows else ""
 
 
 BEGIN, END = "<!-- kernel report: begin -->", "<!-- kernel report: end -->"
@@ -190,43 +171,34 @@ def write_markdown(path: Path, rows: Sequence[Row], blocks: Sequence[Row]) -> No
     path.write_text(replaced(path, BEGIN, END, f"\n{block_table(blocks, True)}\n\n{launched}\n"))
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_report", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object per launch to FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="replace the tables between FILE's markers")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only launches with TEXT in kernel, dtype or shape")
-    parser.add_argument("--dtype", action="append", help="only this precision; may be repeated")
-    parser.add_argument(
-        "--arch", type=int, action="append", choices=sorted(MACHINES), help="only this one; may be repeated"
-    )
-    parser.add_argument("--contiguous", action="store_true", help="maps in NCHW order instead of channels_last")
-    parser.add_argument("--processes", type=int, default=2, help="compilations at a time (default 2)")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 1 if a kernel did not compile, 2 if nothing was asked for."""
-    options = parse_arguments(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_report", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help="write one JSON object per launch to FILE")
+    add("--markdown", type=Path, metavar="FILE", help="replace the tables between FILE's markers")
+    add("--only", default="", metavar="TEXT", help="only launches with TEXT in kernel, dtype or shape")
+    add("--dtype", action="append", help="only this precision; may be repeated")
+    add("--arch", type=int, action="append", choices=sorted(MACHINES), help="only this one; may be repeated")
+    options = parser.parse_args(arguments)
     wanted = [
         (launch, arch)
         for arch in options.arch or sorted(MACHINES)
-        for launch in launches(arch, not options.contiguous)
+        for launch in launches(arch)
         if options.only in f"{launch.plan.name} {launch.plan.dtype} {launch.shape} {launch.part}"
         and (not options.dtype or launch.plan.dtype in options.dtype)
     ]
     if not wanted:
         print(f"kernel_report: no launch matches --only {options.only!r}", file=sys.stderr)
         return 2
-    rows, failures = build(wanted, options.processes)
+    rows, failures = build(wanted)
     blocks = block_rows(rows, read_measured())
     if options.json:
         options.json.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     if options.markdown:
         write_markdown(options.markdown, rows, blocks)
     print(launch_table(rows), end="\n\n")
-    if blocks:
-        print(block_table(blocks))
+    print(block_table(blocks))
     for failure in failures:
         print(f"kernel_report: did not compile: {failure}", file=sys.stderr)
     return 1 if failures else 0

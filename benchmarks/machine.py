@@ -27,11 +27,11 @@ class Machine:
     sms: int
     clock_hz: float
     tensor: dict[str, int]
-    mufu_lanes: int
     fp32_lanes: int
     hbm_bytes_per_s: float
     smem_block: int
     smem_sm: int
+    mufu_lanes: int = 16  # [guide], [fa3]
     registers_sm: int = 65536
     warps_sm: int = 64
     blocks_sm: int = 32
@@ -48,8 +48,7 @@ class Machine:
             "mufu": exps / self.mufu_lanes / second * 1e6,
             "hbm": nbytes / self.hbm_bytes_per_s * 1e6,
         }
-        name = max(times, key=times.__getitem__)
-        return times[name], name
+        return max((time, name) for name, time in times.items())
 
     def flop_rate(self, dtype: str) -> int:
         """Return the FLOP per clock and SM of products in this precision."""
@@ -85,7 +84,6 @@ MACHINES = {
             sms=108,
             clock_hz=1.41e9,
             tensor={"fp16": 2048, "bf16": 2048, "tf32": 1024},  # [white] 312 and 156 TFLOP/s
-            mufu_lanes=16,  # [guide]
             fp32_lanes=64,  # [guide]
             hbm_bytes_per_s=2.039e12,  # [white]
             smem_block=166912,  # [guide] 163 KB
@@ -125,7 +123,6 @@ MACHINES = {
             sms=132,
             clock_hz=1.83e9,
             tensor={"fp16": 4096, "bf16": 4096, "tf32": 2048},  # [white] 989 and 495 TFLOP/s
-            mufu_lanes=16,  # [guide], [fa3]
             fp32_lanes=128,  # [guide]
             hbm_bytes_per_s=4.8e12,  # [white]; an H100-SXM has 3.35e12 and is otherwise the same
             smem_block=232448,  # [guide] 227 KB
@@ -137,7 +134,6 @@ MACHINES = {
             sms=148,
             clock_hz=1.85e9,
             tensor={"fp16": 8192, "bf16": 8192, "tf32": 4096},  # [white] 2250 and 1125 TFLOP/s
-            mufu_lanes=16,  # [guide]
             fp32_lanes=128,  # [guide]
             hbm_bytes_per_s=7.7e12,  # [white] HGX B200
             smem_block=232448,  # [guide]

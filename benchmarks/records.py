@@ -8,15 +8,21 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
+KEY = ("benchmark", "shape", "dtype", "mode", "provider", "method")
+"""What names a measurement: a later record with the same values replaces an earlier one in tables."""
+MODES = ("forward", "forward+backward")
+OURS = ("triton", "auto", "group", "ours")
+"""The provider that is ours in each benchmark; all others are its peers."""
 
 
 @dataclass
@@ -49,43 +55,32 @@ class Record:
     error: str = ""
     config: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What names the measurement: a later record with the same key replaces this one in tables."""
-        return (self.benchmark, self.shape, self.dtype, self.mode, self.provider, self.method)
-
 
 @functools.cache
 def environment(device: str) -> dict[str, str]:
     """Return where a record is made: device, driver, versions, commit ("+": with changes), date."""
-    found = {
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    git = ("git", "-C", str(ROOT))
+    written = (":!benchmarks/results", ":!docs", ":!README.md")  # by records and report themselves
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+    return {
         "device": device_name(device),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if device == "cuda"
-        else "",
+        "driver": _output(*query) if device == "cuda" else "",
         "torch": str(torch.__version__),
-        "triton": _version("triton"),
+        "triton": metadata.version("triton") if find_spec("triton") else "",
         "python": platform.python_version(),
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        "commit": _output(*git, "rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
-    written = (":!benchmarks/results", ":!docs", ":!README.md")  # by records and report themselves
-    if _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", ".", *written):
-        found["commit"] += "+"
-    return found
 
 
 def device_name(device: str) -> str:
     """Return the name of the GPU, or of the processor with the number of threads used."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    model = ""
-    try:
-        match = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-        model = match.group(1) if match else ""
-    except OSError:
-        pass
-    return f"{model or platform.machine()}, {torch.get_num_threads()} threads"
+    info = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return f"{match[1] if match else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def results_file(device: str, folder: Path = RESULTS) -> Path:
@@ -106,11 +101,14 @@ def append(record: Record, device: str, folder: Path = RESULTS) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the records in `path`, the last one of each measurement; an empty list if there is no such file."""
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
-    if path.exists():
-        for line in _lines(path):
-            key = tuple(str(line[k]) for k in ("benchmark", "shape", "dtype", "mode", "provider", "method"))
-            latest.pop(key, None)
-            latest[key] = line
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed
+        key = tuple(record[name] for name in KEY)
+        latest.pop(key, None)
+        latest[key] = record
     return list(latest.values())
 
 
@@ -120,25 +118,8 @@ def gpus(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
     return dict(sorted(((name, records) for name, records in found.items() if records), key=lambda item: -len(item[1])))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text().splitlines():
-        try:
-            yield json.loads(text)
-        except json.JSONDecodeError:
-            continue  # the last line of a run that was killed
-
-
 def _output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
         return ""

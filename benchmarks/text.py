@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
-    """Return rows as aligned plain text, or as a Markdown table; None is a dash."""
+def table(columns: str, rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
+    """Return rows as aligned plain text, or as a Markdown table; `columns` are names between bars, None is a dash."""
+    header = [name.strip() for name in columns.split("|")]
     cells = [[_text(cell) for cell in row] for row in rows]
     if markdown:
         lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
     numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import date
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +36,6 @@ from sagan_fast.kernels.self_attention.forward import block_fwd, self_attention_
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
 
 KERNELS = ("projection_fwd", "attention_fwd", "attention_bwd_preprocess", "attention_bwd_dkv", "attention_bwd_dq")
-BACKWARD_OPTIONS = {
-    "attention_bwd_preprocess": "preprocess_config",
-    "attention_bwd_dkv": "dkv_config",
-    "attention_bwd_dq": "dq_config",
-}
-
 LEAST_GAIN = 0.02
 """A config must save this share of the time to replace another: less is noise."""
 
@@ -64,9 +58,8 @@ def rows(arch: int, precision: str, kernels: Sequence[str], shapes: Sequence[Blo
     for kernel in kernels:
         for shape in shapes:
             d_qk = 1 if kernel == "attention_bwd_preprocess" else shape.d_qk
-            positions = {"attention_fwd": shape.N, "attention_bwd_dkv": shape.M, "attention_bwd_dq": shape.N}.get(
-                kernel
-            )
+            owned = {"attention_fwd": shape.N, "attention_bwd_dkv": shape.M, "attention_bwd_dq": shape.N}
+            positions = owned.get(kernel)
             width, size = configs.row_width(kernel, d_qk, shape.d_v), configs.row_size(positions)
             key = (kernel, str(arch), configs.row_precision(precision), width, size)
             shipped = configs.lookup(kernel, arch, precision, d_qk, shape.d_v, positions)
@@ -95,11 +88,8 @@ def candidates(row: Row) -> Iterator[Any]:
     seen = {shipped}
     for changes in (1, 2):
         for names in combinations(steps, changes):
-            options: list[dict[str, Any]] = [{}]
-            for name in names:
-                options = [{**option, name: value} for option in options for value in steps[name]]
-            for option in options:
-                candidate = replace(shipped, **option)
+            for values in product(*(steps[name] for name in names)):
+                candidate = replace(shipped, **dict(zip(names, values, strict=True)))
                 if candidate not in seen:
                     seen.add(candidate)
                     yield candidate
@@ -129,8 +119,8 @@ def runner(
         if kernel == "attention_fwd":
             return block_fwd(x, saved.q, saved.k, saved.v, w_o, gamma, config=config)
         # the other kernels of the backward keep their configs, so that differences are this one's
-        options = {BACKWARD_OPTIONS[kernel]: config}
-        return self_attention_bwd(d_y, inputs, saved, need_weights=False, need_biases=False, **options)
+        option = kernel.removeprefix("attention_bwd_") + "_config"
+        return self_attention_bwd(d_y, inputs, saved, need_weights=False, need_biases=False, **{option: config})
 
     return run
 
@@ -192,14 +182,13 @@ def write(path: Path, key: tuple[str, ...], config: LaunchConfig, origin: str) -
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status, 2 where there is no GPU to measure on."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16", help="precision (default bf16)")
-    parser.add_argument(
-        "--shape", action="append", choices=[s.name for s in BLOCK_SHAPES], help="only this shape; may be repeated"
-    )
-    parser.add_argument("--kernel", action="append", choices=KERNELS, help="only this kernel; may be repeated")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin no candidate after this long (default 8)")
-    parser.add_argument("--out", type=Path, default=configs.FILE, help="the file of configs")
-    parser.add_argument("--dry-run", action="store_true", help="list the candidates; needs no GPU")
+    add, names = parser.add_argument, [shape.name for shape in BLOCK_SHAPES]
+    add("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16", help="precision (default bf16)")
+    add("--shape", action="append", choices=names, help="only this shape; may be repeated")
+    add("--kernel", action="append", choices=KERNELS, help="only this kernel; may be repeated")
+    add("--minutes", type=float, default=8.0, help="begin no candidate after this long (default 8)")
+    add("--out", type=Path, default=configs.FILE, help="the file of configs")
+    add("--dry-run", action="store_true", help="list the candidates; needs no GPU")
     options = parser.parse_args(arguments)
     if not options.dry_run and not torch.cuda.is_available():
         print("benchmarks.tune: needs a CUDA device (or --dry-run)", file=sys.stderr)

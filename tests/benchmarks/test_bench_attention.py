@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import bench_attention
-from benchmarks.bench import Target
-from benchmarks.bench_attention import COMPILED, CPU_SHAPES, blocks, case, gradient, inputs, quick, runner, sweep
-from benchmarks.harness import Effort, measure
+from benchmarks.bench_attention import COMPILED, CPU_SHAPES, blocks, case, inputs, runner, swept
+from benchmarks.harness import Target, measure
 from benchmarks.shapes import BLOCK_SHAPES
 from sagan_fast.functional import self_attention_2d
 from sagan_fast.kernels.attention import reference
@@ -25,7 +24,7 @@ CPU, CUDA, DRY = Target("cpu"), Target("cuda"), Target("cpu", dry_run=True)
 @pytest.mark.parametrize("shape", [BLOCK_SHAPES[0], BLOCK_SHAPES[6]], ids=lambda s: s.name)
 @pytest.mark.parametrize("mode", ["forward", "forward+backward"])
 def test_providers_pass_the_gate_and_ours_keeps_less(shape, mode):
-    records = measure(case(replace(shape, B=2, H=16, W=16), "fp32", mode, CPU), "cpu", Effort(rounds=1))
+    records = measure(case(replace(shape, B=2, H=16, W=16), "fp32", mode, CPU), "cpu", rounds=1)
     assert [r.provider for r in records] == ["eager", "sdpa", "auto"]
     assert all(r.error == "" for r in records)
 
@@ -41,19 +40,19 @@ def test_block_on_the_cpu(benchmark, side, mode, backend):
     def block(x, w_theta, w_phi, w_g, w_o, gamma):
         return self_attention_2d(x, w_theta, w_phi, w_g, w_o, gamma, pool=False, backend=backend)
 
-    d_ys = [gradient(shape, "fp32", "cpu")] if mode != "forward" else []
-    results = benchmark(runner(block, [inputs(shape, "fp32", "cpu", 0)], d_ys), 0)
-    assert all(t.isfinite().all() for t in results) and len(results) == (6 if d_ys else 1)
+    backward = mode != "forward"
+    results = benchmark(runner(block, [inputs(shape, "fp32", "cpu", 0)], backward), 0)
+    assert all(t.isfinite().all() for t in results) and len(results) == (6 if backward else 1)
 
 
 def test_inputs_of_a_gpu_case_do_not_fit_its_cache():
-    for shape in (*BLOCK_SHAPES, *sweep(CUDA)):
+    for shape in (*BLOCK_SHAPES, *swept(CUDA)):
         sets = case(shape, "bf16", "forward", CUDA).num_sets
         assert sets * shape.B * shape.C * shape.N * 2 >= 60 << 20, shape.name
 
 
 def test_the_sweep_covers_small_and_large():
-    shapes = sweep(CUDA) + sweep(CPU)
+    shapes = swept(CUDA) + swept(CPU)
     assert {s.N for s in shapes} >= {256, 1024, 4096, 16384} and {s.B for s in shapes} >= {1, 4, 16, 256}
     assert len({s.name for s in (*shapes, *BLOCK_SHAPES, *CPU_SHAPES)}) == len(shapes) + len(BLOCK_SHAPES) + len(
         CPU_SHAPES
@@ -61,11 +60,11 @@ def test_the_sweep_covers_small_and_large():
 
 
 def test_a_dry_run_has_a_gpus_providers_and_a_small_float32_shape():
-    (one, *_) = bench_attention.cases(DRY, BLOCK_SHAPES[:1], ("bf16", "fp16"))
+    (one, *_) = bench_attention.cases(DRY, BLOCK_SHAPES[:1], ("bf16", "fp16"), compiled=True)
     assert [p.name for p in one.providers] == list(blocks(True, CUDA)) and one.providers[-1].name == "triton"
     assert one.dtype == "fp32" and (one.config["B"], one.config["H"], one.config["W"]) == (1, 8, 8)
     assert {p.name for p in one.providers if p.compiles} == COMPILED
-    (left,) = quick(iter([one]))
+    (left, *_) = bench_attention.cases(DRY, BLOCK_SHAPES[:1])
     assert {p.name for p in one.providers} - {p.name for p in left.providers} == COMPILED
 
 

@@ -1,17 +1,17 @@
 """The loader's benchmark makes its data, holds what is loaded against it, and measures what it says."""
 
 import builtins
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import bench_loader
-from benchmarks.bench import Target
-from benchmarks.command import main
-from benchmarks.harness import Effort, measure
+from benchmarks.harness import Target, measure
+from benchmarks.run import main
 
 
 def test_a_dry_run_records_nothing(tmp_path, capsys):
-    assert main(bench_loader.PARTS, ["--device", "cpu", "--dry-run", "--out", str(tmp_path)]) == 0
+    assert main(["--dry-run", "--out", str(tmp_path), "--only", "loader"]) == 0
     out = capsys.readouterr().out
     assert "benchmarks: loader: 2 cases; nothing recorded" in out and "images/s" in out
     assert "wrong" not in out and not list(tmp_path.iterdir())
@@ -19,7 +19,7 @@ def test_a_dry_run_records_nothing(tmp_path, capsys):
 
 def measured(device="cpu", rounds=1):
     cases = bench_loader.cases(Target(device), bench_loader.TINY)
-    return [measure(case, device, Effort(rounds)) for case in cases]
+    return [measure(case, device, rounds) for case in cases]
 
 
 def test_providers_and_workers():
@@ -68,7 +68,7 @@ def test_made_up_data(tmp_path, rng):
 
     bench_loader.write_packed(tmp_path / "packed", bench_loader.TINY, rng)
     assert check(tmp_path / "packed").num_images == 64
-    bench_loader.write_jpegs(tmp_path / "jpegs", 4, rng)
+    bench_loader.write_jpegs(tmp_path / "jpegs", replace(bench_loader.TINY, files=4), rng)
     assert len(open_dataset(f"folder:{tmp_path / 'jpegs'}", resolution=8)) == 4
     for path in (tmp_path / "jpegs").rglob("*.jpg"):
         assert 60_000 < path.stat().st_size < 160_000

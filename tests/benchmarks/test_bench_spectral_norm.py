@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from benchmarks.accuracy import rel_rms
-from benchmarks.bench import Target
 from benchmarks.bench_spectral_norm import SMALL as SMALL_MATRICES
 from benchmarks.bench_spectral_norm import cases
-from benchmarks.harness import Effort, measure
+from benchmarks.harness import Target, measure
 from benchmarks.shapes import SAGAN_MATRICES
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm
 
@@ -62,7 +61,7 @@ def test_group_step(benchmark, matrices):
 def test_providers_compute_w_over_sigma_in_their_own_order(target, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     for case in cases(target, SMALL_MATRICES[:2]):
-        records = measure(case, "cpu", Effort(rounds=1))
+        records = measure(case, "cpu", rounds=1)
         assert all(r.error == "" and r.relative_rms < 3e-5 for r in records)
         compiled = {"parametrization-compiled", "biggan-compiled"} if target.dry_run else set()
         assert {r.provider for r in records} == {"parametrization", "legacy", "biggan", "function", "group"} | compiled

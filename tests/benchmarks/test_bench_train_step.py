@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from benchmarks.bench import Target
 from benchmarks.bench_train_step import case, count_flops
-from benchmarks.harness import Effort, measure
+from benchmarks.harness import Target, measure
 from sagan_fast.training.config import TrainConfig
 
 
@@ -16,7 +15,7 @@ def test_flops_are_those_counted_on_the_reference_implementation(monkeypatch):
 
 
 def test_all_providers_compute_the_same_losses():
-    records = measure(case("shapes-32", 4, Target("cpu"), {"base_channels": 4}), "cpu", Effort(rounds=1))
+    records = measure(case("shapes-32", 4, Target("cpu"), {"base_channels": 4}), "cpu", rounds=1)
     assert {r.provider for r in records} == {"eager-amp", "eager-amp-channels_last", "ours"}
     assert all(r.error == "" and r.relative_rms < 2e-3 for r in records)
     assert torch.get_default_device().type == "cpu"

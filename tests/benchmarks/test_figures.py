@@ -3,9 +3,9 @@ from dataclasses import asdict
 import matplotlib.image
 import pytest
 
-from benchmarks.bench import Target
-from benchmarks.bench_attention import CPU_SHAPES, sweep
+from benchmarks.bench_attention import CPU_SHAPES, swept
 from benchmarks.figures import available, draw
+from benchmarks.harness import Target
 from benchmarks.records import Record
 from benchmarks.shapes import BLOCK_SHAPES
 
@@ -28,9 +28,9 @@ def records(shapes, providers, dtype, method):
 @pytest.mark.parametrize("prefix", ["cpu", "gpu"], ids=["processor", "graphics"])
 def test_figures_are_drawn_from_records_and_removed_without(prefix, tmp_path):
     if prefix == "cpu":
-        given = records((*CPU_SHAPES, *sweep(Target("cpu"))), ("eager", "sdpa", "auto"), "fp32", "wall")
+        given = records((*CPU_SHAPES, *swept(Target("cpu"))), ("eager", "sdpa", "auto"), "fp32", "wall")
     else:
-        shapes = (*BLOCK_SHAPES, *sweep(Target("cuda")))
+        shapes = (*BLOCK_SHAPES, *swept(Target("cuda")))
         given = records(shapes, ("eager", "sdpa", "flex", "triton"), "bf16", "graph")
     made = draw(given, tmp_path, prefix, "a device")
     assert [p.name for p in made] == [f"{prefix}-{name}.png" for name in ("peers", "roofline", "size", "batch")]
@@ -43,6 +43,6 @@ def test_figures_are_drawn_from_records_and_removed_without(prefix, tmp_path):
 
 def test_a_shape_without_ours_and_one_without_a_limit(tmp_path):
     given = records([BLOCK_SHAPES[0]], ("eager",), "fp32", "wall")
-    assert draw(given, tmp_path, "cpu", "a device") == [] == available(given, "cpu")
+    assert draw(given, tmp_path, "cpu", "a device") == [] == list(available(given, "cpu"))
     given = [{**r, "bound_us": None} for r in records([BLOCK_SHAPES[0]], ("eager", "auto"), "fp32", "wall")]
-    assert available(given, "cpu") == ["peers"]
+    assert list(available(given, "cpu")) == ["peers"]

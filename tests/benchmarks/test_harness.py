@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.harness import Case, Effort, Provider, check_replay, measure
+from benchmarks.harness import Case, Provider, Target, check_replay, measure
 
 
 def case(providers, mode="forward", truth=lambda: [torch.ones(4)]):
@@ -36,7 +36,7 @@ def test_wrong_and_impossible_providers_are_recorded_and_never_timed():
         Provider("no", impossible),
         Provider("nan", nan),
     ]
-    records = {r.provider: r for r in measure(case(providers), "cpu", Effort(rounds=3))}
+    records = {r.provider: r for r in measure(case(providers), "cpu", rounds=3)}
     assert timed == [0]
     assert (
         records["right"].samples == 3 and records["right"].p20_us <= records["right"].p50_us <= records["right"].p80_us
@@ -61,14 +61,14 @@ def test_providers_take_turns_and_sets_are_used_in_turn():
         return Provider(name, prepare)
 
     made = Case("b", "s", "fp32", "forward", [provider("a"), provider("b")], lambda: [torch.ones(4)], num_sets=2)
-    measure(made, "cpu", Effort(rounds=2, warmup=2))
+    measure(made, "cpu", rounds=2, warmup=2)
     for turn in (calls[-8:-4], calls[-4:]):  # in an order drawn anew each time
         assert turn in ([(n, i) for n in order for i in (0, 1)] for order in ("ab", "ba"))
 
 
 def test_a_provider_may_have_a_truth_of_its_own():
     own = Provider("own", lambda: lambda i: [torch.zeros(4) + 2], truth=lambda: [torch.full((4,), 2.0)])
-    (record,) = measure(case([own]), "cpu", Effort(rounds=1))
+    (record,) = measure(case([own]), "cpu", rounds=1)
     assert record.error == ""
 
 
@@ -81,7 +81,7 @@ def test_bytes_kept_for_backward_are_counted_without_the_inputs():
 
     truth = [(x + 1) * x.exp()]
     made = Case("b", "s", "fp32", "forward+backward", [Provider("p", lambda: run)], lambda: truth, own=lambda: [x])
-    (record,) = measure(made, "cpu", Effort(rounds=1))
+    (record,) = measure(made, "cpu", rounds=1)
     assert record.error == "" and record.saved_bytes == 4000
 
 
@@ -101,19 +101,26 @@ def test_a_nan_in_any_result_is_wrong_and_not_timed(place):
 
     bad = Provider("bad", lambda: lambda i: results())
     case = Case("b", "s", "fp32", "forward+backward", [bad], lambda: [torch.ones(3)] * 3)
-    (record,) = measure(case, "cpu", Effort(rounds=1))
+    (record,) = measure(case, "cpu", rounds=1)
     assert record.error.startswith("wrong") and record.p50_us is None
 
 
 def test_a_provider_may_take_its_samples_itself_and_a_case_limit_them():
     times = iter([3.0, 1.0, 2.0])
     own = Provider("own", lambda: right, timer=lambda: next(times))
-    (record,) = measure(replace(case([own]), most_rounds=3), "cpu", Effort(rounds=9))
+    (record,) = measure(replace(case([own]), most_rounds=3), "cpu", rounds=9)
     assert (record.p50_us, record.samples) == (2.0, 3) and next(times, None) is None
 
 
 def test_a_case_without_needs_has_no_bound():
     made = case([Provider("p", lambda: right)])
-    (without,) = measure(made, "cpu", Effort(rounds=1), lambda _: (1.0, "flop"))
-    (with_needs,) = measure(replace(made, needs=(1.0, 0.0, 0.0)), "cpu", Effort(rounds=1), lambda _: (1.0, "flop"))
+    (without,) = measure(made, "cpu", 1, bound=lambda _: (1.0, "flop"))
+    (with_needs,) = measure(replace(made, needs=(1.0, 0.0, 0.0)), "cpu", 1, bound=lambda _: (1.0, "flop"))
     assert (without.bound_us, with_needs.bound_us) == (None, 1.0)
+
+
+def test_a_dry_run_is_a_gpus_list_on_the_cpu():
+    cpu, cuda, dry = Target("cpu"), Target("cuda"), Target("cpu", dry_run=True)
+    assert (cpu.gpu, cuda.gpu, dry.gpu) == (False, True, True)
+    assert (cpu.backend, cuda.backend, dry.backend) == ("auto", "triton", "triton")
+    assert dry.device == "cpu"

@@ -23,14 +23,9 @@ def test_it_times_calls_down_to_where_the_driver_would_be():
         "module, forward with grad": "2",
         "module, forward+backward": "5",
         "function, forward": "2",
-        "checks and choice": "0",
-        "four weights as matrices": "0",
         "custom op, forward": "2",
         "two launchers, forward": "2",
-        "projection's": "1",
-        "block's": "1",
-        "Triton's part, both": "2",
-        "both, nothing kept": "2",
+        "nothing kept": "2",
     }
     assert all(0 < float(time) < 1e6 for row in rows.values() for time in row[1:])
 
