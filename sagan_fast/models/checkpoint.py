@@ -19,21 +19,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 FORMAT = 1
 KEYS = (
-    "format",
-    "step",
-    "config",
-    "generator",
-    "ema",
-    "discriminator",
-    "g_spectral",
-    "d_spectral",
-    "g_optimizer",
-    "d_optimizer",
-    "g_scaler",
-    "d_scaler",
-    "rng",
-    "versions",
-)
+    "format", "step", "config", "generator", "ema", "discriminator", "g_spectral", "d_spectral", "g_optimizer",
+    "d_optimizer", "g_scaler", "d_scaler", "rng", "versions",
+)  # fmt: skip
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import operator
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sagan_fast
 from sagan_fast.choices import Backend
 from sagan_fast.errors import InputError
 from sagan_fast.files import written
-from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator
+from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator, in_eval_mode
 
 ONNX, TORCHSCRIPT = "model.onnx", "model.torchscript.pt"
 ONNX_OPSET = 18
@@ -35,24 +36,12 @@ def folded(generator: Generator, backend: Backend = "auto") -> Generator:
     Its weights are W/sigma, u and v as they are, under the keys of plain layers. `generator` is left as it was.
     """
     out = Generator.folded(dataclasses.replace(generator.config, backend=backend))
-    modes = {module: module.training for module in generator.modules()}
-    generator.eval()  # reading a weight in training mode would move u and v
-    try:
-        with torch.no_grad():
-            state = {name: _tensor(generator, name).detach().cpu() for name in out.state_dict()}
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     contiguous = torch.contiguous_format  # whatever those of `generator` are
-    out.load_state_dict({name: t.clone(memory_format=contiguous) for name, t in state.items()}, assign=True)
+    with in_eval_mode(generator), torch.no_grad():  # reading a weight in training mode would move u and v
+        tensors = {name: operator.attrgetter(name)(generator).detach().cpu() for name in out.state_dict()}
+    out.load_state_dict({name: t.clone(memory_format=contiguous) for name, t in tensors.items()}, assign=True)
     out.class_names = generator.class_names
     return out.requires_grad_(False)
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module  # type: ignore[return-value]
 
 
 def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | None = None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,18 @@ class Generator(nn.Module):
             if str(size) in self.attentions:
                 x = self.attentions[str(size)](x)
         return torch.tanh(self.conv(F.relu(self.norm(x))))
+
+
+@contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Within it `network` is in eval mode; afterwards each of its modules is in the mode it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def is_exported(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sagan_fast.layers.self_attention import SelfAttention2d
@@ -104,8 +105,5 @@ def _dot(picture: Tensor, place: tuple[float, float], colour: drawing.Colour) ->
 
 
 def _captioned(picture: Tensor, words: str) -> Tensor:
-    line = drawing.blank(round(LETTERS * 1.4), picture.shape[2])
-    if words:
-        letters = drawing.text(drawing.shortened(words, LETTERS, picture.shape[2]), LETTERS)[:, :, : picture.shape[2]]
-        line[:, :, : letters.shape[2]] = letters
-    return torch.cat([picture, line], dim=1)
+    line = drawing.text(drawing.shortened(words, LETTERS, picture.shape[2]), LETTERS)
+    return torch.cat([picture, F.pad(line, (0, picture.shape[2] - line.shape[2]), value=255)], dim=1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sagan_fast.errors import InputError
 from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.models.generator import in_eval_mode
 
 CANDIDATES = 12
 """Positions a side that `spread_queries` chooses from."""
@@ -48,26 +49,16 @@ def attention_input(network: nn.Module, layer: SelfAttention2d, *inputs: Tensor 
     Modes are put back afterwards; batch-norm statistics and spectral norm's u and v are not moved.
     """
     seen: list[Tensor] = []
-    modes = {module: module.training for module in network.modules()}
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        out: Tensor = network.eval()(*inputs)
-    finally:
-        handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with in_eval_mode(network), layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        out: Tensor = network(*inputs)
     return seen[0], out
 
 
 @torch.no_grad()
 def rows_of(layer: SelfAttention2d, x: Tensor, queries: Sequence[int] | Tensor) -> Tensor:
     """Return the rows (len(queries), M) of `layer`'s map for the single input `x` (1, C, H, W), in eval mode."""
-    modes = {module: module.training for module in layer.modules()}
-    try:
-        return layer.eval().attention_map(x, queries)[0].float()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with in_eval_mode(layer):
+        return layer.attention_map(x, queries)[0].float()
 
 
 def positions_at(points: Sequence[tuple[float, float]], map_size: tuple[int, int], resolution: int) -> list[int]:
