@@ -41,23 +41,27 @@ class Guard:
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Raise `Diverged` if the line `values` of the log at `step` says so; keys d_loss, g_loss, d_real, d_fake."""
+        if sentence := self._fault(step, values):
+            raise Diverged(sentence, self.healthy_until)
+        if not self.lines_won and not self.lines_dead:
+            self.healthy_until = step
+
+    def _fault(self, step: int, values: Mapping[str, float]) -> str:
         for name in ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g"):
             if not math.isfinite(values.get(name, 0.0)):
-                raise Diverged(f"{name} is {values[name]} at step {step}", self.healthy_until)
+                return f"{name} is {values[name]} at step {step}"
         self.lines_won = self.lines_won + 1 if values["d_loss"] < self.won else 0
         same_score = abs(values["d_real"] - values["d_fake"]) < self.dead and abs(values["d_loss"] - 2.0) < self.dead
         self.lines_dead = self.lines_dead + 1 if same_score else 0
         if self.lines_won >= self.patience:
-            raise Diverged(
+            return (
                 f"the discriminator has won outright by step {step}: its loss was below {self.won} for "
-                f"{self.patience} lines of the log in a row, so neither network learns any more",
-                self.healthy_until,
+                f"{self.patience} lines of the log in a row, so neither network learns any more"
             )
         if self.lines_dead >= self.patience:
-            raise Diverged(
+            return (
                 f"the discriminator has died by step {step}: it gave real and fake images the same score for "
-                f"{self.patience} lines of the log in a row",
-                self.healthy_until,
+                f"{self.patience} lines of the log in a row"
             )
         for name in ("sigma_max/g", "sigma_max/d"):
             if name not in values:
@@ -65,13 +69,11 @@ class Guard:
             recent = [*self.sigmas.get(name, []), values[name]][-self.patience :]
             self.sigmas[name] = recent
             if not recent[-1] <= self.growth * min(recent):
-                raise Diverged(
+                return (
                     f"{name} has grown from {min(recent):.3g} to {recent[-1]:.3g} within {len(recent)} lines of the "
-                    f"log by step {step}",
-                    self.healthy_until,
+                    f"log by step {step}"
                 )
-        if not self.lines_won and not self.lines_dead:
-            self.healthy_until = step
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen so far."""
