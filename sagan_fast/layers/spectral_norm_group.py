@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,17 @@ class Link:
         return training and (self.group is None or self.group.update == "forward")
 
 
-Place = tuple[nn.Module, str]
+class Norm(Protocol):
+    """How one weight is normalised: what our parametrization, our hook and our BigGAN-PyTorch method have in common."""
+
+    link: Link
+    dim: int
+    n_power_iterations: int
+    eps: float
+
+
+Place = tuple[Any, str]
 """A module and the name of a tensor in it: looked up each time, since `.to()` and loading put other tensors there."""
-
-
-def _at(place: Place) -> Tensor:
-    found: Tensor = getattr(*place)
-    return found
 
 
 @dataclass
@@ -56,27 +60,24 @@ class Member:
     """
 
     name: str
+    norm: Norm
     weight_at: Place
     u_at: Place
     v_at: Place
-    link: Link
-    dim: int
-    n_power_iterations: int
-    eps: float
     v_first: bool
-    is_alive: Callable[[], bool]
-    prepare: Callable[[], None] | None = None
-    after_step: Callable[[], None] | None = None
+    is_alive: Callable[[], bool] = lambda: True
+    prepare: Callable[[], None] = lambda: None
+    after_step: Callable[[], None] = lambda: None
     sigma_at: Place | None = None
 
     @property
     def weight(self) -> Tensor:
-        return _at(self.weight_at)
+        return getattr(*self.weight_at)
 
     @property
     def vectors(self) -> tuple[Tensor, Tensor]:
         """u (R,) and v (K,); BigGAN-PyTorch keeps u as (1, R)."""
-        u, v = _at(self.u_at), _at(self.v_at)
+        u, v = getattr(*self.u_at), getattr(*self.v_at)
         return u if u.ndim == 1 else u.view(-1), v
 
     def state(self) -> tuple[int, ...]:
@@ -87,12 +88,9 @@ class Member:
             for number in (x.data_ptr(), 0 if x.is_inference() else x._version)
         )
 
-    def dense(self) -> Tensor:
-        """Return the weight with its rows first and dense: itself, but for transposed convolutions."""
-        return rows_first(self.weight, self.dim)
-
 
 def rows_first(weight: Tensor, dim: int) -> Tensor:
+    """Return `weight` with its rows first and dense: itself, but for transposed convolutions."""
     weight = weight.movedim(dim, 0) if dim else weight
     return weight if is_dense(weight) else weight.contiguous()
 
@@ -109,18 +107,17 @@ class _Batch:
 
     def compute(self, update: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
         for member in self.members:
-            if member.prepare is not None:
-                member.prepare()
-        weights = [member.dense().detach() for member in self.members]
+            member.prepare()
+        weights = [rows_first(member.weight, member.norm.dim).detach() for member in self.members]
         us, vs = zip(*(member.vectors for member in self.members), strict=True)
-        first = self.members[0]
+        norm, v_first = self.members[0].norm, self.members[0].v_first
         if fresh:
             self.flat = None
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
         self.flat, self.sigmas, self.u, self.v = forward_all(
-            weights, us, vs, first.n_power_iterations, first.eps, update, first.v_first, weights[0].dtype, chosen,
-            self.flat, sigmas,
+            weights, us, vs, norm.n_power_iterations, norm.eps, update, v_first, weights[0].dtype, chosen, self.flat,
+            sigmas,
         )  # fmt: skip
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if update else [self.flat]
@@ -135,12 +132,11 @@ class _Batch:
         self.states = [member.state() for member in self.members]
 
     def _tell(self) -> None:
-        told = [(i, _at(member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at is not None]
+        told = [(i, getattr(*member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at is not None]
         if told:
             torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
         for member in self.members:
-            if member.after_step is not None:
-                member.after_step()
+            member.after_step()
 
     def get(self, position: int) -> Tensor:
         member = self.members[position]
@@ -153,7 +149,7 @@ class _Batch:
             out = self.linked[position]
         else:
             out = self.plain[position]
-        return out.movedim(0, member.dim) if member.dim else out
+        return out.movedim(0, member.norm.dim) if member.norm.dim else out
 
 
 class _Snapshot:
@@ -161,15 +157,9 @@ class _Snapshot:
 
     def __init__(self, batch: _Batch) -> None:
         self.names = [member.name for member in batch.members]
-        self.dims = [member.dim for member in batch.members]
-        self.versions = batch.versions
-        self.backend, self.sigmas, self.u, self.v, self.plain = (
-            batch.choice.backend,
-            batch.sigmas,
-            batch.u,
-            batch.v,
-            batch.plain,
-        )
+        self.dims = [member.norm.dim for member in batch.members]
+        self.backend, self.versions, self.plain = batch.choice.backend, batch.versions, batch.plain
+        self.sigmas, self.u, self.v = batch.sigmas, batch.u, batch.v
 
 
 class _SharedFunction(torch.autograd.Function):
@@ -220,7 +210,7 @@ class SpectralNormGroup:
         self._places: dict[int, tuple[_Batch, int]] = {}
         self._signature: Any = None
         for index, member in enumerate(members):
-            member.link.group, member.link.index = self, index
+            member.norm.link.group, member.norm.link.index = self, index
 
     def release(self) -> None:
         """Stop moving u and v at the model's forwards: another group takes the weights over."""
@@ -257,12 +247,10 @@ class SpectralNormGroup:
 
     def sigmas(self) -> dict[str, float]:
         """Return sigma of every weight by name; one small transfer from the device."""
-        self._refresh()
-        found = [batch.sigmas.float() for batch in self._batches]
-        values = torch.cat(found).tolist() if found else []
-        indices = [index for batch in self._batches for index in batch.indices]
-        by_index = dict(zip(indices, values, strict=True))
-        return {self._members[index].name: by_index[index] for index in sorted(by_index)}
+        found = self.state_dict()
+        values = torch.stack([sigma.float() for sigma in found.values()]).tolist() if found else []
+        by_name = dict(zip(found, values, strict=True))
+        return {name: by_name[name] for name in self.names}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return sigma of every weight by name, to be saved beside the model's state for an exact resumption.
@@ -327,9 +315,9 @@ class SpectralNormGroup:
             return
         together: dict[Any, list[int]] = defaultdict(list)
         for index, member in alive:
-            weight = member.weight
-            where = (weight.device, weight.dtype, too_large(weight.movedim(member.dim, 0)))
-            together[where, member.v_first, member.n_power_iterations, member.eps].append(index)
+            weight, norm = member.weight, member.norm
+            where = (weight.device, weight.dtype, too_large(weight.movedim(norm.dim, 0)))
+            together[where, member.v_first, norm.n_power_iterations, norm.eps].append(index)
         self._batches = [_Batch([self._members[i] for i in indices], indices) for indices in together.values()]
         self._places = {index: (batch, place) for batch in self._batches for place, index in enumerate(batch.indices)}
         self._signature = signature
