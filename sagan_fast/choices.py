@@ -41,6 +41,13 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
+def check_least(low: int, options: object, *names: str) -> None:
+    """Raise InputError for a field in `names` of the dataclass `options` that is less than `low`; None is not."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < low:
+            raise InputError(f"{name} must be at least {low}, got {value}")
+
+
 def check_choices(config: object) -> None:
     """Raise InputError for a field of the dataclass `config` that has a Literal type and another value."""
     for name, kind in get_type_hints(type(config)).items():

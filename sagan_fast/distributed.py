@@ -133,13 +133,9 @@ class World:
         Where it raises InputError in one, all end: the main process raises it, saying where it happened, the others
         leave without a word and with the same exit status.
         """
-        result, sentence = None, ""
-        try:
-            result = work()
-        except InputError as error:
-            sentence = str(error) or "an input error"
-            if self.size == 1:
-                raise
+        if self.size == 1:
+            return work()
+        result, sentence = _tried(work)
         sentences = self.gather(sentence)
         if any(sentences):
             first = next(i for i, text in enumerate(sentences) if text)
@@ -156,16 +152,17 @@ class World:
         """Return in every process what `work` gives in the main one; its InputError is raised in all of them."""
         if self.size == 1:
             return work()
-        result, sentence = None, ""
-        if self.is_main:
-            try:
-                result = work()
-            except InputError as error:
-                sentence = str(error) or "an input error"
-        result, sentence = self.share((result, sentence))
+        result, sentence = self.share(_tried(work) if self.is_main else (None, ""))
         if sentence:
             raise InputError(sentence)
         return result  # type: ignore[return-value]
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, str]:
+    try:
+        return work(), ""
+    except InputError as error:
+        return None, str(error) or "an input error"
 
 
 _joined: list[World] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sagan_fast.choices import Device
+from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 
@@ -127,9 +127,7 @@ def _check(options: Options, out: Path, sweep: Path | None) -> str:
     """Return the network to show; InputError for options that do not fit each other."""
     from sagan_fast.visualize.animation import SUFFIXES
 
-    for name in ("count", "num_points", "frames"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} must be positive, got {getattr(options, name)}")
+    check_least(1, options, "count", "num_points", "frames")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out must name a .png file, got {out}")
     if sweep is not None and sweep.suffix.lower() not in SUFFIXES:

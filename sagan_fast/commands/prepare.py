@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sagan_fast.choices import OnBroken, SourceKind
+from sagan_fast.choices import OnBroken, SourceKind, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
 
 if TYPE_CHECKING:
+    from sagan_fast.data.packed import Manifest
     from sagan_fast.data.packed_writer import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -67,12 +68,13 @@ def run(args: list[str]) -> None:
         raise InputError(
             "prepare needs SRC, DST and --size, such as: sagan-fast prepare images/train packed --size 128"
         )
-    if options.size < 1:
-        raise InputError(f"--size must be at least 1 pixel, got {options.size}")
-    if options.num_workers is not None and options.num_workers < 0:
-        raise InputError(f"--num-workers must be at least 0, got {options.num_workers}")
+    check_least(1, options, "size")
+    check_least(0, options, "num_workers")
     source = open_source(options.source, options.source_kind, options.first_label)
-    names = None if options.class_names is None else _read_names(Path(options.class_names))
+    names = None
+    if options.class_names is not None:
+        with explained(f"{options.class_names} cannot be read", kinds=(OSError, UnicodeDecodeError)):
+            names = Path(options.class_names).read_text().splitlines()
     with stop_on_signals() as stop, _shown(options.out) as show:
         manifest = prepare(
             source,
@@ -87,11 +89,7 @@ def run(args: list[str]) -> None:
     if manifest is None:
         print(f"{options.out}: stopped as asked; the same command goes on")
         return
-    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no classes"
-    print(
-        f"{options.out}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}; train "
-        f"with --data packed:{options.out}"
-    )
+    print(f"{_summary(options.out, manifest)}; train with --data packed:{options.out}")
     if manifest.num_broken:
         print(f"{manifest.num_broken} could not be read and were left out: {Path(options.out, 'broken.txt')}")
 
@@ -101,15 +99,12 @@ def _check(folder: str) -> None:
 
     with _shown(folder) as show:
         manifest = check(folder, on_progress=show)
+    print(f"{_summary(folder, manifest)}: all right")
+
+
+def _summary(folder: str, manifest: Manifest) -> str:
     classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no classes"
-    print(
-        f"{folder}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}: all right"
-    )
-
-
-def _read_names(path: Path) -> list[str]:
-    with explained(f"{path} cannot be read", kinds=(OSError, UnicodeDecodeError)):
-        return path.read_text().splitlines()
+    return f"{folder}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}"
 
 
 @contextmanager

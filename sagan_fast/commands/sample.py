@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagan_fast.choices import Device
+from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 
@@ -135,9 +135,7 @@ def read_classes(text: str | None, num_classes: int) -> list[int]:
 
 def _check(options: Options, out: Path, truncations: list[float | None]) -> str | None:
     """Return what makes rows: "by_class", "interpolate", "truncation" or nothing; InputError for what does not fit."""
-    for name in ("count", "batch_size", "frames"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"{name} must be positive, got {value}")
+    check_least(1, options, "count", "batch_size", "frames")
     made = [name for name in ("by_class", "interpolate") if getattr(options, name)]
     made += ["truncation"] if len(truncations) > 1 else []
     if len(made) > 1:

@@ -75,7 +75,7 @@ def _parse(args: list[str]) -> tuple[TrainConfig | None, bool, int]:
     if global_batch is not None:
         options["batch_size"] = global_batch
     if profile < 0:
-        raise InputError(f"profile must be 0 or more, got {profile}")
+        raise InputError(f"profile must be at least 0, got {profile}")
     config = TrainConfig.from_dict(options)
     if print_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None), end="")

@@ -20,8 +20,7 @@ class Cifar10Dataset(ImageDataset):
     Args:
         path: the folder that holds cifar-10-batches-py, or that folder itself.
 
-    Raises:
-        InputError: the archive is not there, its checksums are wrong, or `num_classes` is neither None, 0 nor 10.
+    Raises InputError if the archive is not there, its checksums are wrong, or `num_classes` is neither None, 0 nor 10.
     """
 
     def __init__(self, path: str, *, resolution: int | None, num_classes: int | None = None) -> None:

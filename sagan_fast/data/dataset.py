@@ -76,9 +76,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Return image and label of `index`, and what is broken at it: {index: sentence}, empty if nothing is.
 
         With `on_broken="skip"` a broken file gives way to the next readable one of its class, always the same one.
-
-        Raises:
-            InputError: the file is broken and `on_broken` is "fail", or too many in a row are.
+        Raises InputError if the file is broken and `on_broken` is "fail", or too many in a row are.
         """
         broken: dict[int, str] = {}
         candidate = index
@@ -124,8 +122,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R).
 
-        Raises:
-            InputError: the image is broken; the sentence names the file and the reason.
+        Raises InputError if the image is broken; the sentence names the file and the reason.
         """
 
     def fingerprint(self) -> str:
@@ -148,8 +145,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 def match_classes(name: str, class_names: Sequence[str], num_classes: int | None) -> list[str]:
     """Return the classes the model is to learn: all of `class_names`, or none when `num_classes` is 0.
 
-    Raises:
-        InputError: `num_classes` is neither None, 0 nor the number of classes found.
+    Raises InputError if `num_classes` is neither None, 0 nor the number of classes found.
     """
     if num_classes == 0:
         return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +43,7 @@ class FolderDataset(ImageDataset):
         path: the folder; `~` is the home folder.
         resolution: R; None takes the images as they are, all as large as the first, and refuses any other.
 
-    Raises:
-        InputError: with one sentence that says what was found instead and what to do.
+    Raises InputError with one sentence that says what was found instead and what to do.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class FolderDataset(ImageDataset):
         labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
         super().__init__(name, resolution=resolution or 1, class_names=class_names, labels=labels, on_broken=on_broken)
         self.num_ignored = tree.total_ignored()
-        self._files = _PackedNames(files)
+        self._files = np.array([os.fsencode(file) for file in files])  # reference counts would copy a list a worker
         self._as_they_are = resolution is None
-        if self._as_they_are:
+        if resolution is None:
             self.resolution = self._first_size()
         logger.info(
             "%s: %s in %s, %s ignored",
@@ -84,7 +83,7 @@ class FolderDataset(ImageDataset):
 
     def path_of(self, index: int) -> str:
         """Return the path of the file of image `index`."""
-        return os.path.join(self.root, self._files[index])
+        return os.path.join(self.root, os.fsdecode(self._files[index]))
 
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R); InputError names the file and says what is wrong with it."""
@@ -114,19 +113,6 @@ class FolderDataset(ImageDataset):
                 status = os.stat(path)
             relative = os.path.relpath(path, self.root)
             yield f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
-
-
-class _PackedNames:
-    """Strings in one buffer, which all workers share: reference counts would copy a list into each of them."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._buffer = b"".join(encoded)
-
-    def __getitem__(self, index: int) -> str:
-        begin = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._buffer[begin : self._ends[index]])
 
 
 @dataclass

@@ -27,10 +27,8 @@ class BrokenImageError(Exception):
 def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Tensor:
     """Return the image in `path`, a file or an open one, as uint8 (3, resolution, resolution), RGB.
 
-    It is turned upright by its EXIF orientation; of an animation it is the first frame.
-
-    Raises:
-        BrokenImageError: the file is missing, cut short, or not an image.
+    It is turned upright by its EXIF orientation; of an animation it is the first frame. Raises BrokenImageError if the
+    file is missing, cut short, or not an image.
     """
     try:
         with Image.open(path) as image:

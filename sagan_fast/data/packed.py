@@ -75,8 +75,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of the packed set in `folder`.
 
-    Raises:
-        InputError: there is no whole packed set, or one of another version.
+    Raises InputError if there is no whole packed set, or one of another version.
     """
     path = folder / MANIFEST
     try:
@@ -142,11 +141,8 @@ def image_bytes(resolution: int) -> int:
 class PackedDataset(ImageDataset):
     """A packed set, memory-mapped; batches are gathered by one copy, without decoding.
 
-    `resolution` must be the one it was packed with, or None.
-
-    Raises:
-        InputError: there is no whole set, it has another resolution or other classes than wanted, or a class without
-            images.
+    `resolution` must be the one it was packed with, or None. Raises InputError if there is no whole set, it has another
+    resolution or other classes than wanted, or a class without images.
     """
 
     in_threads = True

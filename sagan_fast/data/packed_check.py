@@ -28,8 +28,7 @@ def check(
     Args:
         on_progress: called after every block of images.
 
-    Raises:
-        InputError: there is no whole set, or something in it is wrong; the sentence names all that is.
+    Raises InputError if there is no whole set, or something in it is wrong; the sentence names all that is.
     """
     path = Path(folder).expanduser()
     manifest = read_manifest(path)

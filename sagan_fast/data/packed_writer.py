@@ -86,9 +86,8 @@ class Chunk:
 class PackedWriter:
     """The unfinished set in `folder`: opened where it stopped, appended to, committed, finished.
 
-    Raises:
-        InputError: the folder cannot be written, holds something else or the unfinished set of other `settings`, or
-            another process is at work on it; from all methods where the disk is full.
+    Raises InputError if the folder cannot be written, holds something else or the unfinished set of other `settings`,
+    or another process is at work on it; from all methods where the disk is full.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], resolution: int) -> None:

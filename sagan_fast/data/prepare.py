@@ -56,9 +56,8 @@ def prepare(
         class_names: names in place of mere numbers, for sources that have no names.
         on_progress: called after every few images.
 
-    Raises:
-        InputError: the folder holds something else or cannot be written, the disk is full, an item is broken and
-            `on_broken` is "fail", nothing is left, or the names do not fit the labels.
+    Raises InputError if the folder holds something else or cannot be written, the disk is full, an item is broken and
+    `on_broken` is "fail", nothing is left, or the names do not fit the labels.
     """
     target = Path(folder).expanduser()
     if source.kind == "folder" and target.resolve().is_relative_to(Path(source.path).expanduser().resolve()):

@@ -47,8 +47,7 @@ BLOCK = 100  # images drawn at once: their pixels stay in the cache
 class ShapesDataset(ImageDataset):
     """5000 images of drawn shapes, class `index % 10`, all held as one uint8 tensor (5000, 3, R, R).
 
-    Raises:
-        InputError: `resolution` is not in 16..256, or `num_classes` is neither None, 0 nor 10.
+    Raises InputError if `resolution` is not in 16..256, or `num_classes` is neither None, 0 nor 10.
     """
 
     def __init__(self, *, resolution: int | None, num_classes: int | None = None) -> None:

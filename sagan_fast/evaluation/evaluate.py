@@ -54,8 +54,7 @@ def evaluate(
         source: what `generated` is, for the protocol: see `generator_source` and `dataset_source`.
         num_workers: processes that read real images.
 
-    Raises:
-        InputError: unknown metrics, or images that cannot be read or made.
+    Raises InputError for unknown metrics, and for images that cannot be read or made.
     """
     metrics = check_metrics(metrics)
     notes: list[str] = []

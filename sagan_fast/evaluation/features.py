@@ -12,8 +12,6 @@ import hashlib
 import json
 import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +103,7 @@ def open_extractor(
         inception_weights: file of torch-fidelity's weights; None takes PyTorch's cache, or downloads them.
 
     A file maps uint8 (B, 3, H, W), of any H and W, to features (B, F) or to (features, logits), and resizes by itself.
-
-    Raises:
-        InputError: there is no such extractor, or its weights cannot be had or read; the sentence says what to do.
+    Raises InputError if there is no such extractor, or its weights cannot be had or read; the sentence says what to do.
     """
     check_choice("feature-resize", resize, Resize)
     if size is not None and size < 32:
@@ -215,16 +211,17 @@ def _inception(weights: str | None) -> tuple[nn.Module, str]:
 
     cached = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/")[-1])
     path = Path(weights).expanduser() if weights else cached
+    patience = socket.getdefaulttimeout()
     try:
         if weights:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what it holds
-        with _patient_for(20):
-            network = FeatureExtractorInceptionV3(
-                "inception-v3-compat",
-                ["2048", "logits_unbiased"],
-                feature_extractor_weights_path=str(path) if weights else None,
-                verbose=False,
-            )
+        socket.setdefaulttimeout(20)  # connections that nobody answers fail, and not only after minutes
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            feature_extractor_weights_path=str(path) if weights else None,
+            verbose=False,
+        )
     except FileNotFoundError as error:
         raise InputError(f"there is no file of Inception weights {path}") from error
     except OSError as error:  # URLError and timeouts are
@@ -235,6 +232,8 @@ def _inception(weights: str | None) -> tuple[nn.Module, str]:
         ) from error
     except Exception as error:  # pickle's and PyTorch's complaints about a wrong file are of many kinds
         raise InputError(f"{path} does not hold torch-fidelity's Inception weights: {_last_line(error)}") from error
+    finally:
+        socket.setdefaulttimeout(patience)
     sha256 = file_sha256(path)
     if not weights and not sha256.startswith(INCEPTION_SHA256):
         raise InputError(f"{path} was not downloaded whole (its SHA-256 is {sha256}): remove it and try again")
@@ -278,17 +277,6 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _patient_for(seconds: float) -> Iterator[None]:
-    """Let connections that nobody answers fail after `seconds`, not after minutes."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _last_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from sagan_fast.choices import (
     Weights,
     check_choice,
     check_choices,
+    check_least,
 )
 from sagan_fast.errors import InputError
 
@@ -63,13 +64,8 @@ class Protocol:
     """number of images of either set for KID and precision to coverage; FID and IS take all"""
 
     def __post_init__(self) -> None:
-        for name in ("count", "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("count", "reference_count", "kid_subset_size", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise InputError(f"{name} must be at least 2, got {value}")
+        check_least(1, self, "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours")
+        check_least(2, self, "count", "reference_count", "kid_subset_size", "keep")
         check_choices(self)
         if self.splits > self.count:
             raise InputError(f"splits must be at most the count, got {self.splits} for {self.count} images")

@@ -72,7 +72,7 @@ def load_generator(run_or_checkpoint: str | Path, *, average: bool = True, devic
         return Generator.from_pretrained(path, device=device)
     content = load_checkpoint(find_checkpoint(path))
     generator = Generator(network_config(GeneratorConfig, content["config"], "generator", backend="auto"))
-    generator.class_names = class_names(content)
+    generator.class_names = tuple(str(name) for name in content.get("class_names", ()))  # of the data set it learned
     return _with_weights(generator, content["ema" if average else "generator"], path, device)
 
 
@@ -87,11 +87,6 @@ def load_discriminator(run_or_checkpoint: str | Path, *, device: str = "cpu") ->
     content = load_checkpoint(find_checkpoint(path))
     config = network_config(DiscriminatorConfig, content["config"], "discriminator", backend="auto")
     return _with_weights(Discriminator(config), content["discriminator"], path, device)
-
-
-def class_names(content: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes that a checkpoint's `content` was trained on, empty if it does not say."""
-    return tuple(str(name) for name in content.get("class_names", ()))
 
 
 def _with_weights(network: Network, weights: dict[str, Any], path: Path, device: str) -> Network:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from sagan_fast.choices import Backend, check_choices
+from sagan_fast.choices import Backend, check_choices, check_least
 from sagan_fast.errors import InputError, nearest
 
 Config = TypeVar("Config")
@@ -81,8 +81,7 @@ class GeneratorConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.z_dim < 1:
-            raise InputError(f"z_dim must be positive, got {self.z_dim}")
+        check_least(1, self, "z_dim")
         if len(self.channel_multipliers) < 2 or self.seed_size < 2:
             raise InputError(
                 "the generator's channel_multipliers must be the seed map's and one for each doubling up to the "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import clean, explained, link, written
+from sagan_fast.files import explained, link, written
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 _UNTOUCHED = "; the one before it is untouched"
@@ -67,10 +67,6 @@ class Checkpoints:
         """Remove the checkpoints of later steps: the run went back."""
         for later in [s for s in self.steps() if s > step]:
             self._drop(self.path(later))
-
-    def clean(self) -> None:
-        """Remove what a killed process left half written."""
-        clean(self.folder)
 
     def pin_best(self, step: int, metric: str, score: float, *, lower_is_better: bool = True) -> bool:
         """Keep the checkpoint of `step` as best.pt if no earlier `score` was better; return whether it is the best.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagan_fast.choices import Backend, Device, EvalMode, OnBroken, OnDivergence, Precision, check_choices
+from sagan_fast.choices import Backend, Device, EvalMode, OnBroken, OnDivergence, Precision, check_choices, check_least
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS
 from sagan_fast.files import explained
@@ -15,7 +15,6 @@ from sagan_fast.models.config import (
     SHARED,
     DiscriminatorConfig,
     GeneratorConfig,
-    NetworkConfig,
     from_mapping,
     load_preset,
     network_config,
@@ -104,16 +103,9 @@ class TrainConfig:
     """device of evaluations in the background; auto is the one of the run"""
 
     def __post_init__(self) -> None:
-        positive = (
-            "steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "collapse_patience", "keep",
-            "timeout",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("num_workers", "micro_batch_size", "max_rollbacks", "eval_every", "eval_reference_count"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_least(1, self, "steps", "batch_size", "log_every", "sample_every", "checkpoint_every")
+        check_least(1, self, "collapse_patience", "keep", "timeout")
+        check_least(0, self, "num_workers", "micro_batch_size", "max_rollbacks", "eval_every", "eval_reference_count")
         metrics = self.eval_metrics.split(",")
         if "fid" not in metrics or set(metrics) - set(METRICS):
             raise InputError(
@@ -172,17 +164,9 @@ class TrainConfig:
         """Return the YAML form: plain values, what both networks share stated once."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for key in ("generator", "discriminator"):
-            plain[key] = section_dict(plain[key])
+            own = {name: value for name, value in dataclasses.asdict(plain[key]).items() if name not in SHARED}
+            plain[key] = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return plain
-
-
-def section_dict(network: NetworkConfig) -> dict[str, Any]:
-    """Return the fields of `network` that are its own, as plain values fit for YAML."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(network).items()
-        if key not in SHARED
-    }
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import explained, hold, replacing
+from sagan_fast.files import clean, explained, hold, replacing
 from sagan_fast.training.checkpoint import Checkpoints
 from sagan_fast.training.config import TrainConfig
 
@@ -42,14 +42,10 @@ class RunFolder:
             self._release = hold(self.path / ".lock", taken, PATIENCE)
             with replacing(path) as file:
                 file.write(text.encode())
-        self.checkpoints.clean()
+        clean(self.checkpoints.folder)
 
     def close(self) -> None:
         """Release the folder for other runs."""
         if self._release is not None:
             self._release()
             self._release = None
-
-    def sample_path(self, step: int) -> Path:
-        """Return the file for the sample grid of `step`."""
-        return self.path / "samples" / f"{step:07d}.png"

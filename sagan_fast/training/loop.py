@@ -118,7 +118,8 @@ def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
             if saving:
                 run.save()  # before anything slow: who asked to stop may not wait for long
             if ending or (state.step % config.sample_every == 0 and not stopping):
-                world.by_main(lambda: save_samples(state, config, folder.sample_path(state.step)))
+                picture = folder.path / "samples" / f"{state.step:07d}.png"
+                world.by_main(lambda path=picture: save_samples(state, config, path))  # type: ignore[misc]
             if evaluations.due(state.step) and not stopping:
                 if not saving:
                     run.save()

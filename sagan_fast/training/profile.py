@@ -21,9 +21,8 @@ class Profile:
 
     def __init__(self, run: Path, steps: int) -> None:
         self.folder, self.steps = run / "profile", steps
-        self.seen = 0
+        self.seen = self.start = 0
         self.tracing: Any = None
-        self.start = 0
 
     def step_done(self, step: int) -> Path | None:
         """Note that `step` is done; return the trace if it has just been written."""

@@ -8,9 +8,9 @@ the micro-batches, the same ones for any number of processes that take equally m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -106,24 +106,22 @@ def train_step(
     real, y_real = prepare_batch(images, labels, noise)
     values, update = discriminator_gradient(state, real, y_real, noise)
     # The generator's images need nothing of the discriminator: they are made while its gradients travel.
-    made = next(step := generator_parts(state, noise))
+    parts = generator_parts(state, noise)
+    first = next(parts)
     values["grad_norm/d"] = update()
-    values |= generator_step(state, noise, made, step)
+    values |= generator_step(state, noise, itertools.chain([first], parts))
     state.step += 1
     update_ema(state.ema, state.generator, config.ema_decay, state.step)
     return values
 
 
-def discriminator_step(state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise) -> dict[str, Tensor]:
-    """Update the discriminator on real and fake images, in one forward each micro-batch; return the numbers."""
-    values, update = discriminator_gradient(state, real, y_real, noise)
-    return {**values, "grad_norm/d": update()}
-
-
 def discriminator_gradient(
     state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise
 ) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
-    """Return means over this process' images, and the function that updates the discriminator and gives the norm."""
+    """Return means over this process' images, and the function that updates the discriminator and gives the norm.
+
+    Real and fake images go through the discriminator together, in one forward a micro-batch.
+    """
     y_fake = noise.classes()
     z = noise.latent()
     sums: list[Tensor] = []
@@ -151,16 +149,8 @@ def discriminator_gradient(
     return dict(zip(("d_loss", "d_real", "d_fake"), means, strict=True)), update
 
 
-@dataclass
-class Made:
-    """Fake images with their graph and classes."""
-
-    images: Tensor
-    y: Tensor | None
-
-
-def generator_parts(state: TrainState, noise: Noise) -> Iterator[Made]:
-    """Yield the images of the generator's update, a micro-batch at a time."""
+def generator_parts(state: TrainState, noise: Noise) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield the images of the generator's update, with their graph, and their classes, a micro-batch at a time."""
     y = noise.classes()
     z = noise.latent()
     for part in range(noise.parts):
@@ -168,28 +158,23 @@ def generator_parts(state: TrainState, noise: Noise) -> Iterator[Made]:
         y_mine = None if y is None else y[mine]
         with state.precision.autocast(), statistics_shared(state.generator, part, noise.parts):
             images = state.generator(z[mine], y_mine)
-        yield Made(images, y_mine)
+        yield images, y_mine
 
 
-def generator_step(
-    state: TrainState, noise: Noise, made: Made | None = None, rest: Iterator[Made] | None = None
-) -> dict[str, Tensor]:
+def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
     """Update the generator through the discriminator, whose weights want no gradient meanwhile; return the numbers.
 
-    `made` is the first of `generator_parts` where it is there already, `rest` the others.
+    `parts` are those of `generator_parts`.
     """
-    rest = generator_parts(state, noise) if rest is None else rest
-    made = next(rest) if made is None else made
     losses: list[Tensor] = []
     state.discriminator.requires_grad_(False)
     state.g_optimizer.zero_grad(set_to_none=True)
-    while made is not None:
+    for images, y in parts:
         with state.precision.autocast():
-            scores = state.discriminator(made.images, made.y)
+            scores = state.discriminator(images, y)
         loss = generator_hinge(scores)
         state.g_scaler.backward(loss / noise.parts)
         losses.append(loss.detach())
-        made = next(rest, None)
     # The running averages of batch norm travel with the gradients: they are means over all micro-batches everywhere.
     noise.world.average([*_gradients(state.generator), *_running_averages(state.generator)])()
     norm = state.g_scaler.update(state.g_optimizer)

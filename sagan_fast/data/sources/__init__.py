@@ -33,8 +33,7 @@ def open_source(
         kind: "auto" to recognise it by what the files begin with, not by their names.
         first_label: the number that labels in files are counted from.
 
-    Raises:
-        InputError: nothing is there, its kind is not recognised or not the one given, or it holds no images.
+    Raises InputError if nothing is there, its kind is not recognised or not the one given, or it holds no images.
     """
     path = os.fspath(path)
     if first_label not in (0, 1):
@@ -95,23 +94,18 @@ def files_of(path: str) -> list[str]:
 
 def expand_braces(pattern: str) -> Iterator[str]:
     """Yield the strings that a shell makes of `pattern`: {a,b} and {000..123}, the latter with its zeros."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         yield pattern
         return
-    inside = match[1]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if numbers:
-        low, high = numbers.groups()
+    low, high, listed = match.groups()
+    if listed:
+        parts = listed.split(",")
+    else:
         width = len(low) if low.startswith("0") or len(low) == len(high) else 0
         parts = [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
-    elif "," in inside:
-        parts = inside.split(",")
-    else:
-        parts = [f"\0{inside}\1"]  # braces that mean themselves
     for part in parts:
-        for expanded in expand_braces(pattern[: match.start()] + part + pattern[match.end() :]):
-            yield expanded.replace("\0", "{").replace("\1", "}")
+        yield from expand_braces(pattern[: match.start()] + part + pattern[match.end() :])
 
 
 def _shards_in(path: str) -> list[str]:

@@ -12,8 +12,7 @@ from sagan_fast.data.sources.base import Image, Source, fingerprint_of
 class FolderSource(Source):
     """Class folders or one flat folder; items are indices.
 
-    Raises:
-        InputError: the folder is laid out otherwise (see `FolderDataset`).
+    Raises InputError if the folder is laid out otherwise (see `FolderDataset`).
     """
 
     kind = "folder"

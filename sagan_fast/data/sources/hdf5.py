@@ -24,8 +24,7 @@ MAX_ITEMS_PER_TASK = 512
 class HDF5Source(Source):
     """The images of one file; items are indices.
 
-    Raises:
-        InputError: h5py is not installed, or the file is not laid out as those.
+    Raises InputError if h5py is not installed, or the file is not laid out as those.
     """
 
     kind = "hdf5"

@@ -66,8 +66,7 @@ class TarItem:
 class TarSource(FilesSource):
     """Samples of all shards, in the order of the shards and within them.
 
-    Raises:
-        InputError: a shard is no tar file, or the first holds no image.
+    Raises InputError if a shard is no tar file, or the first holds no image.
     """
 
     kind = "tar"

@@ -51,8 +51,7 @@ class RecordItem:
 class TFRecordSource(FilesSource):
     """The records of all files, in order.
 
-    Raises:
-        InputError: a file is no TFRecord file, the first record holds no image, or the package crc32c is missing.
+    Raises InputError if a file is no TFRecord file, the first record holds no image, or the package crc32c is missing.
     """
 
     kind = "tfrecord"
