@@ -8,7 +8,7 @@ from importlib import import_module
 
 import sagan_fast
 from sagan_fast.commands.options import underscored
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import Diverged, InputError, nearest
 
 COMMANDS = {
     "prepare": "pack a data set of any known format, to be read without decoding",
@@ -46,14 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except OSError as error:  # a full disk, a folder that went away
-        print(f"sagan-fast: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        from sagan_fast.training.health import Diverged
-
-        if not isinstance(error, Diverged):
-            raise
+    except (OSError, Diverged) as error:  # OSError: a full disk, a folder that went away
         print(f"sagan-fast: {error}", file=sys.stderr)
         return 1
     return 0

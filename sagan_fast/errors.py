@@ -1,4 +1,4 @@
-"""The exception for bad input: its message is all that the user needs."""
+"""Exceptions whose message is all that the user needs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Bad input from a user; the command line prints the message and exits with status 2."""
+
+
+class Diverged(RuntimeError):
+    """Training has nowhere to go from here; the message says in a sentence what was seen.
+
+    `healthy_until` is the last step at which nothing of it was to be seen.
+    """
+
+    def __init__(self, message: str, healthy_until: int = 0) -> None:
+        super().__init__(message)
+        self.healthy_until = healthy_until
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -55,8 +55,8 @@ def batches(
         rank: takes samples rank, rank + world_size, ... of every global batch.
         pin_memory: return batches in page-locked memory (where there is a CUDA device).
 
-    Raises ValueError if an argument is out of range; `next` raises InputError if an image is broken and the data set was
-    opened with `on_broken="fail"`.
+    Raises ValueError if an argument is out of range. `next` raises InputError if an image is broken and the data set
+    was opened with `on_broken="fail"`.
     """
     for name, value, low in (
         ("len(dataset)", len(dataset), 1),

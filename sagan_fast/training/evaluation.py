@@ -134,13 +134,13 @@ class Evaluations:
         except InputError as error:  # the same in every process
             self.log.say(f"the evaluation of step {step} failed: {error}")
             return
-        run.world.by_main(lambda: self._write_and_record(step, result))
 
-    def _write_and_record(self, step: int, result: dict[str, Any] | None) -> None:
-        assert result is not None
-        with written(self.folder / f"step-{step:08d}.json") as file:
-            file.write(json.dumps(result, indent=1).encode() + b"\n")
-        self._record(step, result, self.run.folder.checkpoints.path(step))
+        def write() -> None:
+            with written(self.folder / f"step-{step:08d}.json") as file:
+                file.write(json.dumps(result, indent=1).encode() + b"\n")
+            self._record(step, result or {}, path)
+
+        run.world.by_main(write)
 
     def _record(self, step: int, result: dict[str, Any], checkpoint: Path) -> None:
         """Log the scores of `step` and pin its `checkpoint` if no other had a lower FID."""

@@ -9,19 +9,9 @@ from typing import Any
 
 import torch
 
+from sagan_fast.errors import Diverged
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.training.state import TrainState
-
-
-class Diverged(RuntimeError):
-    """Training has nowhere to go from here; the message says in a sentence what was seen.
-
-    `healthy_until` is the last step at which nothing of it was to be seen.
-    """
-
-    def __init__(self, message: str, healthy_until: int = 0) -> None:
-        super().__init__(message)
-        self.healthy_until = healthy_until
 
 
 class Guard:

@@ -10,12 +10,12 @@ import torch
 
 from sagan_fast.data import batches, open_dataset
 from sagan_fast.distributed import connected
-from sagan_fast.errors import InputError
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
-from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.health import Guard
 from sagan_fast.training.log import RunLog, SilentLog
 from sagan_fast.training.meter import Meter
 from sagan_fast.training.profile import Profile

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -28,15 +30,12 @@ class Meter:
         """Start the clock."""
         self.began, self.waited = time.perf_counter(), 0.0
 
-    def waiting(self) -> Meter:
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
         """Return the context within which the run waits for images."""
-        return self
-
-    def __enter__(self) -> None:
-        self.wait_began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.waited += time.perf_counter() - self.wait_began
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Add the numbers of a step."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -31,11 +30,9 @@ class Precision:
             raise InputError(f"precision {name} needs a CUDA device, and this run is on {device}")
         self.name, self.device = name, device
 
-    @contextmanager
-    def products(self) -> Iterator[None]:
-        """Within it float32 products and convolutions on CUDA are IEEE, or TF32 unless the precision is fp32."""
-        with tf32(self.name != "fp32"):
-            yield
+    def products(self) -> AbstractContextManager[None]:
+        """Return the context where float32 products and convolutions on CUDA are IEEE, or TF32 but for fp32."""
+        return tf32(self.name != "fp32")
 
     def autocast(self) -> torch.autocast:
         """Return the context for the forward passes."""

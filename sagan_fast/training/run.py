@@ -14,12 +14,12 @@ import torch
 import sagan_fast
 from sagan_fast.data import ImageDataset
 from sagan_fast.distributed import World
-from sagan_fast.errors import InputError
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import FORMAT, load_checkpoint
 from sagan_fast.training.checkpoint import restore_rng, rng_state, save_atomically
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.folder import RunFolder
-from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.health import Guard
 from sagan_fast.training.state import TrainState
 
 # What may differ between a run and its resumption; anything else would make it another run.

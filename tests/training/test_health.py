@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sagan_fast.training.health import Diverged, Guard, memory_gib, network_values
+from sagan_fast.errors import Diverged
+from sagan_fast.training.health import Guard, memory_gib, network_values
 
 FINE = {"d_loss": 1.2, "g_loss": 0.3, "d_real": 0.4, "d_fake": -0.5, "grad_norm/d": 3.0, "grad_norm/g": 0.0}
 

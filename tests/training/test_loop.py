@@ -11,10 +11,9 @@ import torch
 import yaml
 
 import sagan_fast.training.loop as loop
-from sagan_fast.errors import InputError
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.training.config import TrainConfig, read_yaml
-from sagan_fast.training.health import Diverged
 from shared_by_tests import assert_same
 
 VARIES = ("time", "images_per_s", "loader_wait", "memory_gib")

@@ -17,7 +17,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,17 +136,12 @@ def masked_crc32c(data: bytes | memoryview) -> int:
 
     Raises InputError where the package crc32c is missing.
     """
-    crc = _crc32c()(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@functools.cache
-def _crc32c() -> Callable[[bytes | memoryview], int]:
     try:
         from crc32c import crc32c
     except ImportError:
         raise InputError("TFRecord files need the package crc32c: pip install 'sagan_fast[tfrecord]'") from None
-    return crc32c
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _length(start: bytes) -> int:
