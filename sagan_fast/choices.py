@@ -3,8 +3,6 @@
 Nothing heavy is imported here: a wrong option is answered before PyTorch is loaded.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sagan_fast.errors import InputError

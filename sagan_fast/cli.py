@@ -1,7 +1,5 @@
 """The command line: finds the command, runs it, and turns errors into a sentence and an exit status."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Exceptions whose message is all that the user needs."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Writes files whole or not at all, holds locks, and turns what the system says into a sentence."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """`sagan-fast evaluate`: scores of a checkpoint or a folder of images, with their protocol."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

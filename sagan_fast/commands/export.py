@@ -1,7 +1,5 @@
 """`sagan-fast export`: the generator as files that need no trainer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 

@@ -1,7 +1,5 @@
 """`sagan-fast info`: versions, device, backends."""
 
-from __future__ import annotations
-
 import os
 import platform
 

@@ -1,7 +1,5 @@
 """What all commands share: options from the fields of a dataclass, and errors in a sentence."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json

@@ -1,7 +1,5 @@
 """`sagan-fast sample`: images from a run or checkpoint, singly, in grids, in rows that show what a change does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

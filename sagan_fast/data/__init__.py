@@ -1,7 +1,5 @@
 """Data sets by name, and endless batches from them; `SPEC` is `shapes` or KIND:PATH."""
 
-from __future__ import annotations
-
 import difflib
 import os
 

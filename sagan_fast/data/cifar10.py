@@ -1,7 +1,5 @@
 """CIFAR-10's 50,000 training images from its Python archive (https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The base class of data sets: square uint8 images with integer labels, and what happens at broken files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ The crop is the largest centred square, the filter Pillow's bilinear, which is a
 BigGAN-PyTorch (utils.py, `CenterCropLongEdge` then `Resize`) and mimicry do. Other filters move FID by points.
 """
 
-from __future__ import annotations
-
 import os
 from typing import IO
 

@@ -5,8 +5,6 @@ resumed at p goes on bit for bit as if it had never stopped, with any number of 
 duplicates or cut short.
 """
 
-from __future__ import annotations
-
 import atexit
 import signal
 import weakref

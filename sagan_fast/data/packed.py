@@ -11,8 +11,6 @@ One file, not shards: a batch is one gather over one mapping, which costs the sa
 and leaves the interpreter alone. Channels first, so that batches have the very strides those of a folder have.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

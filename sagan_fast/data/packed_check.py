@@ -1,7 +1,5 @@
 """Checks a packed set against its manifest: files, sizes, labels, and every pixel by its checksum."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

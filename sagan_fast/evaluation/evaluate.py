@@ -1,7 +1,5 @@
 """Scores generated images against real ones and states the whole protocol beside the scores."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Mapping

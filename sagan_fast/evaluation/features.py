@@ -5,8 +5,6 @@
 hold any other. Everything except opening `inception` needs PyTorch only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Makes rows of samples that show one change: of z, of the class, or of the truncation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Samples of a trained generator: the same for the same seed, whatever the batch size."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -4,8 +4,6 @@ Of a set of any size: two moments, a bounded subset of features for the scores t
 at a time its features. Those of a real set are kept on disk under a key of all that decides them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

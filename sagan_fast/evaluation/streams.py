@@ -1,7 +1,5 @@
 """Images to be scored, real or generated, and their features in order, each computed by one process."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Batch norm whose gain and bias are looked up by class (Dumoulin et al. 2017; the released SAGAN's ops.py:304-360)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 

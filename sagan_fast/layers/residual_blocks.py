@@ -3,8 +3,6 @@
 No ReLU works in place: the shortcut reads the same tensor (in place, it would be rectified too).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The self-attention block as a module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

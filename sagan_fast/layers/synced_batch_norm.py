@@ -1,7 +1,5 @@
 """Batch norm over the images of all processes together, plain PyTorch: any device, any torch.distributed backend."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Reading checkpoints without running anything that they contain, and the networks of one."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any, TypeVar

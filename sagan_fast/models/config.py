@@ -1,7 +1,5 @@
 """The configurations of both networks, and the presets: whole recipes in sagan_fast/presets/*.yaml."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ Spectral norm is folded in: the weights written are W/sigma, with the u and v of
 trainer. `Generator.from_pretrained` reads the safetensors back.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Writes checkpoints and keeps the newest few and the best; models/checkpoint.py reads them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

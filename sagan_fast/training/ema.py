@@ -1,7 +1,5 @@
 """The averaged generator: what is sampled and evaluated."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The folder of a run: it is checked, made and held by one run at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

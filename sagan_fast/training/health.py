@@ -1,7 +1,5 @@
 """Decides whether a run has diverged, and reads out gammas, sigmas and memory for the log."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping

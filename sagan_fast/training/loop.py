@@ -1,7 +1,5 @@
 """A training run from its configuration to its last checkpoint, read top to bottom."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Sums what the steps between two lines of the log measure and reads it out at once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A trace of some steps, for chrome://tracing or https://ui.perfetto.dev."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One run in one process: writes its parts to a checkpoint and restores them in every process."""
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Stops a run on SIGINT (a terminal) or SIGTERM (a scheduler), all processes at the same step."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a run carries from step to step, and how it becomes plain data and back."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ at a, a + k, ... of them, gradients and losses are means over all. Only batch no
 the micro-batches, the same ones for any number of processes that take equally many images at a time.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A dot and its map have one colour. Maps are scaled each from its smallest to its
 is nearly even; the line under a map says how strong its peak is: its largest share over that of even attention, 1/M.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

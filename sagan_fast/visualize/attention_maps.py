@@ -4,8 +4,6 @@ Positions of a map are flat, row * W + column, as in `SelfAttention2d.attention_
 image, from its upper left corner.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

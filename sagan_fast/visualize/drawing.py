@@ -1,7 +1,5 @@
 """Dots, attention laid over images, and text on pictures: uint8 (3, h, w) throughout, red, green and blue."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any

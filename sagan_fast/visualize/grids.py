@@ -1,7 +1,5 @@
 """Images in [-1, 1] as PNG files, one by one or in a grid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Data sets in other people's formats, as `sagan-fast prepare` reads them; `open_source` recognises the kind."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """Base classes of what `prepare` reads: items in a fixed order, listed by one process and decoded by many."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """Image folders as a source: exactly the images, labels and order of `folder:PATH`."""
 
-from __future__ import annotations
-
 import os
 
 from sagan_fast.data.folders import FolderDataset

@@ -4,8 +4,6 @@ BigGAN-PyTorch (make_hdf5.py) and StudioGAN at first store (N, 3, R, R), today's
 (N, R, R, 3); both are read.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any

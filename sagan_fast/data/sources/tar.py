@@ -5,8 +5,6 @@ Members with one key follow each other and make one sample; the key is the path 
 compressed ones can only be read from their beginning, so the listing process unpacks them and sends the bytes.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -9,8 +9,6 @@ the names of TensorFlow's own ImageNet converter and of TFDS are read as well.
 The frames take a page of code: TensorFlow takes gigabytes, and PyPI's `tfrecord` checks no sum.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import io
