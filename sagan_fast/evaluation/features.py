@@ -53,9 +53,7 @@ class Extractor:
 
     def __init__(self, module: nn.Module, identity: Identity, device: torch.device | str = "cpu") -> None:
         self.identity, self.device = identity, torch.device(device)
-        self.module = module.to(self.device).eval()
-        for parameter in self.module.parameters():
-            parameter.requires_grad_(False)
+        self.module = module.to(self.device).eval().requires_grad_(False)
         probe = torch.arange(2 * 3 * 32 * 32).remainder(256).reshape(2, 3, 32, 32).byte()
         try:
             features, logits = self(probe)

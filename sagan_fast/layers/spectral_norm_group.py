@@ -128,15 +128,12 @@ class _Batch:
         self.linked = ()
         self.versions = [member.weight._version if not member.weight.is_inference() else 0 for member in self.members]
         if update:
-            self._tell()
+            told = [(i, getattr(*member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at]
+            if told:
+                torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
+            for member in self.members:
+                member.after_step()
         self.states = [member.state() for member in self.members]
-
-    def _tell(self) -> None:
-        told = [(i, getattr(*member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at is not None]
-        if told:
-            torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
-        for member in self.members:
-            member.after_step()
 
     def get(self, position: int) -> Tensor:
         member = self.members[position]
@@ -197,7 +194,7 @@ class UpdateHook:
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         if self.link.group is not None and module.training and not torch.compiler.is_compiling():
-            self.link.group.update_vectors(fresh=True)
+            self.link.group.compute(update=True, fresh=True)
 
 
 class SpectralNormGroup:
@@ -229,11 +226,7 @@ class SpectralNormGroup:
         W/sigma is written in place: a graph made before must have had its backward by then, as before any change of a
         weight, or its backward raises RuntimeError.
         """
-        self.update_vectors(fresh=self.update == "forward")
-
-    def update_vectors(self, fresh: bool) -> None:
-        """Update u and v and normalise, into new memory if `fresh`, so that graphs made before stay valid."""
-        self._compute(update=True, fresh=fresh)
+        self.compute(update=True, fresh=self.update == "forward")
 
     def explain(self) -> list[str]:
         """Return, a line for each pass, which backend normalises which weights, and why."""
@@ -287,7 +280,7 @@ class SpectralNormGroup:
         """Return W/sigma of weight `index`: computed again, with u and v as they are, only if something changed."""
         place = self._places.get(index)
         if place is None or self._members[index].state() != place[0].states[place[1]]:
-            self._compute(update=False, fresh=self.update == "forward")
+            self.compute(update=False, fresh=self.update == "forward")
             place = self._places[index]
         return place[0].get(place[1])
 
@@ -295,9 +288,10 @@ class SpectralNormGroup:
         states = [state for batch in self._batches for state in batch.states]
         now = [member.state() for batch in self._batches for member in batch.members]
         if not self._batches or states != now:
-            self._compute(update=False, fresh=self.update == "forward")
+            self.compute(update=False, fresh=self.update == "forward")
 
-    def _compute(self, update: bool, fresh: bool) -> None:
+    def compute(self, update: bool, fresh: bool) -> None:
+        """Normalise, after an update of u and v if `update`; into new memory if `fresh`: earlier graphs stay valid."""
         # Memory made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             self._arrange()

@@ -173,33 +173,22 @@ def example(generator: Generator, count: int = 2, seed: int = 0) -> tuple[Tensor
     return (z, torch.randint(config.num_classes, (count,), generator=rng)) if config.num_classes else (z,)
 
 
-def readers() -> dict[str, Callable[[Path], Callable[..., Tensor]]]:
-    """Return for each format a function that reads its file and returns a function of z and y.
-
-    ONNX is among them only if onnxruntime is installed.
-    """
-
-    def torchscript(path: Path) -> Callable[..., Tensor]:
+def read(path: Path) -> Callable[..., Tensor] | None:
+    """Return the exported file `path` as a function of z and y; None for ONNX where onnxruntime is not installed."""
+    if path.suffix == ".safetensors":
+        return Generator.from_pretrained(path.parent)
+    if path.suffix != ".onnx":
         with _quiet():
             return torch.jit.load(str(path))  # type: ignore[no-any-return,no-untyped-call]
-
-    def onnx(path: Path) -> Callable[..., Tensor]:
+    try:
         import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        return lambda *inputs: torch.from_numpy(
-            session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
-        )
-
-    found: dict[str, Callable[[Path], Callable[..., Tensor]]] = {
-        "safetensors": lambda path: Generator.from_pretrained(path.parent), "torchscript": torchscript
-    }  # fmt: skip
-    with contextlib.suppress(ImportError):
-        import onnxruntime  # noqa: F401
-
-        found["onnx"] = onnx
-    return found
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    return lambda *inputs: torch.from_numpy(
+        session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+    )
 
 
 @contextlib.contextmanager

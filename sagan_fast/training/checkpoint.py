@@ -51,8 +51,7 @@ class Checkpoints:
         """
         save_atomically(content, self.path(step))
         self._link(self.path(step), self.last)
-        for old in [s for s in self.steps() if s <= step][: -self.keep]:
-            self._drop(self.path(old))
+        self._drop([s for s in self.steps() if s <= step][: -self.keep])
         return self.last
 
     def before(self, step: int) -> Path | None:
@@ -63,8 +62,7 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: the run went back."""
-        for later in [s for s in self.steps() if s > step]:
-            self._drop(self.path(later))
+        self._drop([s for s in self.steps() if s > step])
 
     def pin_best(self, step: int, metric: str, score: float, *, lower_is_better: bool = True) -> bool:
         """Keep the checkpoint of `step` as best.pt if no earlier `score` was better; return whether it is the best.
@@ -94,9 +92,10 @@ class Checkpoints:
         with explained(f"cannot write the checkpoint {name}", _UNTOUCHED):
             link(path, name)
 
-    def _drop(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # one file too many is no reason to end a run
-            path.unlink()
+    def _drop(self, steps: list[int]) -> None:
+        for step in steps:
+            with contextlib.suppress(OSError):  # one file too many is no reason to end a run
+                self.path(step).unlink()
 
 
 def rng_state() -> dict[str, Any]:

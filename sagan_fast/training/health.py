@@ -1,5 +1,6 @@
 """Decides whether a run has diverged, and reads out gammas, sigmas and memory for the log."""
 
+import copy
 import math
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,9 @@ import torch
 from sagan_fast.errors import Diverged
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.training.state import TrainState
+
+SEEN = ("lines_won", "lines_dead", "healthy_until", "sigmas")
+"""What a guard has seen, as it is saved in checkpoints."""
 
 
 class Guard:
@@ -65,16 +69,11 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen so far."""
-        return {
-            "lines_won": self.lines_won, "lines_dead": self.lines_dead, "healthy_until": self.healthy_until,
-            "sigmas": {name: list(recent) for name, recent in self.sigmas.items()},
-        }  # fmt: skip
+        return copy.deepcopy({name: getattr(self, name) for name in SEEN})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned; from an empty mapping, start anew."""
-        self.lines_won, self.lines_dead = int(state.get("lines_won", 0)), int(state.get("lines_dead", 0))
-        self.healthy_until = int(state.get("healthy_until", 0))
-        self.sigmas = {name: list(recent) for name, recent in state.get("sigmas", {}).items()}
+        vars(self).update(copy.deepcopy({**Guard(self.patience).state_dict(), **state}))
 
 
 def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float]]:

@@ -66,13 +66,11 @@ class Noise:
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         count = self.config.batch_size // self.lanes
         drawn = {lane: draw(count, rng) for lane, rng in self.rngs.items()}
-        if self.lanes == 1:
-            mine = drawn[0][self.places]
-        else:
-            mine = next(iter(drawn.values())).new_zeros(len(self.places), *next(iter(drawn.values())).shape[1:])
-            for lane, samples in drawn.items():
-                here = self.places % self.lanes == lane
-                mine[here] = samples[self.places[here] // self.lanes]
+        some = next(iter(drawn.values()))
+        mine = some.new_zeros(len(self.places), *some.shape[1:])
+        for lane, samples in drawn.items():
+            here = self.places % self.lanes == lane
+            mine[here] = samples[self.places[here] // self.lanes]
         if self.device.type == "cuda":
             mine = mine.pin_memory()  # or the copy would wait for the GPU
         return mine.to(self.device, non_blocking=True)

@@ -118,7 +118,9 @@ class TarSource(FilesSource):
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
                     key, extension = _split(member.name)
-                    if not member.isfile() or not extension or _is_hidden(member.name):
+                    parts = member.name.split("/")
+                    hidden = any(p.lower() in NOT_DATA or (p.startswith(".") and p != ".") for p in parts)
+                    if hidden or not member.isfile() or not extension:
                         continue
                     if not keys or sample.key != key:
                         if sample.name:
@@ -190,10 +192,6 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
-
-
-def _is_hidden(name: str) -> bool:
-    return any(p.lower() in NOT_DATA or (p.startswith(".") and p != ".") for p in name.split("/"))
 
 
 def _label_in_json(text: str) -> str | None:
