@@ -9,13 +9,13 @@ from sagan_fast.commands.options import underscored
 from sagan_fast.errors import Diverged, InputError, nearest
 
 COMMANDS = {
-    "prepare": "pack a data set of any known format, to be read without decoding",
-    "train": "train a SAGAN on images, or go on with a run",
-    "sample": "draw images from a run or checkpoint; needs no data set",
-    "evaluate": "IS, FID, KID, precision and more of a checkpoint or a folder of images, with their protocol",
+    "prepare": "decode a data set once and pack it for fast reading",
+    "train": "train a SAGAN on images, or resume a run",
+    "sample": "generate images from a run or checkpoint, without a data set",
+    "evaluate": "compute IS, FID, KID, precision and more of a checkpoint or a folder of images",
     "attention": "show where the attention of a run or checkpoint looks",
     "export": "write the generator as safetensors, ONNX or TorchScript",
-    "info": "versions, device, and which backend would run and why",
+    "info": "show versions, the device, and which backend would run and why",
 }
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         if not args or args[0] in ("-h", "--help"):
-            print(f"usage: sagan-fast {{{','.join(COMMANDS)}}} ...\n\nSelf-attention GANs, trained and sampled.\n")
+            print(f"usage: sagan-fast {{{','.join(COMMANDS)}}} ...\n\nTrain, sample and score self-attention GANs.\n")
             for name, what in COMMANDS.items():
                 print(f"  {name:9} {what}")
             print("\nsagan-fast COMMAND --help shows a command's options.")

@@ -1,4 +1,4 @@
-"""Which process of how many this is, on which device, and the few things that processes tell each other.
+"""The processes of a run: rank, size and device, and the operations that all processes do together.
 
 torchrun's environment is read here alone. Every process holds both networks whole and takes its share of each batch.
 Gradients are averaged by one all-reduce a network and step, not by DistributedDataParallel: the fused spectral norm
@@ -130,8 +130,8 @@ class World:
     def together(self, work: Callable[[], T]) -> T:
         """Return what `work` gives here, once it has succeeded in every process.
 
-        Where it raises InputError in one, all end: the main process raises it, saying where it happened, the others
-        leave without a word and with the same exit status.
+        Where it raises InputError in one, all end: the main process raises it and says where it happened; the others
+        exit silently with the same status.
         """
         if self.size == 1:
             return work()

@@ -9,10 +9,7 @@ class InputError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """Training has nowhere to go from here; the message says in a sentence what was seen.
-
-    `healthy_until` is the last step at which nothing of it was to be seen.
-    """
+    """Training has diverged; the message says how. `healthy_until` is the last step without any sign of it."""
 
     def __init__(self, message: str, healthy_until: int = 0) -> None:
         super().__init__(message)

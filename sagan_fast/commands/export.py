@@ -14,16 +14,19 @@ level of 256."""
 
 @dataclass
 class Options:
-    """Write the averaged generator of a run, spectral norm folded in, for use elsewhere."""
+    """Write the averaged generator of a run to files that work without the trainer.
+
+    Spectral norm is folded into the weights. Every file is compared with the checkpoint's samples.
+    """
 
     checkpoint: str
     """run folder or checkpoint file"""
     out: str
-    """folder that gets the files"""
+    """folder for the files"""
     format: str = "safetensors"
-    """one or more of safetensors,onnx,torchscript"""
+    """formats to write: one or more of safetensors,onnx,torchscript"""
     last: bool = False
-    """use the last weights instead of the averaged ones"""
+    """use the weights of the last step instead of the averaged ones"""
 
 
 def run(args: list[str]) -> None:

@@ -12,7 +12,7 @@ from sagan_fast.distributed import rank
 from sagan_fast.errors import InputError, nearest
 
 T = TypeVar("T")
-DASHES = "Options may be written with dashes or underscores."
+DASHES = "Option names accept dashes and underscores."
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list such as [8,16]"}
 
 

@@ -25,31 +25,31 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass
 class Options:
-    """Pack a data set: decode, crop and resize its images once, then train with --data packed:DST.
+    """Decode, crop and resize the images of a data set once, and write them as a packed set.
 
-    SRC is a folder of images (class folders or flat), tar shards in the WebDataset layout, TFRecord files, or an HDF5
-    file of BigGAN-PyTorch or StudioGAN. It may have wildcards, {a,b} and {0000..0099}. An interrupted preparation
-    continues when the same command is given again.
+    Then train with --data packed:OUT. The source is a folder of images (with class folders or flat), tar shards in the
+    WebDataset layout, TFRecord files, or an HDF5 file of BigGAN-PyTorch or StudioGAN. Its path may contain wildcards,
+    {a,b} and {0000..0099}. To continue an interrupted preparation, run the same command again.
     """
 
     source: str
-    """what to read; with --check, the packed set to verify"""
+    """path of the data set; with --check, the packed set to verify"""
     out: str | None = None
-    """folder of the packed set, DST"""
+    """folder for the packed set"""
     size: int | None = None
-    """pixels a side"""
+    """width and height of the packed images in pixels"""
     source_kind: Literal["auto", SourceKind] = "auto"
-    """what SRC is; auto looks at how its files begin"""
+    """format of the source; auto recognises it from the first bytes of its files"""
     num_workers: int | None = None
-    """processes that decode; one for each processor if not given"""
+    """number of decoding processes; default: one per processor"""
     on_broken: OnBroken = "fail"
-    """at an image that cannot be read: fail, or skip it and list it in broken.txt"""
+    """what to do with an image that cannot be read: fail, or skip it and list it in broken.txt"""
     first_label: int = 0
-    """what labels in files are counted from, 0 or 1"""
+    """number of the first class in the labels of files, 0 or 1"""
     class_names: str | None = None
-    """text file with a name on each line, for sources whose labels are numbers"""
+    """text file with one class name per line, for sources whose labels are numbers"""
     check: bool = False
-    """verify a packed set and change nothing"""
+    """verify a packed set without changing it"""
 
 
 def run(args: list[str]) -> None:
@@ -65,9 +65,7 @@ def run(args: list[str]) -> None:
     from sagan_fast.training.signals import stop_on_signals
 
     if options.out is None or options.size is None:
-        raise InputError(
-            "prepare needs SRC, DST and --size, such as: sagan-fast prepare images/train packed --size 128"
-        )
+        raise InputError("prepare needs SRC, DST and --size, as in: sagan-fast prepare images packed --size 128")
     check_least(1, options, "size")
     check_least(0, options, "num_workers")
     source = open_source(options.source, options.source_kind, options.first_label)

@@ -35,8 +35,7 @@ class Cifar10Dataset(ImageDataset):
             source = CIFAR10(str(root), train=True, download=False)
         except RuntimeError as error:
             raise InputError(
-                f"{name}: a file of {root / CIFAR10.base_folder} is missing or its checksum is wrong; unpack "
-                f"{CIFAR10.filename} again"
+                f"{name} lacks a file, or its checksum is wrong: unpack {CIFAR10.filename} again"
             ) from error
         super().__init__(
             name,

@@ -87,12 +87,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                         raise
                     self.note_broken({candidate: str(error)})
             broken[candidate] = self._broken[candidate]
-            candidate = self._next_of_class(candidate)
+            same = np.flatnonzero(self.labels == self.labels[index])
+            candidate = int(same[(np.searchsorted(same, candidate) + 1) % len(same)])
             if candidate == index or len(broken) == MAX_REPLACEMENTS:
-                raise InputError(
-                    f"{self.name}: {len(broken)} images in a row could not be read, nothing is left to replace them; "
-                    f"the first: {broken[index]}"
-                )
+                said = f"{len(broken)} images in a row could not be read; the first: {broken[index]}"
+                raise InputError(f"{self.name}: {said}")
 
     def read_batch(
         self, indices: npt.NDArray[np.int64], out: Tensor | None = None
@@ -134,10 +133,6 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def _identity(self) -> Iterator[bytes]:
         """Yield what tells these images from others: all their pixels, unless the set has something shorter."""
         return (self.load(index).numpy().tobytes() for index in range(len(self)))
-
-    def _next_of_class(self, index: int) -> int:
-        same = np.flatnonzero(self.labels == self.labels[index])
-        return int(same[(np.searchsorted(same, index) + 1) % len(same)])
 
 
 def match_classes(name: str, class_names: Sequence[str], num_classes: int | None) -> list[str]:

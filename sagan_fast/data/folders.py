@@ -1,8 +1,8 @@
 """A folder of images as a data set: one sub-folder per class, or flat for an unconditional model.
 
 Listing opens no file and asks the system for nothing but the folders' entries, so ImageNet's 1.28 million take
-seconds. Whatever is not laid out as one of the two is refused with what was found: the usual mistake, a folder one
-level too high, would otherwise train on a single class without a word.
+seconds. Any other layout is refused with a sentence that says what was found. Otherwise the usual mistake, a
+folder one level too high, would train on a single class unnoticed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ class FolderDataset(ImageDataset):
         tree = _list_root(name, self.root)
         if tree.files:
             _check_flat(name, self.root, len(tree.files), num_classes)
-            class_names, files, sizes = [], tree.files, [len(tree.files)]
+            classes, class_names = {"": tree.files}, []
         else:
             classes = {folder: inner.all_files() for folder, inner in tree.folders.items()}
             empty = [folder for folder, inside in classes.items() if not inside]
@@ -64,9 +65,8 @@ class FolderDataset(ImageDataset):
                     f"{'has' if len(empty) == 1 else 'have'} no JPEG, PNG or WebP images: fill or remove what is empty"
                 )
             class_names = match_classes(name, list(classes), num_classes)
-            files = [file for inside in classes.values() for file in inside]
-            sizes = [len(inside) for inside in classes.values()]
-        labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        files = [file for inside in classes.values() for file in inside]
+        labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(inside) for inside in classes.values()])
         super().__init__(name, resolution=resolution or 1, class_names=class_names, labels=labels, on_broken=on_broken)
         self.num_ignored = tree.total_ignored()
         self._files = np.array([os.fsencode(file) for file in files])  # reference counts would copy a list a worker
@@ -212,31 +212,26 @@ def _probably_meant(folders: dict[str, _Tree]) -> str:
     return os.path.join(name, _probably_meant(inner))
 
 
-def _check_flat(name: str, root: str, num_images: int, num_classes: int | None) -> None:
+def _check_flat(name: str, root: str, images: int, num_classes: int | None) -> None:
     """Raise InputError if a flat folder of images is given to a model with classes."""
     if not num_classes:
         return
-    found = (
-        f"{name} is a flat folder of {count(num_images, 'image', 'images')}, but the model has {num_classes} classes"
-    )
+    flat = f"{name} is a flat folder of {count(images, 'image', 'images')}, but the model has {num_classes} classes"
     parent = os.path.dirname(os.path.abspath(root))
     if _has_class_beside(parent, os.path.basename(os.path.abspath(root))):
-        raise InputError(f"{found}: it seems to be one class of folder:{parent}, a level too deep; give that one")
+        raise InputError(f"{flat}: it seems to be one class of folder:{parent}, a level too deep; give that one")
     raise InputError(
-        f"{found}: give a folder with one sub-folder of images per class, or set `num_classes: 0` in the config for an "
+        f"{flat}: give a folder with one sub-folder of images per class, or set `num_classes: 0` in the config for an "
         "unconditional model"
     )
 
 
 def _has_class_beside(parent: str, name: str) -> bool:
     """Return whether another folder of `parent` holds images directly; looks at a few entries of each only."""
-    try:
-        with os.scandir(parent) as siblings:
-            for sibling in itertools.islice(siblings, MAX_LOOKED_AT):
-                if sibling.name != name and not sibling.name.startswith(".") and sibling.is_dir():
-                    with os.scandir(sibling.path) as entries:
-                        if any(e.name.lower().endswith(EXTENSIONS) for e in itertools.islice(entries, MAX_LOOKED_AT)):
-                            return True
-    except OSError:  # a hint only: the parent may be closed to us
-        return False
+    with suppress(OSError), os.scandir(parent) as siblings:  # a hint only: the parent may be closed to us
+        for sibling in itertools.islice(siblings, MAX_LOOKED_AT):
+            if sibling.name != name and not sibling.name.startswith(".") and sibling.is_dir():
+                with os.scandir(sibling.path) as entries:
+                    if any(e.name.lower().endswith(EXTENSIONS) for e in itertools.islice(entries, MAX_LOOKED_AT)):
+                        return True
     return False

@@ -1,4 +1,4 @@
-"""Packed image sets: decoded once, then read from the page cache with nothing but a copy.
+"""Reads packed image sets: decoded once, and copied from the page cache since.
 
 A set is a folder:
 
@@ -7,8 +7,8 @@ A set is a folder:
     manifest.json  what is in it, where from, how it was cropped and resized, checksums by block; written last
     broken.txt     what could not be read and was left out, if anything
 
-One file, not shards: a batch is one gather over one mapping, which costs the same for 10 and for 10 million images
-and leaves the interpreter alone. Channels first, so that batches have the very strides those of a folder have.
+A set is one file, not shards: a batch is one gather over one mapping, which costs the same for 10 and for 10 million
+images and needs no Python code per image. Channels come first, so that batches have the same strides as from a folder.
 """
 
 import hashlib
@@ -216,9 +216,8 @@ def load_labels(folder: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
     if labels.shape != (manifest.num_images,) or labels.dtype != np.int64:
-        raise InputError(
-            f"{path} is damaged: it must hold {manifest.num_images} int64, and holds {labels.dtype} {labels.shape}"
-        )
+        wanted = f"int64 ({manifest.num_images},)"
+        raise InputError(f"{path} is damaged: it must hold {wanted}, and holds {labels.dtype} {labels.shape}")
     return labels
 
 

@@ -58,10 +58,9 @@ def _contradictions(manifest: Manifest) -> list[str]:
     per_block, blocks = manifest.checksums["images_per_block"], len(manifest.checksums["images"])
     if blocks != -(-manifest.num_images // per_block):
         wrong.append(f"it has {blocks} checksums for {manifest.num_images} images in blocks of {per_block}")
-    if manifest.num_images + manifest.num_broken != manifest.source["items"]:
-        wrong.append(
-            f"{manifest.num_images} images and {manifest.num_broken} broken are not the {manifest.source['items']} read"
-        )
+    read = manifest.source["items"]
+    if manifest.num_images + manifest.num_broken != read:
+        wrong.append(f"{manifest.num_images} images and {manifest.num_broken} broken are not the {read} read")
     return wrong
 
 
@@ -85,9 +84,7 @@ def _wrong_labels(labels: npt.NDArray[np.int64], manifest: Manifest) -> list[str
 
 def _wrong_list(folder: Path, manifest: Manifest) -> list[str]:
     try:
-        lines = (folder / BROKEN).read_bytes().count(b"\n")
-    except FileNotFoundError:
-        lines = 0
+        lines = (folder / BROKEN).read_bytes().count(b"\n") if (folder / BROKEN).exists() else 0
     except OSError as error:
         return [f"{BROKEN} cannot be read: {reason(error)}"]
     return [f"{BROKEN} has {lines} lines for {manifest.num_broken} broken"] if lines != manifest.num_broken else []

@@ -5,8 +5,6 @@ after the pixels it vouches for are on the disk. What comes after the last whole
 manifest is written last: a set with one is whole.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -14,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +33,9 @@ from sagan_fast.data.packed import (
     image_bytes,
     new_digest,
 )
+from sagan_fast.data.sources.base import Source
 from sagan_fast.errors import InputError
 from sagan_fast.files import clean, hold, move, reason, replacing
-
-if TYPE_CHECKING:  # it brings Pillow, which a writer has no need of
-    from sagan_fast.data.sources.base import Source
 
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""

@@ -135,10 +135,7 @@ def _why_stopped(chunk: Chunk, on_broken: str, in_a_row: int, done: Progress) ->
     name, reason = chunk.broken[0]
     kept = f"{count(done.images, 'image is', 'images are')} packed so far"
     if on_broken == "fail":
-        return (
-            f"{name} cannot be read: {reason}; {kept}: repair it and run the same command again, or add "
-            "--on-broken skip"
-        )
+        return f"{name} cannot be read: {reason}; {kept}: repair it and start again, or add --on-broken skip"
     return (
         f"{in_a_row} items in a row could not be read, among them {name}: {reason}; {kept}: run the same command again "
         "when the cause is gone"

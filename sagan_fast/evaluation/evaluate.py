@@ -119,9 +119,7 @@ def evaluate(
             notes.append(f"intra-FID over {len(intra)} of {dataset.num_classes} classes: the others lack two images")
         fewest = min(count for _, count in intra.values())
         if fewest <= extractor.num_features:
-            notes.append(
-                f"intra-FID from as few as {fewest} images a class is biased upwards: compare equal counts only"
-            )
+            notes.append(f"intra-FID from only {fewest} images a class is biased upwards: compare equal counts only")
     elif "intra_fid" in metrics and dataset.num_classes:
         notes.append("no intra-FID: the generated images do not have the classes of the real ones")
     if min(fake.count, real_count) <= extractor.num_features:

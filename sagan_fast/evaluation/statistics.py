@@ -1,7 +1,7 @@
 """Statistics of a set of images for its scores, and their cache for real images.
 
-Of a set of any size: two moments, a bounded subset of features for the scores that compare neighbours, and of one class
-at a time its features. Those of a real set are kept on disk under a key of all that decides them.
+A set of any size is reduced to two moments and a bounded subset of features. Only the features of one class at a time
+are held in memory. Statistics of real sets are cached on disk, under a key of everything that affects them.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SetStatistics:
-    """Of `count` images: the Gaussian of their features, and features (up to a bound, F) float32 of some of them."""
+    """Statistics of `count` images: the Gaussian of all features, and `kept`, float32 features (n, F) of some."""
 
     count: int
     gaussian: Gaussian

@@ -1,4 +1,4 @@
-"""Spectral norm as a parametrization, and the fusion of every spectral norm of a model, ours or others', into a group.
+"""Spectral norm as a parametrization, and `fuse_spectral_norm`, which normalises all weights of a model together.
 
 Miyato et al. 2018. Drop-in for `torch.nn.utils.parametrizations.spectral_norm`, computed in float32 always.
 """
@@ -121,9 +121,9 @@ class _LegacyHook(LegacySpectralNorm):
 
 
 class _BigGANWeight:
-    """In the place of the method `W_` of a BigGAN-PyTorch layer (layers.py, class SN): the group's W/sigma.
+    """Replaces the method `W_` of a BigGAN-PyTorch layer (layers.py, class SN) and returns the group's W/sigma.
 
-    The layer keeps only u; v = Wᵀu/|Wᵀu| is found anew when someone else changed u (a checkpoint was loaded).
+    The layer keeps only u. v = Wᵀu/|Wᵀu| is computed again when something else changed u, such as a loaded checkpoint.
     """
 
     def __init__(self, module: Any) -> None:
@@ -153,10 +153,8 @@ def _parametrized(name: str, module: nn.Module) -> list[Member]:
     for tensor_name, chain in module.parametrizations.items():  # type: ignore[union-attr,operator]
         norm = chain[0]
         if any(isinstance(later, (SpectralNorm, parametrizations._SpectralNorm)) for later in list(chain)[1:]):
-            warnings.warn(
-                f"fuse_spectral_norm leaves {name}.{tensor_name} alone: another parametrization comes before",
-                stacklevel=3,
-            )
+            said = f"fuse_spectral_norm skips {name}.{tensor_name}: another parametrization comes first"
+            warnings.warn(said, stacklevel=3)
         if isinstance(norm, parametrizations._SpectralNorm) and hasattr(norm, "_u"):
             chain[0] = norm = SpectralNorm.taking_over(norm)
         if not isinstance(norm, SpectralNorm) or not hasattr(norm, "_u"):
@@ -193,9 +191,7 @@ def _biggan(name: str, module: Any) -> list[Member]:
     if not (callable(getattr(module, "W_", None)) and hasattr(module, "u0") and hasattr(module, "sv0")):
         return []
     if getattr(module, "num_svs", 1) != 1:
-        warnings.warn(
-            f"fuse_spectral_norm leaves {name} alone: it keeps {module.num_svs} singular values", stacklevel=3
-        )
+        warnings.warn(f"fuse_spectral_norm skips {name}: it keeps {module.num_svs} singular values", stacklevel=3)
         return []
     ours = module.__dict__.get("W_")
     if not isinstance(ours, _BigGANWeight):
@@ -230,13 +226,13 @@ def fuse_spectral_norm(
 ) -> SpectralNormGroup:
     """Take over every spectral-normed weight of `model` in place; return the group that normalises them in one pass.
 
-    Taken are our parametrization, torch's (`parametrizations.spectral_norm`), torch's older hook
+    It takes over our parametrization, torch's (`parametrizations.spectral_norm`), torch's older hook
     (`torch.nn.utils.spectral_norm`) and layers like BigGAN-PyTorch's (buffers `u0`, `sv0`, method `W_`). Parameters
     stay the same objects, u and v stay as they are, and the keys of the state dict do not change.
 
     With `update="step"` u and v move only in `group.step()`, to be called after each optimizer step; between two steps
-    every access, in training and evaluation, sees the same W/sigma, computed once. With "forward" they move, all
-    together, at every forward of `model` itself in training mode. Never in evaluation. A weight changed by anything
+    every access, in training and evaluation, sees the same W/sigma, computed once. With "forward" they move
+    together at every forward of `model` in training mode. They never move in evaluation. A weight changed by anything
     else (a loaded checkpoint, `.to()`) is noticed at its next access and normalised again, with u and v as they are.
 
     A deep copy of the model is not fused: it normalises weight by weight, and moves u and v at its own training

@@ -1,4 +1,4 @@
-"""All spectral-normed weights of a model, normalised in one pass that all accesses share."""
+"""Normalises all spectral-normed weights of a model in one pass, whose result all accesses share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sagan_fast.ops.spectral_norm import forward_all, gradient, split
 
 
 class Link:
-    """Says which group normalises a weight, and which of its weights that is; a copy of a link is free of any group."""
+    """Points from a weight to its group and its index there; a copy of a link points to no group."""
 
     def __init__(self, group: SpectralNormGroup | None = None, index: int = 0) -> None:
         self.group, self.index = group, index
@@ -82,11 +82,8 @@ class Member:
 
     def state(self) -> tuple[int, ...]:
         """Return what changes when the weight, u or v change or move."""
-        return tuple(
-            number
-            for x in (self.weight, *self.vectors)
-            for number in (x.data_ptr(), 0 if x.is_inference() else x._version)
-        )
+        tensors = (self.weight, *self.vectors)
+        return tuple(n for x in tensors for n in (x.data_ptr(), 0 if x.is_inference() else x._version))
 
 
 def rows_first(weight: Tensor, dim: int) -> Tensor:
@@ -198,7 +195,7 @@ class UpdateHook:
 
 
 class SpectralNormGroup:
-    """All spectral-normed weights of a model; made by `fuse_spectral_norm`, which see."""
+    """All spectral-normed weights of a model, normalised together; `fuse_spectral_norm` makes it."""
 
     def __init__(self, members: list[Member], update: str, backend: str = "auto") -> None:
         self.update, self.backend = update, backend
@@ -223,13 +220,12 @@ class SpectralNormGroup:
     def step(self) -> None:
         """Update u and v of every weight and normalise it; call this once after each optimizer step.
 
-        W/sigma is written in place: a graph made before must have had its backward by then, as before any change of a
-        weight, or its backward raises RuntimeError.
+        W/sigma is written in place, so finish the backward of earlier graphs first; afterwards it raises RuntimeError.
         """
         self.compute(update=True, fresh=self.update == "forward")
 
     def explain(self) -> list[str]:
-        """Return, a line for each pass, which backend normalises which weights, and why."""
+        """Return one line for each pass: which weights it normalises, on which backend, and why."""
         self._refresh()
         lines = []
         for batch in self._batches:
@@ -248,7 +244,7 @@ class SpectralNormGroup:
     def state_dict(self) -> dict[str, Tensor]:
         """Return sigma of every weight by name, to be saved beside the model's state for an exact resumption.
 
-        u and v are in the model's state and give sigma again, but rounded otherwise than the step that moved them did.
+        u and v are in the model's state, but a sigma computed from them again would be rounded differently.
         """
         self._refresh()
         return {
@@ -263,9 +259,7 @@ class SpectralNormGroup:
         Raises ValueError if the names are not those of the group.
         """
         if set(state_dict) != set(self.names):
-            raise ValueError(
-                f"load_state_dict: state_dict must have the group's names, {self.names}, got {list(state_dict)}"
-            )
+            raise ValueError(f"load_state_dict: state_dict must name {self.names}, got {list(state_dict)}")
         with torch.inference_mode(False), torch.no_grad():
             self._arrange()
             for batch in self._batches:

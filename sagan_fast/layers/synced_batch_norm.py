@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose statistics in training are those of the batches (B, C, H, W) of all processes.
 
-    torch's SyncBatchNorm computes the same on CUDA only. Every process must come by here equally often, with batches
-    of any size. In evaluation, and where torch.distributed is not set up, it is `nn.BatchNorm2d`. The keys of the
+    torch's SyncBatchNorm computes the same on CUDA only. Every process must call it equally often; batches
+    may have any size. In evaluation, and where torch.distributed is not set up, it is `nn.BatchNorm2d`. The keys of the
     state dict are the same. Differentiable once.
     """
 

@@ -1,4 +1,4 @@
-"""A trained generator as files for others: safetensors with its configuration, ONNX, TorchScript.
+"""Exports a trained generator: safetensors with its configuration, ONNX, TorchScript.
 
 Spectral norm is folded in: the weights written are W/sigma, with the u and v of the checkpoint. Nothing here needs the
 trainer. `Generator.from_pretrained` reads the safetensors back.
@@ -68,8 +68,8 @@ def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | N
 def save_torchscript(generator: Generator, path: Path) -> None:
     """Write `generator` as TorchScript: `torch.jit.load(path)(z, y)`, any batch size, without sagan_fast.
 
-    Traced with PyTorch's fused attention, so the map is not in memory. z (B, z_dim) float32 and, if it has classes, y
-    (B,) int64 give images (B, 3, R, R) in [-1, 1].
+    It is traced with PyTorch's fused attention, which does not store the map. Its inputs are z (B, z_dim) float32 and,
+    if it has classes, y (B,) int64; its output is images (B, 3, R, R) in [-1, 1].
     """
     traced = io.BytesIO()
     with _quiet(), torch.no_grad():

@@ -33,8 +33,8 @@ class Evaluations:
     """Evaluates a run every `eval_every` steps and at its end, and keeps the checkpoint of the lowest FID as best.pt.
 
     Results are RUN/evaluation/step-N.json, with their protocol, and lines eval/fid, eval/kid, ... in log.jsonl and
-    TensorBoard. An evaluation that fails is said and the run goes on. Nothing of the training moves: the averaged
-    generator is only read, and the global random numbers are where they were. All processes must call `start` together.
+    TensorBoard. A failed evaluation is reported, and the run continues. The training is not affected: the averaged
+    generator is only read, and global random numbers are restored. All processes must call `start` together.
 
     Raises InputError at once, not at the first evaluation, if features or real images cannot be had.
     """

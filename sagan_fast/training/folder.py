@@ -18,7 +18,7 @@ class RunFolder:
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep)
-        self._release: Callable[[], None] | None = None
+        self._release: Callable[[], None] = lambda: None
 
     def check(self, resume: bool) -> None:
         """Raise InputError if the folder is a file, or holds a run and is not to be resumed."""
@@ -44,6 +44,4 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the folder for other runs."""
-        if self._release is not None:
-            self._release()
-            self._release = None
+        self._release()

@@ -17,12 +17,13 @@ SEEN = ("lines_won", "lines_dead", "healthy_until", "sigmas")
 
 
 class Guard:
-    """Looks at each line of the log and raises `Diverged`.
+    """Raises `Diverged` when a line of the log shows divergence.
 
-    At once for a loss, score or gradient norm that is NaN or infinite; after `patience` lines in a row in which the
-    discriminator's loss is below `won` (its hinge is satisfied everywhere: no gradient reaches either network) or its
-    scores on real and fake images differ by less than `dead` while its loss stands at 2 (it gives every image the same
-    score); and when a network's largest sigma is `growth` times what it was within the last `patience` lines.
+    - A loss, score or gradient norm is NaN or infinite.
+    - The discriminator has won: for `patience` lines in a row its loss is below `won`, so no network gets a gradient.
+    - The discriminator has died: for `patience` lines in a row it gives real and fake images the same score within
+      `dead`, with a loss of 2.
+    - The largest sigma of a network is `growth` times what it was within the last `patience` lines.
     """
 
     def __init__(self, patience: int, won: float = 1e-3, dead: float = 1e-4, growth: float = 10.0) -> None:
@@ -62,8 +63,7 @@ class Guard:
             self.sigmas[name] = recent
             if not recent[-1] <= self.growth * min(recent):
                 return (
-                    f"{name} has grown from {min(recent):.3g} to {recent[-1]:.3g} within {len(recent)} lines of the "
-                    f"log by step {step}"
+                    f"{name} grew from {min(recent):.3g} to {recent[-1]:.3g} in {len(recent)} log lines by step {step}"
                 )
         return ""
 

@@ -25,17 +25,17 @@ from sagan_fast.visualize.grids import save_grid
 
 
 def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> TrainState:
-    """Train until `config.steps` steps are done and return the state; everything is in the folder `config.out`.
+    """Train until `config.steps` steps are done and return the state; all files are in the folder `config.out`.
 
-    Under torchrun this is one process of many: each takes its share of every batch, the first alone writes and speaks.
-    Writes config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/. With `resume` a run that is there goes
-    on as if it had never stopped (on the CPU, with as many processes, bit for bit); without, a folder that holds a run
-    is refused. SIGINT and SIGTERM, to any process, end the run after the step at hand or the next one, with a
-    checkpoint. `profile` steps are traced to RUN/profile/.
+    These are config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/. Under torchrun each process takes
+    its share of every batch, and only the first writes and prints. `resume` continues an existing run as if it had
+    never stopped, on the CPU with as many processes bit for bit; otherwise a folder that holds a run is refused. SIGINT
+    or SIGTERM to any process ends the run after this step or the next, with a checkpoint. RUN/profile/ gets a trace of
+    `profile` steps.
 
-    Raises InputError for bad input (data, folder, checkpoint); ConnectionError when another process is lost;
-    `Diverged` when it is no use going on: the state of that moment is in checkpoints/stopped.pt, the last good one
-    still in last.pt. With `config.on_divergence` "rollback" the run goes back and on instead, a few times.
+    Raises InputError for bad input (data, folder, checkpoint), ConnectionError when another process is lost, `Diverged`
+    when training cannot continue. Then checkpoints/stopped.pt holds the last state and last.pt the last good one. With
+    `config.on_divergence` "rollback" the run first returns to an earlier checkpoint, up to `max_rollbacks` times.
     """
     folder = RunFolder(Path(config.out), config.keep)
     with connected(config.device, config.timeout) as world, stop_on_signals() as stop:

@@ -45,9 +45,7 @@ class Run:
 
         Where the images lie, and how many processes read them, may differ from machine to machine.
         """
-        config = {
-            key: value for key, value in self.config.to_dict().items() if key not in ("data", "out", "num_workers")
-        }
+        config = {k: v for k, v in self.config.to_dict().items() if k not in ("data", "out", "num_workers")}
         images = zlib.crc32(
             repr((len(self.dataset), self.dataset.class_names)).encode(), zlib.crc32(self.dataset.labels.tobytes())
         )

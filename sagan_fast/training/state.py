@@ -43,11 +43,8 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dictionaries."""
-        return {
-            "step": self.step,
-            "rollbacks": self.rollbacks,
-            **{name: getattr(self, name).state_dict() for name in self.PARTS},
-        }
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return {"step": self.step, "rollbacks": self.rollbacks, **parts}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""

@@ -24,10 +24,10 @@ LANE = 256
 
 
 class Noise:
-    """All that is random in step `step`, drawn on the CPU from seed, step and the rollbacks so far alone.
+    """The random numbers of step `step`, drawn on the CPU from the seed, the step and the number of rollbacks.
 
-    So it is the same after any interruption and with any number of processes, each of which gets its own samples.
-    Sample p of a batch comes from lane p mod L, each lane a generator for at least LANE samples.
+    They are the same after any interruption and with any number of processes; each process draws its own samples.
+    Sample p of a batch comes from lane p mod L; each lane has its own generator, for at least LANE samples.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ def generator_parts(state: TrainState, noise: Noise) -> Iterator[tuple[Tensor, T
 
 
 def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-    """Update the generator through the discriminator, whose weights want no gradient meanwhile; return the numbers.
+    """Update the generator through the discriminator, whose weights get no gradient; return the numbers.
 
     `parts` are those of `generator_parts`.
     """

@@ -1,7 +1,7 @@
 """The figure of the SAGAN paper (its figures 1 and 5): an image with coloured dots, and where each of them looks.
 
-A dot and its map have one colour. Maps are scaled each from its smallest to its largest value, faintly where attention
-is nearly even; the line under a map says how strong its peak is: its largest share over that of even attention, 1/M.
+A dot and its map have the same colour. Each map is scaled from its smallest to its largest value, and drawn faintly if
+attention is nearly even. The number under a map is its peak: the largest weight divided by that of even attention, 1/M.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PANEL = 160
 """Smallest width of a panel in pixels; small images are enlarged without smoothing."""
 GAP = 6
 LETTERS = 13
-FOOTER = "Dots ask, maps of their colour answer. Peak: the largest share, in units of attention spread evenly."
+FOOTER = "Each map shows where the dot of its colour looks. Peak: largest weight relative to even attention."
 
 
 def figure_row(

@@ -67,9 +67,7 @@ def positions_at(points: Sequence[tuple[float, float]], map_size: tuple[int, int
     H, W = map_size
     for x, y in points:
         if not (0 <= x < resolution and 0 <= y < resolution):
-            raise InputError(
-                f"points must lie in the image, x and y from 0 to {resolution - 1} pixels, got {x:g},{y:g}"
-            )
+            raise InputError(f"points must lie in the image, x and y in 0 to {resolution - 1}, got {x:g},{y:g}")
     return [int(y * H / resolution) * W + int(x * W / resolution) for x, y in points]
 
 
@@ -121,8 +119,8 @@ def on_picture(rows: Tensor, map_size: tuple[int, int], pool: bool, height: int,
 def heat(pictures: Tensor, peaks: Tensor) -> Tensor:
     """Return `pictures` (Q, h, w) of attention as brightness: 0 at a picture's smallest value, up to 1 at its largest.
 
-    `peaks` (Q,) say how many times even attention the largest share is. From 2 on the brightest spot is 1; below it is
-    sqrt(peak - 1), so that attention which hardly tells places apart looks like it.
+    `peaks` (Q,) are the largest weights divided by that of even attention. The brightest spot is 1 for a peak of 2 or
+    more, else sqrt(peak - 1), so that nearly even attention looks faint.
     """
     low, high = pictures.amin((1, 2), keepdim=True), pictures.amax((1, 2), keepdim=True)
     strength = (peaks - 1).clamp(0, 1).sqrt()[:, None, None]

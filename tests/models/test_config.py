@@ -39,7 +39,7 @@ def test_the_official_widths():
         (GeneratorConfig, {"backend": "cuda"}, "backend must be one of auto, eager, sdpa, triton, got 'cuda'"),
         (DiscriminatorConfig, {"final_size": 5}, "final_size must be 128 / 2, / 4, ..., got 5"),
         (DiscriminatorConfig, {"channel_multipliers": [1, 2]}, "at least 5 to go from 128 to 4, got 2"),
-        (DiscriminatorConfig, {"base_channels": 0}, "must be positive, got 0"),
+        (DiscriminatorConfig, {"base_channels": 0}, "base_channels must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(cls, values, message):

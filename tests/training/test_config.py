@@ -79,7 +79,7 @@ def test_a_batch_that_cannot_be_shared_is_a_sentence():
     with pytest.raises(InputError, match="^batch_size must be divisible by the number of processes = 3, got 64$"):
         config.micro_batches(3)
     config = TrainConfig.from_preset("shapes-32", out="x", batch_size=64, micro_batch_size=24)
-    with pytest.raises(InputError, match="number of processes times micro_batch_size = 2 x 24, got 64$"):
+    with pytest.raises(InputError, match="number of processes x micro_batch_size = 2 x 24, got 64$"):
         config.micro_batches(2)
 
 

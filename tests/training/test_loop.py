@@ -202,7 +202,7 @@ def test_micro_batches_are_said_and_their_number_may_change(tmp_path, capsys):
     assert "1 process x 2 x 4 images a step, step 0 of 2" in capsys.readouterr().out
     loop.train(small(tmp_path / "run", steps=4), resume=True)
     assert "batch norm now sees 8 images at a time instead of 4" in capsys.readouterr().out
-    with pytest.raises(InputError, match="number of processes times micro_batch_size = 1 x 3, got 8"):
+    with pytest.raises(InputError, match="number of processes x micro_batch_size = 1 x 3, got 8"):
         loop.train(small(tmp_path / "other", micro_batch_size=3))
 
 

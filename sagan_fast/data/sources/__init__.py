@@ -61,10 +61,7 @@ def kind_of(path: str) -> SourceKind:
         raise InputError(f"{path} holds files of several kinds: {said}; give a pattern that names one kind")
     (kind,) = kinds
     if kind is None:
-        raise InputError(
-            f"{path} is no tar, TFRecord or HDF5 file: give one of these, or a folder of images (unpack it first if it "
-            "is packed)"
-        )
+        raise InputError(f"{path} is no tar, TFRecord or HDF5 file: give one of these, or a folder of unpacked images")
     return kind
 
 

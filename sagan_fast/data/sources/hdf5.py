@@ -91,9 +91,7 @@ class HDF5Source(Source):
             try:
                 import h5py
             except ImportError:
-                raise InputError(
-                    f"{self.file} is an HDF5 file and needs the package h5py: pip install 'sagan_fast[hdf5]'"
-                ) from None
+                raise InputError("HDF5 files need the package h5py: pip install 'sagan_fast[hdf5]'") from None
             with explained(f"{self.file} cannot be opened as HDF5"):
                 self._opened = h5py.File(self.file, "r")
         return self._opened

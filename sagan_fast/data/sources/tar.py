@@ -74,8 +74,7 @@ class TarSource(FilesSource):
             _check_kind(shard)
         super().__init__(path, shards, first_label)
         first = next((item for item in self.items() if not item.broken and not item.cut), None)
-        if first is None:  # no shard has a sample before its cut
-            first = next((item for item in self.items() if not item.broken), None)
+        first = first or next((item for item in self.items() if not item.broken), None)
         if first is None:
             fault = next(self.items(), None)
             why = f"{self.name_of(fault)}: {fault.broken}" if fault else "a sample is KEY.jpg and KEY.cls in a tar file"
