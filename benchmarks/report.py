@@ -118,11 +118,11 @@ def document(folder: Path) -> str:
     cpu, found = read(folder / "cpu.jsonl"), gpus(folder)
     parts = [
         "# Benchmarks",
-        "`python -m benchmarks.report` generates this page from the records in `benchmarks/results/`. No number is typed "
-        'by hand; "not measured" means that there is no record. Times are medians of one call in microseconds. All '
-        "providers of a row were timed in turn in one process, after their results were compared with float64. "
-        '"of limit" compares our time with the time that the needed work takes at the rates measured on the same device '
-        "in the same run.",
+        "`python -m benchmarks.report` generates this page from the records in `benchmarks/results/`. No number is "
+        'typed by hand; "not measured" means that there is no record. Times are medians of one call in microseconds. '
+        "All providers of a row were timed in turn in one process, after their results were compared with float64. "
+        '"of limit" compares our time with the time that the needed work takes at the rates measured on the same '
+        "device in the same run.",
     ]
     if not found:
         parts += ["## GPU", "Not measured: there is no record of a GPU. `make gpu` on a machine with one makes them."]

@@ -1,4 +1,4 @@
-"""The values that options take, one Literal each: for the command line, the configurations and callers from Python.
+"""Defines the allowed values of each option as a Literal, for the command line, the configurations and Python callers.
 
 Nothing heavy is imported here: a wrong option is answered before PyTorch is loaded.
 """
@@ -40,7 +40,7 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def check_least(low: int, options: object, *names: str) -> None:
-    """Raise InputError for a field in `names` of the dataclass `options` that is less than `low`; None is not."""
+    """Raise InputError for a field in `names` of the dataclass `options` that is less than `low`; None is allowed."""
     for name in names:
         if (value := getattr(options, name)) is not None and value < low:
             raise InputError(f"{name} must be at least {low}, got {value}")

@@ -1,4 +1,4 @@
-"""The command line: finds the command, runs it, and turns errors into a sentence and an exit status."""
+"""The command line: runs a command and turns its errors into one sentence and an exit status."""
 
 import sys
 from collections.abc import Sequence

@@ -43,7 +43,7 @@ def environment_of_one() -> dict[str, str]:
 
 
 def pick_device(name: Device) -> torch.device:
-    """Return the device `name` stands for ("auto" is cuda where there is one); InputError if it is not there."""
+    """Return the device `name`; "auto" is cuda if available. InputError if the device does not exist."""
     import torch
 
     if name == "auto":
@@ -55,7 +55,7 @@ def pick_device(name: Device) -> torch.device:
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this is, and the device it works on. All processes must call each method together."""
+    """This process: its rank, the number of processes, and its device. All processes must call each method together."""
 
     device: torch.device
     rank: int = 0
@@ -65,7 +65,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes files and speaks."""
+        """Whether this is the one process that writes files and prints."""
         return self.rank == 0
 
     def average(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
@@ -269,6 +269,6 @@ def _losses_named(size: int) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(word in text for word in lost):
             raise
         raise ConnectionError(
-            f"this run of {size} processes lost one of them or the way to it ({text[:160]}); what that process printed "
-            "says why, and --resume goes on from the last checkpoint"
+            f"this run of {size} processes lost one of them, or the connection to it ({text[:160]}): read what it "
+            "printed, then continue from the last checkpoint with --resume"
         ) from error

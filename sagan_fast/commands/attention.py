@@ -1,4 +1,4 @@
-"""`sagan-fast attention`: what chosen points of an image attend to, as in the paper's figures."""
+"""`sagan-fast attention` draws what chosen points of an image attend to, as in the paper's figures."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def run(args: list[str]) -> None:
 
 
 def read_points(text: str) -> list[tuple[float, float]]:
-    """Return the (x, y) in `text`, "x,y x,y ..."; InputError if it says anything else."""
+    """Return the (x, y) in `text`, "x,y x,y ..."; InputError for any other text."""
     try:
         points = [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
     except ValueError:

@@ -1,4 +1,4 @@
-"""`sagan-fast evaluate`: scores of a checkpoint or a folder of images, with their protocol."""
+"""`sagan-fast evaluate` scores a checkpoint or a folder of images and states the protocol."""
 
 import inspect
 import json
@@ -89,7 +89,7 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> tuple[Options, dict[str, Any]]:
-    """Return the options, and what of the protocol was given."""
+    """Return the options, and those values of the protocol that were given."""
     parser = command_parser("evaluate", inspect.getdoc(Options) or "")
     add_options(parser, Options, positional=("generated",))
     add_options(parser, Protocol, skip=("name", "weights"))
@@ -157,7 +157,7 @@ def _spec(generated: str) -> str | None:
 
 @contextmanager
 def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], None]] | None]:
-    """Yield what shows progress on a terminal; None elsewhere."""
+    """Yield a function that shows progress on a terminal; None elsewhere."""
     if not sys.stderr.isatty() or not is_main:
         yield None
         return
@@ -174,7 +174,7 @@ def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], No
 
 
 def _check_writable(target: Path) -> None:
-    """Raise InputError before the work, not after it."""
+    """Raise InputError if `target` cannot be written, before the work begins."""
     if target.is_dir():
         raise InputError(f"--json must name a file, and {target} is a folder")
     with explained(f"cannot write {target}"):

@@ -1,4 +1,4 @@
-"""`sagan-fast export`: the generator as files that need no trainer."""
+"""`sagan-fast export` writes the generator as files that work without the trainer."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -75,6 +75,6 @@ def run(args: list[str]) -> None:
 
 
 def data_name(spec: str) -> str:
-    """Return the data set's spec with the last two folders of its path: the others say nothing on another machine."""
+    """Return the data set's spec with only the last two folders of its path, as the rest differs between machines."""
     kind, colon, path = spec.partition(":")
     return kind + colon + "/".join(PurePath(path).parts[-2:]).replace("//", "/")

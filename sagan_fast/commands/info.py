@@ -1,4 +1,4 @@
-"""`sagan-fast info`: versions, device, backends."""
+"""`sagan-fast info` shows versions, the device and the backends."""
 
 import os
 import platform

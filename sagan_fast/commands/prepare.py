@@ -1,4 +1,4 @@
-"""`sagan-fast prepare`: pack a data set of any known format, or check a packed one."""
+"""`sagan-fast prepare` packs a data set of any known format, or checks a packed one."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _summary(folder: str, manifest: Manifest) -> str:
 
 @contextmanager
 def _shown(out: str) -> Iterator[Callable[[Progress], None]]:
-    """Yield a function that shows progress: a bar on a terminal, else a line now and then."""
+    """Yield a function that shows progress: a bar on a terminal, else a line every 30 seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

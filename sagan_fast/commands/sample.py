@@ -1,4 +1,4 @@
-"""`sagan-fast sample`: images from a run or checkpoint, singly, in grids, in rows that show what a change does."""
+"""`sagan-fast sample` generates images from a run or checkpoint: single files, a grid, or rows that show one change."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ def run(args: list[str]) -> None:
 
 
 def read_truncations(text: str | None) -> list[float | None]:
-    """Return the truncations in `text`, "0.5" or "0.3,1,none"; InputError if it says anything else."""
+    """Return the truncations in `text`, "0.5" or "0.3,1,none"; InputError for any other text."""
     if text is None:
         return [None]
     try:
@@ -116,7 +116,7 @@ def read_truncations(text: str | None) -> list[float | None]:
 
 
 def read_classes(text: str | None, num_classes: int) -> list[int]:
-    """Return the classes in `text`, "0,5,10-14", or all; InputError for a class there is not and for too many."""
+    """Return the classes in `text`, "0,5,10-14", or all; InputError for unknown classes and for too many."""
     if num_classes == 0:
         raise InputError("--by_class cannot be given for a model trained without classes")
     if text is None:
@@ -134,7 +134,7 @@ def read_classes(text: str | None, num_classes: int) -> list[int]:
 
 
 def _check(options: Options, out: Path, truncations: list[float | None]) -> str | None:
-    """Return what makes rows: "by_class", "interpolate", "truncation" or nothing; InputError for what does not fit."""
+    """Return the kind of rows: "by_class", "interpolate", "truncation" or None; InputError for options that clash."""
     check_least(1, options, "count", "batch_size", "frames")
     made = [name for name in ("by_class", "interpolate") if getattr(options, name)]
     made += ["truncation"] if len(truncations) > 1 else []

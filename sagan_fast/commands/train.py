@@ -1,4 +1,4 @@
-"""`sagan-fast train`: start a run from a recipe and options, or resume one."""
+"""`sagan-fast train` starts a run from a preset and options, or resumes one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> tuple[TrainConfig | None, bool, int]:
-    """Return the configuration, whether to resume, and the steps to trace.
+    """Return the configuration, whether to resume, and the number of steps to trace.
 
     The configuration is None if it was only to be printed.
     """

@@ -1,4 +1,4 @@
-"""Data sets by name, and endless batches from them; `SPEC` is `shapes` or KIND:PATH."""
+"""Opens data sets by name and reads endless batches from them; a name is `shapes` or KIND:PATH."""
 
 import difflib
 import os

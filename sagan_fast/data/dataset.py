@@ -1,4 +1,4 @@
-"""The base class of data sets: square uint8 images with integer labels, and what happens at broken files."""
+"""The base class of data sets: square uint8 images with integer labels, and the treatment of broken files."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def num_broken(self) -> int:
-        """Number of files found broken and skipped so far, those met by the loader's workers among them."""
+        """Number of broken files skipped so far, including those found by the loader's workers."""
         return len(self._broken)
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return image, label
 
     def read(self, index: int) -> tuple[Tensor, int, dict[int, str]]:
-        """Return image and label of `index`, and what is broken at it: {index: sentence}, empty if nothing is.
+        """Return image and label of `index`, and the broken images that were skipped, as {index: sentence}.
 
         With `on_broken="skip"` a broken file gives way to the next readable one of its class, always the same one.
         Raises InputError if the file is broken and `on_broken` is "fail", or too many in a row are.

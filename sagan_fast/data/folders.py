@@ -1,4 +1,4 @@
-"""A folder of images as a data set: one sub-folder per class, or flat for an unconditional model.
+"""Reads a folder of images as a data set: one sub-folder per class, or flat for an unconditional model.
 
 Listing opens no file and asks the system for nothing but the folders' entries, so ImageNet's 1.28 million take
 seconds. Any other layout is refused with a sentence that says what was found. Otherwise the usual mistake, a

@@ -19,7 +19,7 @@ BACKGROUND = (255, 255, 255)
 
 
 class BrokenImageError(Exception):
-    """A file that is no readable image; the message is the reason, without the file's name."""
+    """A file is not a readable image; the message is the reason, without the file's name."""
 
 
 def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Tensor:
@@ -40,7 +40,7 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Ten
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return (width, height) of an image file from its header; None if it is broken, which reading it will tell."""
+    """Return (width, height) of an image file from its header; None if the file is broken."""
     try:
         with Image.open(path) as image:
             on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4

@@ -1,4 +1,4 @@
-"""Endless batches in an order that depends on nothing but the seed and the number of samples consumed.
+"""Yields endless batches in an order that depends only on the seed and the number of samples consumed.
 
 Sample p of a run (counted over all ranks from its beginning) is image `epoch_order(n, seed, p // n)[p % n]`, so a run
 resumed at p goes on bit for bit as if it had never stopped, with any number of workers, and no epoch is padded with
@@ -114,7 +114,7 @@ class _BatchReader(Dataset[Any]):
 
 
 class _Threads(Iterator[Batch]):
-    """Batches read ahead by threads, in order: what they do is copying, which leaves the interpreter to others."""
+    """Yields batches that threads read ahead, in order: they only copy memory, without the interpreter lock."""
 
     def __init__(self, dataset: ImageDataset, order: Iterator[list[int]], num_threads: int, pin_memory: bool) -> None:
         self._dataset, self._order, self._pin_memory = dataset, order, pin_memory

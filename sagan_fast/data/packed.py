@@ -39,7 +39,7 @@ HEADER_BYTES = 4096
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json.
+    """The content of manifest.json.
 
     Attributes:
         num_images: N.

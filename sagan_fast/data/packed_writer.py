@@ -1,4 +1,4 @@
-"""Writes a packed set; if it is killed or the disk is full, the next start continues where it was.
+"""Writes a packed set; after a kill or a full disk the next start continues where it stopped.
 
 The images grow in images.npy.part; progress.jsonl says, line by line, how much of it is good. A line is written only
 after the pixels it vouches for are on the disk. What comes after the last whole line is cut off and done again. The
@@ -52,7 +52,7 @@ TRANSFORM = {
 
 @dataclass
 class Progress:
-    """How far a preparation is.
+    """The progress of a preparation.
 
     Attributes:
         items: items of the source read, broken ones among them.
@@ -132,7 +132,7 @@ class PackedWriter:
             self._sync()
 
     def finish(self, source: Source, class_names: list[str] | None) -> Manifest:
-        """Make the set a finished one and return its manifest; `class_names` in place of numbers."""
+        """Finish the set and return its manifest; `class_names` replace the numbers of classes."""
         self.commit()
         done = self.progress
         if not done.images:

@@ -1,4 +1,4 @@
-"""Makes packed sets: processes decode, this one appends what they return in the order of the source.
+"""Makes packed sets: worker processes decode, and this process writes the images in the order of the source.
 
 The bytes depend on the source and the options alone, not on the number of processes, nor on where a preparation was
 cut off; see packed_writer.py for what makes that safe.
@@ -111,7 +111,7 @@ def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
     if changed:
         said = ", ".join("files" if key == "fingerprint" else key.replace("_", " ") for key in changed)
         raise InputError(
-            f"{folder} holds another packed set, of other {said} ({manifest.num_images} images of "
+            f"{folder} holds another packed set, with other {said} ({manifest.num_images} images of "
             f"{manifest.resolution}x{manifest.resolution} from {manifest.source.get('path')}): remove it or give "
             "another folder"
         )
@@ -120,7 +120,7 @@ def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
 
 
 def _check_space(folder: Path, source: Source, done: Progress, resolution: int) -> None:
-    """Raise InputError before hours of work that cannot fit."""
+    """Raise InputError if the disk is too small, before hours of work."""
     if source.num_items is None:
         return
     needed, free = (source.num_items - done.items) * image_bytes(resolution), shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""The built-in data set: 5000 drawn pictures in ten classes, half of them pairs that fit together across it.
+"""The built-in data set: 5000 drawn pictures in ten classes, half of them pairs of matching shapes.
 
 Single shapes have any place, size and colour. In the paired classes the second shape follows from the first (its
 mirror image, the opposite corner, the same colour), which a discriminator sees only by comparing distant places.

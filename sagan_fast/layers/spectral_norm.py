@@ -55,7 +55,7 @@ class SpectralNorm(nn.Module):
 
     @classmethod
     def taking_over(cls, theirs: Any) -> SpectralNorm:
-        """Return the equal of torch's parametrization `theirs`, with its own u and v."""
+        """Return our equivalent of torch's parametrization `theirs`, with the same u and v."""
         ours = cls(theirs._u, theirs.n_power_iterations, theirs.dim, theirs.eps)  # of one axis: no u and v are drawn
         ours.register_buffer("_u", theirs._u)
         ours.register_buffer("_v", theirs._v)
@@ -100,7 +100,7 @@ def spectral_norm(module: ModuleT, name: str = "weight", n_power_iterations: int
 
 
 class _LegacyHook(LegacySpectralNorm):
-    """torch's older forward pre-hook, which sets the module's weight, with the group's W/sigma."""
+    """torch's older forward pre-hook, which sets the module's weight, here to the group's W/sigma."""
 
     def __init__(self, theirs: LegacySpectralNorm) -> None:
         super().__init__(theirs.name, theirs.n_power_iterations, theirs.dim, theirs.eps)
@@ -209,9 +209,7 @@ def _biggan(name: str, module: Any) -> list[Member]:
 
 
 def _name(module_name: str, tensor_name: str) -> str:
-    if tensor_name == "weight" and module_name:
-        return module_name
-    return f"{module_name}.{tensor_name}".lstrip(".")
+    return (f"{module_name}.{tensor_name}".removesuffix(".weight") or "weight").lstrip(".")
 
 
 def group_of(module: nn.Module) -> SpectralNormGroup | None:

@@ -39,7 +39,7 @@ class Link:
 
 
 class Norm(Protocol):
-    """How one weight is normalised: what our parametrization, our hook and our BigGAN-PyTorch method have in common."""
+    """The common attributes of our parametrization, our hook and our BigGAN-PyTorch method."""
 
     link: Link
     dim: int
@@ -81,7 +81,7 @@ class Member:
         return u if u.ndim == 1 else u.view(-1), v
 
     def state(self) -> tuple[int, ...]:
-        """Return what changes when the weight, u or v change or move."""
+        """Return numbers that change when the weight, u or v changes or moves."""
         tensors = (self.weight, *self.vectors)
         return tuple(n for x in tensors for n in (x.data_ptr(), 0 if x.is_inference() else x._version))
 
@@ -93,7 +93,7 @@ def rows_first(weight: Tensor, dim: int) -> Tensor:
 
 
 class _Batch:
-    """Members that one pass can take, and what the last pass gave."""
+    """Members that are normalised in one pass, and the results of the last pass."""
 
     def __init__(self, members: list[Member], indices: list[int]) -> None:
         self.members, self.indices = members, indices
@@ -147,7 +147,7 @@ class _Batch:
 
 
 class _Snapshot:
-    """What the gradient of one pass needs: not through save_for_backward, which one backward would use up."""
+    """What the gradient of one pass needs. save_for_backward would free it after the first backward."""
 
     def __init__(self, batch: _Batch) -> None:
         self.names = [member.name for member in batch.members]

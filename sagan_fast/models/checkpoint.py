@@ -1,4 +1,4 @@
-"""Reading checkpoints without running anything that they contain, and the networks of one."""
+"""Reads checkpoints, and the networks in them, without running anything that they contain."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The configurations of both networks, and the presets: whole recipes in sagan_fast/presets/*.yaml."""
+"""The configurations of both networks, and the presets in sagan_fast/presets/*.yaml."""
 
 import dataclasses
 import math
@@ -80,9 +80,8 @@ class GeneratorConfig(NetworkConfig):
         check_least(1, self, "z_dim")
         if len(self.channel_multipliers) < 2 or self.seed_size < 2:
             raise InputError(
-                "the generator's channel_multipliers must be the seed map's and one for each doubling up to the "
-                f"resolution, 2 to {int(math.log2(self.resolution))} in all at {self.resolution}, "
-                f"got {len(self.channel_multipliers)}"
+                f"generator.channel_multipliers must have 2 to {int(math.log2(self.resolution))} entries at resolution "
+                f"{self.resolution}, the first map's and one for each doubling, got {len(self.channel_multipliers)}"
             )
         self._check_attention(self.sizes)
 
@@ -113,7 +112,7 @@ class DiscriminatorConfig(NetworkConfig):
             raise InputError(f"final_size must be {self.resolution} / 2, / 4, ..., got {self.final_size}")
         if len(self.channel_multipliers) < int(math.log2(ratio)):
             raise InputError(
-                f"the discriminator's channel_multipliers must be at least {int(math.log2(ratio))} to go from "
+                f"discriminator.channel_multipliers must have at least {int(math.log2(ratio))} entries to go from "
                 f"{self.resolution} to {self.final_size}, got {len(self.channel_multipliers)}"
             )
         self._check_attention(self.sizes)

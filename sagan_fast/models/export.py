@@ -193,7 +193,7 @@ def read(path: Path) -> Callable[..., Tensor] | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what PyTorch says about tracing: shapes that are checked in Python, TorchScript's deprecation."""
+    """Hide PyTorch's warnings about tracing: shapes checked in Python, TorchScript's deprecation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

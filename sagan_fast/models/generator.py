@@ -140,7 +140,7 @@ class Generator(nn.Module):
 
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Within it `network` is in eval mode; afterwards each of its modules is in the mode it had."""
+    """Put `network` in eval mode, and each of its modules back in its own mode afterwards."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

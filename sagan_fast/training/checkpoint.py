@@ -16,7 +16,7 @@ _UNTOUCHED = "; the one before it is untouched"
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write `content` (tensors, numbers, strings, lists, dictionaries) to `path`: after a crash the old file stands.
+    """Write `content` (tensors, numbers, strings, lists, dictionaries) to `path`: after a crash the old file remains.
 
     Raises InputError if the folder cannot be written or the disk is full; the old file is untouched.
     """
@@ -99,7 +99,7 @@ class Checkpoints:
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the states of PyTorch's global generators, for what a run does not draw from (seed, step) itself."""
+    """Return the states of PyTorch's global generators, for random numbers that are not drawn from (seed, step)."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -107,7 +107,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Set PyTorch's global generators to what `rng_state` returned, the devices' where they are as many."""
+    """Set PyTorch's global generators to what `rng_state` returned, on CUDA if the number of devices is the same."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

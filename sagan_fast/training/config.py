@@ -76,7 +76,8 @@ class TrainConfig:
     keep: int = 3
     """number of newest checkpoints to keep; best.pt is always kept"""
     collapse_patience: int = 20
-    """the run has diverged when the discriminator has won or died for this many log lines in a row"""
+    """the run has diverged when the discriminator has won (loss near 0) or died (one score for all images) for this
+    many log lines in a row"""
     sigma_growth: float = 10.0
     """the run has diverged when a network's largest sigma grows by this factor within collapse_patience log lines"""
     on_divergence: OnDivergence = "stop"
@@ -120,7 +121,7 @@ class TrainConfig:
         check_choices(self)
 
     def micro_batches(self, processes: int) -> int:
-        """Return how many times a step each of `processes` takes images; InputError if they do not share evenly."""
+        """Return the number of micro-batches per step and process; InputError if the batch cannot be shared evenly."""
         micro = self.micro_batch_size
         if self.batch_size % (processes * max(micro, 1)):
             by = f"processes x micro_batch_size = {processes} x {micro}" if micro else f"processes = {processes}"
@@ -153,7 +154,7 @@ class TrainConfig:
         return cls.from_dict(merge(load_preset(name), overrides))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the YAML form: plain values, what both networks share stated once."""
+        """Return the YAML form: plain values, with the values that both networks share given once."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for key in ("generator", "discriminator"):
             own = {name: value for name, value in dataclasses.asdict(plain[key]).items() if name not in SHARED}

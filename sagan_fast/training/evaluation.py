@@ -1,4 +1,4 @@
-"""Scores of the averaged generator while it trains: between two steps, or in a process beside the run."""
+"""Scores the averaged generator during training: between two steps, or in a second process."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Evaluations:
         return config.eval_every > 0 and (step % config.eval_every == 0 or step == config.steps)
 
     def start(self) -> float:
-        """Evaluate the checkpoint that was just saved, in the background only begin to; return the seconds it took."""
+        """Evaluate the checkpoint just saved, or start to in the background; return the seconds it took."""
         began = time.perf_counter()
         world, step = self.run.world, self.run.state.step
         if self.run.config.eval_mode == "inline":
@@ -161,7 +161,7 @@ class Evaluations:
 
 
 class _Beside:
-    """`sagan-fast evaluate` of the checkpoint of `step`, in a process of its own that yields to the run."""
+    """`sagan-fast evaluate` of the checkpoint of `step`, in a second process with low priority."""
 
     def __init__(self, run: Run, protocol: Protocol, folder: Path, step: int) -> None:
         config = run.config
@@ -191,7 +191,7 @@ class _Beside:
             )
 
     def result(self) -> dict[str, Any]:
-        """Return what it found; InputError with what it said if it failed."""
+        """Return the scores; InputError with the process' last message if it failed."""
         if self.process.returncode:
             lines: list[str] = []
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The folder of a run: it is checked, made and held by one run at a time."""
+"""Checks, makes and locks the folder of a run."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -77,7 +77,7 @@ class Guard:
 
 
 def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what the log says of the networks, and sigma of every weight, which is for the curves alone.
+    """Return the values of both networks for the log, and sigma of every weight for the curves.
 
     The first: gamma of every attention block, the largest sigma of each network, steps skipped under fp16. Three
     transfers from the device.
@@ -102,7 +102,7 @@ def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the most memory in use so far in GiB: of the device if it is CUDA, else of this process."""
+    """Return the peak memory in GiB, of the device if it is CUDA, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:

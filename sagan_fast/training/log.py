@@ -85,7 +85,7 @@ class RunLog(SilentLog):
             self.say(f"step {step}/{self.steps}  {short}{self._left(step)}")
 
     def scores(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
-        """Record `values` of `step`, which may be some steps ago, on disk alone, and `curves` in TensorBoard alone."""
+        """Write `values` of this or an earlier `step` to log.jsonl and TensorBoard, `curves` to TensorBoard only."""
         with self._disk():
             self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
             self.file.flush()
@@ -94,7 +94,7 @@ class RunLog(SilentLog):
             self.board.flush()  # type: ignore[no-untyped-call]
 
     def step_done(self, step: int) -> None:
-        """Move the progress bar, if there is one; else speak up after a long silence."""
+        """Move the progress bar, if there is one; else print a line after a long silence."""
         if self.progress is not None:
             self.progress.update(self.task, completed=step)
         elif time.monotonic() - self.spoke > HEARTBEAT:
@@ -128,7 +128,7 @@ class RunLog(SilentLog):
                 self.board.close()  # type: ignore[no-untyped-call]
 
     def _left(self, step: int) -> str:
-        """Return the time that the rest takes at the pace since the start, sampling and saving included."""
+        """Return the estimated time left, at the pace since the start, including sampling and saving."""
         done = step - self.first
         if done < 1 or step >= self.steps:
             return ""

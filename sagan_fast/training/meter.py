@@ -1,4 +1,4 @@
-"""Sums what the steps between two lines of the log measure and reads it out at once."""
+"""Sums the measurements of the steps between two lines of the log."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ SUMMED = ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g")
 
 
 class Meter:
-    """Sums on the device what each step measures, so that nothing waits for it before a line of the log."""
+    """Sums the measurements of each step on the device, which waits only when the log is written."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world
@@ -42,7 +42,7 @@ class Meter:
         self.steps += 1
 
     def read(self, state: TrainState, dataset: ImageDataset) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the means over steps and processes since the last call, and what TensorBoard alone gets."""
+        """Return the means over steps and processes since the last call, and the values for TensorBoard only."""
         assert self.sums is not None
         sums = (self.sums / self.steps).tolist()
         seconds = time.perf_counter() - self.began

@@ -31,7 +31,7 @@ class Precision:
         self.name, self.device = name, device
 
     def products(self) -> AbstractContextManager[None]:
-        """Return the context where float32 products and convolutions on CUDA are IEEE, or TF32 but for fp32."""
+        """Return a context where float32 products and convolutions on CUDA are IEEE for fp32, else TF32."""
         return tf32(self.name != "fp32")
 
     def autocast(self) -> torch.autocast:
@@ -53,7 +53,7 @@ class Scaler(torch.amp.GradScaler):
 
     @property
     def skipped(self) -> int:
-        """Number of steps left out so far because a gradient overflowed; waits for the device under fp16."""
+        """Number of steps skipped so far because a gradient overflowed; waits for the device under fp16."""
         return int(self._skipped)
 
     def backward(self, loss: Tensor) -> None:

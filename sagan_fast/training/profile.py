@@ -1,4 +1,4 @@
-"""A trace of some steps, for chrome://tracing or https://ui.perfetto.dev."""
+"""Traces some steps, for chrome://tracing or https://ui.perfetto.dev."""
 
 from pathlib import Path
 from typing import Any

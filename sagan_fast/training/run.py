@@ -1,4 +1,4 @@
-"""One run in one process: writes its parts to a checkpoint and restores them in every process."""
+"""Holds the parts of a run in one process, writes them to checkpoints and restores them."""
 
 import io
 import zlib
@@ -31,7 +31,7 @@ MAY_CHANGE = {
 
 @dataclass
 class Run:
-    """What a run consists of in this process. All processes must call each method together."""
+    """The parts of a run in this process. All processes must call each method together."""
 
     config: TrainConfig
     world: World
@@ -41,7 +41,7 @@ class Run:
     folder: RunFolder
 
     def check_start(self) -> None:
-        """Raise InputError in the main process, and end the others, unless all were started alike on the same images.
+        """Raise InputError in the main process, and end the others, unless all have the same options and images.
 
         Where the images lie, and how many processes read them, may differ from machine to machine.
         """
@@ -74,7 +74,7 @@ class Run:
         }
 
     def save(self) -> None:
-        """Write the checkpoint of this step; InputError in the main process, and the end of all, if that fails."""
+        """Write the checkpoint of this step; if that fails, all processes end, the main one with InputError."""
         self.check_replicas()
         content = self.content()
         self.world.by_main(lambda: self.folder.checkpoints.save(content, self.state.step))
@@ -170,7 +170,7 @@ class Run:
         )
 
     def division(self) -> str:
-        """Return how processes and micro-batches share a step's images, empty if they do not."""
+        """Return a text that says how processes and micro-batches share a step's images; empty for one of each."""
         parts = self.config.micro_batches(self.world.size)
         if self.world.size == 1 and parts == 1:
             return ""

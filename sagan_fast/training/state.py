@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how it becomes plain data and back."""
+"""The state of a run from step to step, which is saved to and loaded from plain data."""
 
 import copy
 from dataclasses import dataclass

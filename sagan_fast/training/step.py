@@ -181,7 +181,7 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor
 
 @contextmanager
 def statistics_shared(model: nn.Module, part: int, parts: int) -> Iterator[None]:
-    """Within it batch norm's running averages move so that `parts` forwards in a row count as one with their mean.
+    """Let `parts` forwards in a row move batch norm's running averages as one forward with their mean would.
 
     r <- (1 - m) r + m/k (s_1 + ... + s_k), by giving the j-th of k the momentum (m/k) / (1 - m (k - j)/k).
     """

@@ -1,4 +1,4 @@
-"""The figure of the SAGAN paper (its figures 1 and 5): an image with coloured dots, and where each of them looks.
+"""The figure of the SAGAN paper (its figures 1 and 5): an image with coloured dots, and a map for each dot.
 
 A dot and its map have the same colour. Each map is scaled from its smallest to its largest value, and drawn faintly if
 attention is nearly even. The number under a map is its peak: the largest weight divided by that of even attention, 1/M.
@@ -44,13 +44,13 @@ def figure_row(
 
 
 def figure(rows: Sequence[Tensor]) -> Tensor:
-    """Return the whole figure: `rows` of `figure_row` one below the other, on white, and what "peak" means."""
+    """Return the whole figure: `rows` of `figure_row` one below the other, and a line that explains "peak"."""
     words = drawing.shortened(FOOTER, LETTERS, rows[0].shape[2] - 2)
     return drawing.framed(drawing.below([*rows, drawing.text(words, LETTERS, (110, 110, 110))], GAP), GAP)
 
 
 def sweep_path(map_size: tuple[int, int], frames: int) -> list[int]:
-    """Return up to `frames` positions that lead over the whole map: line by line, there and back, then from the start.
+    """Return up to `frames` positions of a path over the whole map, line by line in alternating directions.
 
     Lines are as many as make steps along and across them about equal.
     """
@@ -66,7 +66,7 @@ def sweep_path(map_size: tuple[int, int], frames: int) -> list[int]:
 
 
 def sweep_frames(images: Tensor, layer: SelfAttention2d, xs: Tensor, frames: int) -> list[Tensor]:
-    """Return uint8 frames (3, h, w): a query moving over each of `images` (B, 3, R, R), and beside where it looks.
+    """Return uint8 frames (3, h, w): a query that moves over each of `images` (B, 3, R, R), with its map beside it.
 
     `xs` (B, C, H, W) is what `layer` saw of them. Images stand in two columns if there are more than two.
     """

@@ -1,4 +1,4 @@
-"""Where a network's attention looks: chosen queries' rows of the map, laid over the image.
+"""Lays rows of the attention map of chosen queries over the image.
 
 Positions of a map are flat, row * W + column, as in `SelfAttention2d.attention_map`; points are (x, y) in pixels of the
 image, from its upper left corner.

@@ -109,7 +109,7 @@ def test_a_failed_evaluation_does_not_end_the_run(tmp_path, settings, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eval_features": "none.pt"}, "there is no file of features none.pt"),
+        ({"eval_features": "none.pt"}, "there is no feature file none.pt"),
         ({"eval_data": "folder:none"}, "folder:none does not exist"),
         ({"eval_count": 4}, "splits must be at most the count"),
         ({"eval_metrics": "is"}, "eval_metrics must be fid and any of fid,is,kid,prdc,intra_fid, got 'is'"),

@@ -1,4 +1,4 @@
-"""Data sets in other people's formats, as `sagan-fast prepare` reads them; `open_source` recognises the kind."""
+"""Opens the data sets that `sagan-fast prepare` reads; `open_source` recognises their format."""
 
 import glob
 import os
@@ -47,7 +47,7 @@ def open_source(
     if found == "tfrecord":
         return TFRecordSource(path, files, first_label)
     if len(files) > 1:
-        raise InputError(f"{path} are {len(files)} HDF5 files ({list_some(files)}): give one")
+        raise InputError(f"{path} names {len(files)} HDF5 files ({list_some(files)}): give one")
     return HDF5Source(path, files[0], first_label)
 
 

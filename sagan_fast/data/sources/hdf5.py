@@ -60,7 +60,7 @@ class HDF5Source(Source):
         return result
 
     def read_many(self, items: Sequence[int], resolution: int) -> Iterator[tuple[Image, int] | BrokenImageError]:
-        """Yield image and label of each of the consecutive `items`, from one read; what cannot be read one by one."""
+        """Yield image and label of each of the consecutive `items`, from one read; where that fails, one by one."""
         try:
             file = self._open()
             images = file["imgs"][items[0] : items[-1] + 1]
