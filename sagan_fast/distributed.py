@@ -1,10 +1,10 @@
 """The processes of a run: rank, size and device, and the operations that all processes do together.
 
 torchrun's environment is read here alone. Every process holds both networks whole and takes its share of each batch.
-Gradients are averaged by one all-reduce a network and step, not by DistributedDataParallel: the fused spectral norm
-hands the gradients of a network over together, at the end of its backward, so there is nothing that buckets could
-overlap with. Device tensors travel by NCCL (Gloo on the CPU), everything else by Gloo, so that a word between the
-processes never waits for the GPU.
+Gradients are averaged by one all-reduce per network and step, not by DistributedDataParallel. The fused spectral norm
+returns all gradients of a network at the end of its backward, so buckets could not overlap with anything. Device
+tensors travel by NCCL (Gloo on the CPU), everything else by Gloo, so that a word between the processes never waits for
+the GPU.
 
 PyTorch is imported where it is used: an error in the command line asks for the rank and need not wait for more.
 """
@@ -226,9 +226,9 @@ def connected(device: Device, timeout: int) -> Iterator[World]:
 def _fresh_store(rank: int, size: int, wait: timedelta) -> Any:
     """Return the store that torchrun's environment names, under a prefix that only this start of the run has.
 
-    After a restart torchrun hands out the same store again, and in it the addresses of processes that are dead, which
-    Gloo would try to reach. Its count of restarts does not help: it is another one on each machine. So each process
-    says hello under a name of its own until the first, who may have read the hello of a dead one, has answered it.
+    After a restart torchrun passes on the same store, with the addresses of dead processes, which Gloo would try to
+    reach. The number of restarts is no help, since it differs between machines. So each process writes a hello with a
+    unique name. The first process, which may also read the hello of a dead one, answers every name it reads.
     """
     import torch.distributed as dist
 

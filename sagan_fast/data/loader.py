@@ -1,8 +1,7 @@
 """Yields endless batches in an order that depends only on the seed and the number of samples consumed.
 
-Sample p of a run (counted over all ranks from its beginning) is image `epoch_order(n, seed, p // n)[p % n]`, so a run
-resumed at p goes on bit for bit as if it had never stopped, with any number of workers, and no epoch is padded with
-duplicates or cut short.
+Sample p of a run, counted over all ranks, is image `epoch_order(n, seed, p // n)[p % n]`. So a run resumed at p
+continues bit for bit with any number of workers, and no epoch is padded with duplicates or cut short.
 """
 
 import atexit

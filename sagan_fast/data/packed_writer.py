@@ -1,8 +1,8 @@
 """Writes a packed set; after a kill or a full disk the next start continues where it stopped.
 
-The images grow in images.npy.part; progress.jsonl says, line by line, how much of it is good. A line is written only
-after the pixels it vouches for are on the disk. What comes after the last whole line is cut off and done again. The
-manifest is written last: a set with one is whole.
+Images are appended to images.npy.part, and each line of progress.jsonl says how much of it is valid. A line is written
+only after its pixels are on the disk. The next start cuts off what follows the last whole line and does it again. The
+manifest is written last: a set that has one is complete.
 """
 
 import json
@@ -80,7 +80,7 @@ class Chunk:
 
 
 class PackedWriter:
-    """The unfinished set in `folder`: opened where it stopped, appended to, committed, finished.
+    """Continues the unfinished set in `folder`: append chunks, commit them, finish the set.
 
     Raises InputError if the folder cannot be written, holds something else or the unfinished set of other `settings`,
     or another process is at work on it; from all methods where the disk is full.

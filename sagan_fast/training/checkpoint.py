@@ -27,8 +27,8 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
 class Checkpoints:
     """The checkpoints of a run: step-N.pt, of which the newest `keep` stay, last.pt (the newest) and best.pt.
 
-    last.pt and best.pt are further names of files that are there already, or copies where the file system has no
-    links, so that a checkpoint is written once. Only the main process of a run uses this.
+    last.pt and best.pt are hard links to other checkpoints, or copies where the file system has no links. So each
+    checkpoint is written once. Only the main process of a run uses this.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:

@@ -1,9 +1,9 @@
 """One training step: the discriminator, then the generator, one update each (Zhang et al. 2019, §4).
 
-However many processes and micro-batches share the work, a step is one function of the global batch: noise and labels
-are drawn for all of it from (seed, step), process r of W takes the samples r, r + W, ..., its micro-batch a of k those
-at a, a + k, ... of them, gradients and losses are means over all. Only batch norm sees the division: its batches are
-the micro-batches, the same ones for any number of processes that take equally many images at a time.
+A step is one function of the global batch, for any number of processes and micro-batches. Noise and labels are drawn
+for the whole batch from (seed, step). Process r of W takes the samples r, r + W, ...; its micro-batch a of k takes
+every k-th of them from a on. Gradients and losses are means over all. Only batch norm depends on the division: its
+batches are the micro-batches, which are the same for any number of processes with the same micro-batch size.
 """
 
 import itertools

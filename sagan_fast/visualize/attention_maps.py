@@ -80,10 +80,9 @@ def centre_of(position: int, map_size: tuple[int, int], height: int, width: int)
 def spread_queries(layer: SelfAttention2d, x: Tensor, count: int) -> list[int]:
     """Return `count` positions of the single input `x` (1, C, H, W) that are worth looking at.
 
-    Among the cells of a regular grid over the middle of the image, the first is the one whose attention is most
-    concentrated (lowest entropy); each next is the one farthest from all before it, half by its place and half by what
-    it attends to (Hellinger distance of the rows), both in units of the largest there is; neighbours come last.
-    Computes the grid's rows only.
+    They are cells of a regular grid over the middle of the image. The first has the most concentrated attention, the
+    lowest entropy. Each next one is farthest from all before it. The distance is that of their places plus that of
+    their rows (Hellinger), each divided by its largest value; neighbours come last. Only the grid's rows are computed.
     """
     H, W = x.shape[2:]
     ys, xs = (torch.linspace(MARGIN * side, (1 - MARGIN) * side - 1, min(CANDIDATES, side)).round() for side in (H, W))

@@ -73,8 +73,8 @@ class Source(ABC):
 class FilesSource(Source):
     """Samples from several files, in the order of the files and within them; `total` is bytes.
 
-    An item has `file`, the number of its file, and `position`: the bytes up to its end, or of a compressed file, which
-    can only be read from its beginning, up to the beginning of the file.
+    An item has `file`, the number of its file, and `position`, the bytes up to its end. In a compressed file, which can
+    only be read from the beginning, `position` is the bytes up to the file.
     """
 
     def __init__(self, path: str, files: Sequence[str], first_label: int) -> None:
