@@ -1,9 +1,7 @@
-"""The values that options take, one Literal each: for the command line, the configurations and callers from Python.
+"""Defines the allowed values of each option as a Literal, for the command line, the configurations and Python callers.
 
 Nothing heavy is imported here: a wrong option is answered before PyTorch is loaded.
 """
-
-from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -39,6 +37,13 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise InputError unless `value` is one of the Literal `choices`."""
     if value not in get_args(choices):
         raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def check_least(low: int, options: object, *names: str) -> None:
+    """Raise InputError for a field in `names` of the dataclass `options` that is less than `low`; None is allowed."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < low:
+            raise InputError(f"{name} must be at least {low}, got {value}")
 
 
 def check_choices(config: object) -> None:

@@ -1,6 +1,4 @@
-"""The command line: finds the command, runs it, and turns errors into a sentence and an exit status."""
-
-from __future__ import annotations
+"""The command line: runs a command and turns its errors into one sentence and an exit status."""
 
 import sys
 from collections.abc import Sequence
@@ -8,16 +6,16 @@ from importlib import import_module
 
 import sagan_fast
 from sagan_fast.commands.options import underscored
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import Diverged, InputError, nearest
 
 COMMANDS = {
-    "prepare": "pack a data set of any known format, to be read without decoding",
-    "train": "train a SAGAN on images, or go on with a run",
-    "sample": "draw images from a run or checkpoint; needs no data set",
-    "evaluate": "IS, FID, KID, precision and more of a checkpoint or a folder of images, with their protocol",
+    "prepare": "decode a data set once and pack it for fast reading",
+    "train": "train a SAGAN on images, or resume a run",
+    "sample": "generate images from a run or checkpoint, without a data set",
+    "evaluate": "compute IS, FID, KID, precision and more of a checkpoint or a folder of images",
     "attention": "show where the attention of a run or checkpoint looks",
     "export": "write the generator as safetensors, ONNX or TorchScript",
-    "info": "versions, device, and which backend would run and why",
+    "info": "show versions, the device, and which backend would run and why",
 }
 
 
@@ -26,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         if not args or args[0] in ("-h", "--help"):
-            print(f"usage: sagan-fast {{{','.join(COMMANDS)}}} ...\n\nSelf-attention GANs, trained and sampled.\n")
+            print(f"usage: sagan-fast {{{','.join(COMMANDS)}}} ...\n\nTrain, sample and score self-attention GANs.\n")
             for name, what in COMMANDS.items():
                 print(f"  {name:9} {what}")
             print("\nsagan-fast COMMAND --help shows a command's options.")
@@ -46,14 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except OSError as error:  # a full disk, a folder that went away
-        print(f"sagan-fast: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        from sagan_fast.training.health import Diverged
-
-        if not isinstance(error, Diverged):
-            raise
+    except (OSError, Diverged) as error:  # OSError: a full disk, a folder that went away
         print(f"sagan-fast: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,10 +1,10 @@
-"""Which process of how many this is, on which device, and the few things that processes tell each other.
+"""The processes of a run: rank, size and device, and the operations that all processes do together.
 
 torchrun's environment is read here alone. Every process holds both networks whole and takes its share of each batch.
-Gradients are averaged by one all-reduce a network and step, not by DistributedDataParallel: the fused spectral norm
-hands the gradients of a network over together, at the end of its backward, so there is nothing that buckets could
-overlap with. Device tensors travel by NCCL (Gloo on the CPU), everything else by Gloo, so that a word between the
-processes never waits for the GPU.
+Gradients are averaged by one all-reduce per network and step, not by DistributedDataParallel. The fused spectral norm
+returns all gradients of a network at the end of its backward, so buckets could not overlap with anything. Device
+tensors travel by NCCL (Gloo on the CPU), everything else by Gloo, so that a word between the processes never waits for
+the GPU.
 
 PyTorch is imported where it is used: an error in the command line asks for the rank and need not wait for more.
 """
@@ -43,7 +43,7 @@ def environment_of_one() -> dict[str, str]:
 
 
 def pick_device(name: Device) -> torch.device:
-    """Return the device `name` stands for ("auto" is cuda where there is one); InputError if it is not there."""
+    """Return the device `name`; "auto" is cuda if available. InputError if the device does not exist."""
     import torch
 
     if name == "auto":
@@ -55,7 +55,7 @@ def pick_device(name: Device) -> torch.device:
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this is, and the device it works on. All processes must call each method together."""
+    """This process: its rank, the number of processes, and its device. All processes must call each method together."""
 
     device: torch.device
     rank: int = 0
@@ -65,7 +65,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes files and speaks."""
+        """Whether this is the one process that writes files and prints."""
         return self.rank == 0
 
     def average(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
@@ -130,16 +130,12 @@ class World:
     def together(self, work: Callable[[], T]) -> T:
         """Return what `work` gives here, once it has succeeded in every process.
 
-        Where it raises InputError in one, all end: the main process raises it, saying where it happened, the others
-        leave without a word and with the same exit status.
+        Where it raises InputError in one, all end: the main process raises it and says where it happened; the others
+        exit silently with the same status.
         """
-        result, sentence = None, ""
-        try:
-            result = work()
-        except InputError as error:
-            sentence = str(error) or "an input error"
-            if self.size == 1:
-                raise
+        if self.size == 1:
+            return work()
+        result, sentence = _tried(work)
         sentences = self.gather(sentence)
         if any(sentences):
             first = next(i for i, text in enumerate(sentences) if text)
@@ -156,16 +152,17 @@ class World:
         """Return in every process what `work` gives in the main one; its InputError is raised in all of them."""
         if self.size == 1:
             return work()
-        result, sentence = None, ""
-        if self.is_main:
-            try:
-                result = work()
-            except InputError as error:
-                sentence = str(error) or "an input error"
-        result, sentence = self.share((result, sentence))
+        result, sentence = self.share(_tried(work) if self.is_main else (None, ""))
         if sentence:
             raise InputError(sentence)
         return result  # type: ignore[return-value]
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, str]:
+    try:
+        return work(), ""
+    except InputError as error:
+        return None, str(error) or "an input error"
 
 
 _joined: list[World] = []
@@ -229,9 +226,9 @@ def connected(device: Device, timeout: int) -> Iterator[World]:
 def _fresh_store(rank: int, size: int, wait: timedelta) -> Any:
     """Return the store that torchrun's environment names, under a prefix that only this start of the run has.
 
-    After a restart torchrun hands out the same store again, and in it the addresses of processes that are dead, which
-    Gloo would try to reach. Its count of restarts does not help: it is another one on each machine. So each process
-    says hello under a name of its own until the first, who may have read the hello of a dead one, has answered it.
+    After a restart torchrun passes on the same store, with the addresses of dead processes, which Gloo would try to
+    reach. The number of restarts is no help, since it differs between machines. So each process writes a hello with a
+    unique name. The first process, which may also read the hello of a dead one, answers every name it reads.
     """
     import torch.distributed as dist
 
@@ -272,6 +269,6 @@ def _losses_named(size: int) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(word in text for word in lost):
             raise
         raise ConnectionError(
-            f"this run of {size} processes lost one of them or the way to it ({text[:160]}); what that process printed "
-            "says why, and --resume goes on from the last checkpoint"
+            f"this run of {size} processes lost one of them, or the connection to it ({text[:160]}): read what it "
+            "printed, then continue from the last checkpoint with --resume"
         ) from error

@@ -1,6 +1,4 @@
-"""Writes files whole or not at all, holds locks, and turns what the system says into a sentence."""
-
-from __future__ import annotations
+"""Writes files completely or not at all, holds locks, and turns system errors into sentences."""
 
 import os
 import secrets

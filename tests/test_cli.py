@@ -11,13 +11,13 @@ from sagan_fast import cli
 
 def test_help_is_there_for_all_and_for_each(capsys):
     assert cli.main(["--help"]) == 0
-    assert "draw images from a run or checkpoint" in capsys.readouterr().out
+    assert "generate images from a run or checkpoint" in capsys.readouterr().out
     for command in ("train", "sample", "info"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0
     out = capsys.readouterr().out
-    for word in ("--batch_size", "--generator.base_channels", "--truncation", "--class_id", "images in a step"):
+    for word in ("--batch_size", "--generator.base_channels", "--truncation", "--class_id", "images per step"):
         assert word in out
 
 
@@ -30,7 +30,7 @@ def test_help_is_there_for_all_and_for_each(capsys):
         (["train", "--preset", "shapes-32", "--out", "x", "--bach-size=3"], "'bach_size': did you mean 'batch_size'?"),
         (["train", "--preset", "shapes-32", "--out", "x", "--generator.z-dm=3"], "did you mean 'generator.z_dim'?"),
         (["train", "--preset", "shapes-32", "--out", "x", "--batch-size", "many"], "batch_size"),
-        (["train", "--preset", "shapes-32", "--out", "x", "--batch-size", "0"], "batch_size must be positive, got 0"),
+        (["train", "--preset", "shapes-32", "--out", "x", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["train", "--preset", "shapes-32"], "out"),
         (["train", "--preset", "cifar-32", "--out", "x"], "data"),
         (["train", "--preset", "shapes-32", "--out", "x", "--data", "folder:/none/at/all"], "/none/at/all"),

@@ -1,1 +1,1 @@
-"""The commands of `sagan-fast`, a file each: `run(args)` parses and calls."""
+"""The commands of `sagan-fast`, one file each: `run(args)` parses the options and does the work."""

@@ -1,4 +1,4 @@
-"""`sagan-fast attention`: what chosen points of an image attend to, as in the paper's figures."""
+"""`sagan-fast attention` draws what chosen points of an image attend to, as in the paper's figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sagan_fast.choices import Device
+from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 
@@ -17,43 +17,43 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options:
-    """Show where a network's attention looks.
+    """Draw where the attention of a generator or discriminator looks.
 
-    Each image is shown with coloured dots. Beside it stands a dimmed copy for each dot, lit where the dot looks. The
-    generator is shown on samples, the discriminator on real images (--data) or on samples.
+    The figure shows each image with coloured dots. Beside it, one dimmed copy per dot is bright where that dot looks.
+    The generator is shown on samples, the discriminator on real images (--data) or on samples.
     """
 
     checkpoint: str
-    """run folder or checkpoint file; an exported folder has the generator only"""
+    """run folder or checkpoint file; an exported folder works for the generator only"""
     out: str
-    """PNG file of the figure, with a row for each image"""
+    """PNG file for the figure, with one row per image"""
     sweep: str | None = None
-    """also write a GIF or APNG file in which a point moves over each image"""
+    """GIF or APNG file for an animation in which a dot moves over each image"""
     network: Literal["g", "d"] | None = None
-    """g is the generator, d the discriminator (the default with --data)"""
+    """network to show: g (generator) or d (discriminator); default: d with --data, else g"""
     data: str | None = None
     """real images for the discriminator: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     layer: str | None = None
-    """one of several attention layers by name or map size, such as attentions.32 or 32; the finest if not given"""
+    """attention layer by name or map size, such as attentions.32 or 32; default: the one with the largest map"""
     points: str = "auto"
-    """where to ask: 'x,y x,y ...' in pixels from the upper left corner. auto begins where attention is most
-    concentrated; each further point is farthest from those before it, in place and in what it looks at"""
+    """where to put the dots: 'x,y x,y ...' in pixels from the upper left corner, or auto. auto starts at the point with
+    the most concentrated attention; each further point differs most from the others, in its place and in its map"""
     num_points: int = 5
-    """how many points auto takes"""
+    """number of points that auto chooses"""
     count: int = 4
     """number of images"""
     class_id: int | None = None
-    """take images of this class only; as many different classes as there are if not given"""
+    """show only images of this class; default: as many different classes as possible"""
     seed: int = 0
-    """chooses the samples or the real images"""
+    """random seed of the samples or of the choice of real images"""
     truncation: float | None = None
-    """draw z of the samples within [-T, T]"""
+    """draw the z of samples within [-T, T]"""
     frames: int = 96
-    """positions of the sweep, at most"""
+    """largest number of positions in the animation of --sweep"""
     last: bool = False
-    """use the generator's last weights instead of the averaged ones"""
+    """use the generator's weights of the last step instead of the averaged ones"""
     device: Device = "auto"
-    """where to compute; auto is cuda where there is one"""
+    """where to compute; auto takes cuda if available"""
 
 
 def run(args: list[str]) -> None:
@@ -113,7 +113,7 @@ def run(args: list[str]) -> None:
 
 
 def read_points(text: str) -> list[tuple[float, float]]:
-    """Return the (x, y) in `text`, "x,y x,y ..."; InputError if it says anything else."""
+    """Return the (x, y) in `text`, "x,y x,y ..."; InputError for any other text."""
     try:
         points = [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
     except ValueError:
@@ -127,9 +127,7 @@ def _check(options: Options, out: Path, sweep: Path | None) -> str:
     """Return the network to show; InputError for options that do not fit each other."""
     from sagan_fast.visualize.animation import SUFFIXES
 
-    for name in ("count", "num_points", "frames"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} must be positive, got {getattr(options, name)}")
+    check_least(1, options, "count", "num_points", "frames")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out must name a .png file, got {out}")
     if sweep is not None and sweep.suffix.lower() not in SUFFIXES:

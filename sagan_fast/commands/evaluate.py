@@ -1,6 +1,4 @@
-"""`sagan-fast evaluate`: scores of a checkpoint or a folder of images, with their protocol."""
-
-from __future__ import annotations
+"""`sagan-fast evaluate` scores a checkpoint or a folder of images and states the protocol."""
 
 import inspect
 import json
@@ -36,34 +34,34 @@ SCORES = (
 
 @dataclass
 class Options:
-    """Score a checkpoint's samples, or a folder of images, against real images.
+    """Score the samples of a checkpoint, or a folder of images, against real images.
 
     The scores are IS, FID, KID, precision, recall, density, coverage and the FID of each class. Statistics of the real
-    images are kept in $SAGAN_FAST_CACHE (~/.cache/sagan_fast). Under torchrun the processes share the work.
+    images are cached in $SAGAN_FAST_CACHE (~/.cache/sagan_fast). Under torchrun the processes share the work.
     """
 
     generated: str
-    """run folder, checkpoint file, folder of images, or SPEC of a data set"""
+    """what to score: run folder, checkpoint file, folder of images, or data set such as packed:PATH"""
     data: str
     """real images: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     json: str | None = None
-    """write scores and protocol to this file"""
+    """JSON file for the scores and their protocol"""
     protocol: ProtocolName = "clean"
-    """clean, or official: as the released SAGAN was scored. It decides what is not given below"""
+    """defaults of the options below: clean as in clean-fid, official as for the released SAGAN"""
     features: str = "inception"
-    """inception, efficientnet-lite0 or a TorchScript file"""
+    """network that computes the features: inception, efficientnet-lite0 or a TorchScript file"""
     inception_weights: str | None = None
-    """file of torch-fidelity's Inception weights, instead of a download"""
+    """file with torch-fidelity's Inception weights; default: download them"""
     metrics: str = "all"
-    """some of fid,is,kid,prdc,intra_fid"""
+    """scores to compute: all, or some of fid,is,kid,prdc,intra_fid"""
     last: bool = False
-    """use the last weights instead of the averaged ones"""
+    """use the weights of the last step instead of the averaged ones"""
     resolution: int | None = None
-    """crop and resize all images to this many pixels a side; for data sets, not for checkpoints"""
+    """crop and resize all images to this width and height; not for checkpoints, which have their own"""
     device: Device = "auto"
-    """where to compute; auto is cuda where there is one"""
+    """where to compute; auto takes cuda if available"""
     num_workers: int = 0
-    """processes that read images"""
+    """number of processes that read images"""
 
 
 def run(args: list[str]) -> None:
@@ -91,7 +89,7 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> tuple[Options, dict[str, Any]]:
-    """Return the options, and what of the protocol was given."""
+    """Return the options, and those values of the protocol that were given."""
     parser = command_parser("evaluate", inspect.getdoc(Options) or "")
     add_options(parser, Options, positional=("generated",))
     add_options(parser, Protocol, skip=("name", "weights"))
@@ -159,7 +157,7 @@ def _spec(generated: str) -> str | None:
 
 @contextmanager
 def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], None]] | None]:
-    """Yield what shows progress on a terminal; None elsewhere."""
+    """Yield a function that shows progress on a terminal; None elsewhere."""
     if not sys.stderr.isatty() or not is_main:
         yield None
         return
@@ -176,7 +174,7 @@ def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], No
 
 
 def _check_writable(target: Path) -> None:
-    """Raise InputError before the work, not after it."""
+    """Raise InputError if `target` cannot be written, before the work begins."""
     if target.is_dir():
         raise InputError(f"--json must name a file, and {target} is a folder")
     with explained(f"cannot write {target}"):

@@ -1,6 +1,4 @@
-"""`sagan-fast export`: the generator as files that need no trainer."""
-
-from __future__ import annotations
+"""`sagan-fast export` writes the generator as files that work without the trainer."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -16,16 +14,19 @@ level of 256."""
 
 @dataclass
 class Options:
-    """Write the averaged generator of a run, spectral norm folded in, for use elsewhere."""
+    """Write the averaged generator of a run to files that work without the trainer.
+
+    Spectral norm is folded into the weights. Every file is compared with the checkpoint's samples.
+    """
 
     checkpoint: str
     """run folder or checkpoint file"""
     out: str
-    """folder that gets the files"""
+    """folder for the files"""
     format: str = "safetensors"
-    """one or more of safetensors,onnx,torchscript"""
+    """formats to write: one or more of safetensors,onnx,torchscript"""
     last: bool = False
-    """use the last weights instead of the averaged ones"""
+    """use the weights of the last step instead of the averaged ones"""
 
 
 def run(args: list[str]) -> None:
@@ -52,7 +53,6 @@ def run(args: list[str]) -> None:
         "data": data_name(content["config"]["data"]),
     }
     paths = {"safetensors": WEIGHTS, "onnx": export.ONNX, "torchscript": export.TORCHSCRIPT}
-    readers = export.readers()
     inputs = export.example(generator, count=5, seed=1)
     expected = generator(*inputs)
     for name in FORMATS:
@@ -63,10 +63,11 @@ def run(args: list[str]) -> None:
             export.save_folder(generator, folder, about)
         else:
             {"onnx": export.save_onnx, "torchscript": export.save_torchscript}[name](generator, path)
-        if name not in readers:
+        exported = export.read(path)
+        if exported is None:
             print(f"{path}: not compared with the checkpoint's samples, onnxruntime is not installed")
             continue
-        difference = (readers[name](path)(*inputs) - expected).abs().max().item()
+        difference = (exported(*inputs) - expected).abs().max().item()
         if not difference <= TOLERANCE:
             raise RuntimeError(f"{path} differs from the checkpoint's samples by {difference:.2g}")
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from the checkpoint's samples by {difference:.1g}")
@@ -74,6 +75,6 @@ def run(args: list[str]) -> None:
 
 
 def data_name(spec: str) -> str:
-    """Return the data set's spec with the last two folders of its path: the others say nothing on another machine."""
+    """Return the data set's spec with only the last two folders of its path, as the rest differs between machines."""
     kind, colon, path = spec.partition(":")
     return kind + colon + "/".join(PurePath(path).parts[-2:]).replace("//", "/")

@@ -1,6 +1,4 @@
-"""`sagan-fast info`: versions, device, backends."""
-
-from __future__ import annotations
+"""`sagan-fast info` shows versions, the device and the backends."""
 
 import os
 import platform

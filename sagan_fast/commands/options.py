@@ -1,6 +1,4 @@
-"""What all commands share: options from the fields of a dataclass, and errors in a sentence."""
-
-from __future__ import annotations
+"""Shared by all commands: reads options into a dataclass and reports errors in one sentence."""
 
 import dataclasses
 import inspect
@@ -14,7 +12,6 @@ from sagan_fast.distributed import rank
 from sagan_fast.errors import InputError, nearest
 
 T = TypeVar("T")
-DASHES = "Options may be written with dashes or underscores."
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list such as [8,16]"}
 
 
@@ -47,7 +44,7 @@ def command_parser(command: str, description: str) -> Any:
     return SentenceParser(
         prog=f"sagan-fast {command}",
         description=description,
-        epilog=DASHES,
+        epilog="Option names accept dashes and underscores.",
         formatter_class=Formatter,
         allow_abbrev=False,
     )
@@ -76,7 +73,7 @@ def add_options(parser: Any, options: type, positional: Sequence[str] = (), skip
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """Let the first of torchrun's processes alone say an InputError that all of them meet, as they read one line."""
+    """Let only the first of torchrun's processes report an InputError, since all read the same command line."""
     try:
         yield
     except InputError:
@@ -107,7 +104,7 @@ def underscored(args: list[str]) -> list[str]:
 
 
 def _sentence(message: str, known: list[str]) -> str:
-    """Return a parser's message as one line that says what an option must be, or which known one is nearest."""
+    """Return a parser's message as one line that says what the option must be, or which option was meant."""
     line = " ".join(message.split()).replace("Parser key ", "option ")
     if wrong := re.fullmatch(r'option "(.+?)": Expected an? (.+)\. Got value: (.*)', line):
         name, kind, value = wrong.groups()

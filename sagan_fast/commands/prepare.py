@@ -1,4 +1,4 @@
-"""`sagan-fast prepare`: pack a data set of any known format, or check a packed one."""
+"""`sagan-fast prepare` packs a data set of any known format, or checks a packed one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sagan_fast.choices import OnBroken, SourceKind
+from sagan_fast.choices import OnBroken, SourceKind, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
 
 if TYPE_CHECKING:
+    from sagan_fast.data.packed import Manifest
     from sagan_fast.data.packed_writer import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -24,31 +25,31 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass
 class Options:
-    """Pack a data set: decode, crop and resize its images once, then train with --data packed:DST.
+    """Decode, crop and resize the images of a data set once, and write them as a packed set.
 
-    SRC is a folder of images (class folders or flat), tar shards in the WebDataset layout, TFRecord files, or an HDF5
-    file of BigGAN-PyTorch or StudioGAN. It may have wildcards, {a,b} and {0000..0099}. An interrupted preparation
-    continues when the same command is given again.
+    Then train with --data packed:OUT. The source is a folder of images (with class folders or flat), tar shards in the
+    WebDataset layout, TFRecord files, or an HDF5 file of BigGAN-PyTorch or StudioGAN. Its path may contain wildcards,
+    {a,b} and {0000..0099}. To continue an interrupted preparation, run the same command again.
     """
 
     source: str
-    """what to read; with --check, the packed set to verify"""
+    """path of the data set; with --check, the packed set to verify"""
     out: str | None = None
-    """folder of the packed set, DST"""
+    """folder for the packed set"""
     size: int | None = None
-    """pixels a side"""
+    """width and height of the packed images in pixels"""
     source_kind: Literal["auto", SourceKind] = "auto"
-    """what SRC is; auto looks at how its files begin"""
+    """format of the source; auto recognises it from the first bytes of its files"""
     num_workers: int | None = None
-    """processes that decode; one for each processor if not given"""
+    """number of decoding processes; default: one per processor"""
     on_broken: OnBroken = "fail"
-    """at an image that cannot be read: fail, or skip it and list it in broken.txt"""
+    """what to do with an image that cannot be read: fail, or skip it and list it in broken.txt"""
     first_label: int = 0
-    """what labels in files are counted from, 0 or 1"""
+    """number of the first class in the labels of files, 0 or 1"""
     class_names: str | None = None
-    """text file with a name on each line, for sources whose labels are numbers"""
+    """text file with one class name per line, for sources whose labels are numbers"""
     check: bool = False
-    """verify a packed set and change nothing"""
+    """verify a packed set without changing it"""
 
 
 def run(args: list[str]) -> None:
@@ -64,15 +65,14 @@ def run(args: list[str]) -> None:
     from sagan_fast.training.signals import stop_on_signals
 
     if options.out is None or options.size is None:
-        raise InputError(
-            "prepare needs SRC, DST and --size, such as: sagan-fast prepare images/train packed --size 128"
-        )
-    if options.size < 1:
-        raise InputError(f"--size must be at least 1 pixel, got {options.size}")
-    if options.num_workers is not None and options.num_workers < 0:
-        raise InputError(f"--num-workers must be at least 0, got {options.num_workers}")
+        raise InputError("prepare needs SRC, DST and --size, as in: sagan-fast prepare images packed --size 128")
+    check_least(1, options, "size")
+    check_least(0, options, "num_workers")
     source = open_source(options.source, options.source_kind, options.first_label)
-    names = None if options.class_names is None else _read_names(Path(options.class_names))
+    names = None
+    if options.class_names is not None:
+        with explained(f"{options.class_names} cannot be read", kinds=(OSError, UnicodeDecodeError)):
+            names = Path(options.class_names).read_text().splitlines()
     with stop_on_signals() as stop, _shown(options.out) as show:
         manifest = prepare(
             source,
@@ -87,11 +87,7 @@ def run(args: list[str]) -> None:
     if manifest is None:
         print(f"{options.out}: stopped as asked; the same command goes on")
         return
-    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no classes"
-    print(
-        f"{options.out}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}; train "
-        f"with --data packed:{options.out}"
-    )
+    print(f"{_summary(options.out, manifest)}; train with --data packed:{options.out}")
     if manifest.num_broken:
         print(f"{manifest.num_broken} could not be read and were left out: {Path(options.out, 'broken.txt')}")
 
@@ -101,20 +97,17 @@ def _check(folder: str) -> None:
 
     with _shown(folder) as show:
         manifest = check(folder, on_progress=show)
+    print(f"{_summary(folder, manifest)}: all right")
+
+
+def _summary(folder: str, manifest: Manifest) -> str:
     classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no classes"
-    print(
-        f"{folder}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}: all right"
-    )
-
-
-def _read_names(path: Path) -> list[str]:
-    with explained(f"{path} cannot be read", kinds=(OSError, UnicodeDecodeError)):
-        return path.read_text().splitlines()
+    return f"{folder}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}"
 
 
 @contextmanager
 def _shown(out: str) -> Iterator[Callable[[Progress], None]]:
-    """Yield a function that shows progress: a bar on a terminal, else a line now and then."""
+    """Yield a function that shows progress: a bar on a terminal, else a line every 30 seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

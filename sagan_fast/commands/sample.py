@@ -1,11 +1,9 @@
-"""`sagan-fast sample`: images from a run or checkpoint, singly, in grids, in rows that show what a change does."""
-
-from __future__ import annotations
+"""`sagan-fast sample` generates images from a run or checkpoint: single files, a grid, or rows that show one change."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagan_fast.choices import Device
+from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 
@@ -16,41 +14,45 @@ NO_TRUNCATION = "none"
 
 @dataclass
 class Options:
-    """Draw images from the averaged generator of a run or checkpoint."""
+    """Generate images with the averaged generator of a run or checkpoint.
+
+    By default each image is a PNG file of its own. --grid writes one picture. --by_class, --interpolate and several
+    truncations write one picture with rows.
+    """
 
     checkpoint: str
     """run folder, checkpoint file or exported folder"""
     out: str
-    """PNG file with --grid and where rows are made, else a folder that gets a PNG for each image"""
+    """folder for the PNG files; with --grid and for rows, one PNG file"""
     count: int | None = None
-    """number of images (64); where rows are made, images a row (8); with --interpolate, rows (8)"""
+    """number of images (default: 64); for rows, images per row (8); with --interpolate, number of rows (8)"""
     class_id: int | None = None
-    """draw this class only; an even share of each if not given"""
+    """generate only this class; default: equally many of each class"""
     seed: int = 0
-    """the same seed gives the same images"""
+    """random seed; the same seed gives the same images"""
     truncation: str | None = None
-    """draw z within [-T, T]: less varied, more typical. Several, such as 0.3,0.6,1,none, give a row each, of the same
-    draws"""
+    """draw z within [-T, T], for more typical and less varied images. A list such as 0.3,0.6,1,none gives one row per
+    value, from the same random draws"""
     grid: bool = False
-    """write one PNG of all images, eight a row"""
+    """write all images into one PNG, eight per row"""
     by_class: bool = False
-    """write one PNG with a row for each class, its name beside it"""
+    """write one PNG with a labelled row per class"""
     classes: str | None = None
-    """the classes of --by_class, such as 0,5,10-14; all if not given"""
+    """classes for --by_class, such as 0,5,10-14; default: all"""
     interpolate: bool = False
-    """go from one z to another along an arc, a row each: in a PNG, or there and back in a GIF or APNG"""
+    """let each row go from one z to another along an arc; a GIF or APNG goes there and back"""
     to_class: int | None = None
-    """with --interpolate: the class changes too, from --class_id to this one"""
+    """with --interpolate: change the class from --class_id to this one"""
     same_z: bool = False
-    """with --interpolate: z stays and only the class changes"""
+    """with --interpolate: keep z and change only the class"""
     frames: int | None = None
-    """with --interpolate: images from end to end (8 in a PNG, 30 in a GIF or APNG)"""
+    """with --interpolate: images per path (default: 8 in a PNG, 30 in a GIF or APNG)"""
     last: bool = False
-    """use the last weights instead of the averaged ones"""
+    """use the weights of the last step instead of the averaged ones"""
     device: Device = "auto"
-    """where to compute; auto is cuda where there is one"""
+    """where to compute; auto takes cuda if available"""
     batch_size: int = 64
-    """images that the network makes at a time"""
+    """number of images generated at a time"""
 
 
 def run(args: list[str]) -> None:
@@ -104,7 +106,7 @@ def run(args: list[str]) -> None:
 
 
 def read_truncations(text: str | None) -> list[float | None]:
-    """Return the truncations in `text`, "0.5" or "0.3,1,none"; InputError if it says anything else."""
+    """Return the truncations in `text`, "0.5" or "0.3,1,none"; InputError for any other text."""
     if text is None:
         return [None]
     try:
@@ -114,14 +116,12 @@ def read_truncations(text: str | None) -> list[float | None]:
 
 
 def read_classes(text: str | None, num_classes: int) -> list[int]:
-    """Return the classes in `text`, "0,5,10-14", or all; InputError for a class there is not and for too many."""
+    """Return the classes in `text`, "0,5,10-14", or all; InputError for unknown classes and for too many."""
     if num_classes == 0:
         raise InputError("--by_class cannot be given for a model trained without classes")
     if text is None:
         if num_classes > MOST_CLASSES:
-            raise InputError(
-                f"the model has {num_classes} classes: choose some, such as --classes 0-{MOST_CLASSES - 1}"
-            )
+            raise InputError(f"there are {num_classes} classes: choose some, such as --classes 0-{MOST_CLASSES - 1}")
         return list(range(num_classes))
     try:
         ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
@@ -134,10 +134,8 @@ def read_classes(text: str | None, num_classes: int) -> list[int]:
 
 
 def _check(options: Options, out: Path, truncations: list[float | None]) -> str | None:
-    """Return what makes rows: "by_class", "interpolate", "truncation" or nothing; InputError for what does not fit."""
-    for name in ("count", "batch_size", "frames"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"{name} must be positive, got {value}")
+    """Return the kind of rows: "by_class", "interpolate", "truncation" or None; InputError for options that clash."""
+    check_least(1, options, "count", "batch_size", "frames")
     made = [name for name in ("by_class", "interpolate") if getattr(options, name)]
     made += ["truncation"] if len(truncations) > 1 else []
     if len(made) > 1:

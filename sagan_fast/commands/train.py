@@ -1,4 +1,4 @@
-"""`sagan-fast train`: start a run from a recipe and options, or resume one."""
+"""`sagan-fast train` starts a run from a preset and options, or resumes one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> tuple[TrainConfig | None, bool, int]:
-    """Return the configuration, whether to resume, and the steps to trace.
+    """Return the configuration, whether to resume, and the number of steps to trace.
 
     The configuration is None if it was only to be printed.
     """
@@ -34,13 +34,15 @@ def _parse(args: list[str]) -> tuple[TrainConfig | None, bool, int]:
 
     from sagan_fast.training.config import TrainConfig, read_yaml
 
-    parser = command_parser("train", "Train a SAGAN; RUN gets config.yaml, log.jsonl, samples, checkpoints and curves.")
-    parser.add_argument("--config", help="YAML file of options, for example a run's config.yaml")
-    parser.add_argument("--preset", help=f"recipe to start from: {', '.join(preset_names())}")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out, if there is one")
-    parser.add_argument("--print_config", action="store_true", help="print the configuration that would run, and stop")
-    parser.add_argument("--profile", type=int, default=0, help="number of steps in a torch.profiler trace")
-    parser.add_argument("--global_batch", type=int, help="another name of --batch_size")
+    parser = command_parser("train", "Train a SAGAN from a preset or a configuration file, or resume a run.")
+    parser.add_argument("--config", help="YAML file with options, such as the config.yaml of a run")
+    parser.add_argument("--preset", help=f"preset to start from: {', '.join(preset_names())}")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --out; start a new run if there is none"
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the configuration and exit")
+    parser.add_argument("--profile", type=int, default=0, help="write a torch.profiler trace of this many steps")
+    parser.add_argument("--global_batch", type=int, help="same as --batch_size")
     parser.add_class_arguments(TrainConfig, skip={"generator", "discriminator"})
     for section, network in (("generator", GeneratorConfig), ("discriminator", DiscriminatorConfig)):
         parser.add_class_arguments(network, section, skip=set(SHARED))
@@ -75,7 +77,7 @@ def _parse(args: list[str]) -> tuple[TrainConfig | None, bool, int]:
     if global_batch is not None:
         options["batch_size"] = global_batch
     if profile < 0:
-        raise InputError(f"profile must be 0 or more, got {profile}")
+        raise InputError(f"profile must be at least 0, got {profile}")
     config = TrainConfig.from_dict(options)
     if print_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None), end="")

@@ -1,6 +1,4 @@
-"""Data sets by name, and endless batches from them; `SPEC` is `shapes` or KIND:PATH."""
-
-from __future__ import annotations
+"""Opens data sets by name and reads endless batches from them; a name is `shapes` or KIND:PATH."""
 
 import difflib
 import os
@@ -26,9 +24,8 @@ def open_dataset(
         num_classes: what the model expects; 0 is unconditional (all labels 0), None takes what the set has.
         on_broken: "fail" raises InputError when a broken image is read, "skip" replaces it and counts it.
 
-    Raises:
-        InputError: the spec is unknown, the folder is not laid out as such, its classes are not those expected, or
-            its images have no size of their own that all share.
+    Raises InputError if the spec is unknown, the folder is not laid out as such, its classes are not those expected, or
+    its images have no size of their own that all share.
     """
     check_choice("on_broken", on_broken, OnBroken)
     if resolution is not None and resolution < 1:

@@ -1,7 +1,5 @@
 """CIFAR-10's 50,000 training images from its Python archive (https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,7 @@ class Cifar10Dataset(ImageDataset):
     Args:
         path: the folder that holds cifar-10-batches-py, or that folder itself.
 
-    Raises:
-        InputError: the archive is not there, its checksums are wrong, or `num_classes` is neither None, 0 nor 10.
+    Raises InputError if the archive is not there, its checksums are wrong, or `num_classes` is neither None, 0 nor 10.
     """
 
     def __init__(self, path: str, *, resolution: int | None, num_classes: int | None = None) -> None:
@@ -38,8 +35,7 @@ class Cifar10Dataset(ImageDataset):
             source = CIFAR10(str(root), train=True, download=False)
         except RuntimeError as error:
             raise InputError(
-                f"{name}: a file of {root / CIFAR10.base_folder} is missing or its checksum is wrong; unpack "
-                f"{CIFAR10.filename} again"
+                f"{name} lacks a file, or its checksum is wrong: unpack {CIFAR10.filename} again"
             ) from error
         super().__init__(
             name,

@@ -1,6 +1,4 @@
-"""The base class of data sets: square uint8 images with integer labels, and what happens at broken files."""
-
-from __future__ import annotations
+"""The base class of data sets: square uint8 images with integer labels, and the treatment of broken files."""
 
 import hashlib
 import json
@@ -62,7 +60,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def num_broken(self) -> int:
-        """Number of files found broken and skipped so far, those met by the loader's workers among them."""
+        """Number of broken files skipped so far, including those found by the loader's workers."""
         return len(self._broken)
 
     def __len__(self) -> int:
@@ -73,12 +71,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return image, label
 
     def read(self, index: int) -> tuple[Tensor, int, dict[int, str]]:
-        """Return image and label of `index`, and what is broken at it: {index: sentence}, empty if nothing is.
+        """Return image and label of `index`, and the broken images that were skipped, as {index: sentence}.
 
         With `on_broken="skip"` a broken file gives way to the next readable one of its class, always the same one.
-
-        Raises:
-            InputError: the file is broken and `on_broken` is "fail", or too many in a row are.
+        Raises InputError if the file is broken and `on_broken` is "fail", or too many in a row are.
         """
         broken: dict[int, str] = {}
         candidate = index
@@ -91,12 +87,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                         raise
                     self.note_broken({candidate: str(error)})
             broken[candidate] = self._broken[candidate]
-            candidate = self._next_of_class(candidate)
+            same = np.flatnonzero(self.labels == self.labels[index])
+            candidate = int(same[(np.searchsorted(same, candidate) + 1) % len(same)])
             if candidate == index or len(broken) == MAX_REPLACEMENTS:
-                raise InputError(
-                    f"{self.name}: {len(broken)} images in a row could not be read, nothing is left to replace them; "
-                    f"the first: {broken[index]}"
-                )
+                said = f"{len(broken)} images in a row could not be read; the first: {broken[index]}"
+                raise InputError(f"{self.name}: {said}")
 
     def read_batch(
         self, indices: npt.NDArray[np.int64], out: Tensor | None = None
@@ -124,8 +119,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R).
 
-        Raises:
-            InputError: the image is broken; the sentence names the file and the reason.
+        Raises InputError if the image is broken; the sentence names the file and the reason.
         """
 
     def fingerprint(self) -> str:
@@ -140,16 +134,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Yield what tells these images from others: all their pixels, unless the set has something shorter."""
         return (self.load(index).numpy().tobytes() for index in range(len(self)))
 
-    def _next_of_class(self, index: int) -> int:
-        same = np.flatnonzero(self.labels == self.labels[index])
-        return int(same[(np.searchsorted(same, index) + 1) % len(same)])
-
 
 def match_classes(name: str, class_names: Sequence[str], num_classes: int | None) -> list[str]:
     """Return the classes the model is to learn: all of `class_names`, or none when `num_classes` is 0.
 
-    Raises:
-        InputError: `num_classes` is neither None, 0 nor the number of classes found.
+    Raises InputError if `num_classes` is neither None, 0 nor the number of classes found.
     """
     if num_classes == 0:
         return []

@@ -1,8 +1,8 @@
-"""A folder of images as a data set: one sub-folder per class, or flat for an unconditional model.
+"""Reads a folder of images as a data set: one sub-folder per class, or flat for an unconditional model.
 
 Listing opens no file and asks the system for nothing but the folders' entries, so ImageNet's 1.28 million take
-seconds. Whatever is not laid out as one of the two is refused with what was found: the usual mistake, a folder one
-level too high, would otherwise train on a single class without a word.
+seconds. Any other layout is refused with a sentence that says what was found. Otherwise the usual mistake, a
+folder one level too high, would train on a single class unnoticed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,7 @@ class FolderDataset(ImageDataset):
         path: the folder; `~` is the home folder.
         resolution: R; None takes the images as they are, all as large as the first, and refuses any other.
 
-    Raises:
-        InputError: with one sentence that says what was found instead and what to do.
+    Raises InputError with one sentence that says what was found instead and what to do.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class FolderDataset(ImageDataset):
         tree = _list_root(name, self.root)
         if tree.files:
             _check_flat(name, self.root, len(tree.files), num_classes)
-            class_names, files, sizes = [], tree.files, [len(tree.files)]
+            classes, class_names = {"": tree.files}, []
         else:
             classes = {folder: inner.all_files() for folder, inner in tree.folders.items()}
             empty = [folder for folder, inside in classes.items() if not inside]
@@ -65,14 +65,13 @@ class FolderDataset(ImageDataset):
                     f"{'has' if len(empty) == 1 else 'have'} no JPEG, PNG or WebP images: fill or remove what is empty"
                 )
             class_names = match_classes(name, list(classes), num_classes)
-            files = [file for inside in classes.values() for file in inside]
-            sizes = [len(inside) for inside in classes.values()]
-        labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        files = [file for inside in classes.values() for file in inside]
+        labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(inside) for inside in classes.values()])
         super().__init__(name, resolution=resolution or 1, class_names=class_names, labels=labels, on_broken=on_broken)
         self.num_ignored = tree.total_ignored()
-        self._files = _PackedNames(files)
+        self._files = np.array([os.fsencode(file) for file in files])  # reference counts would copy a list a worker
         self._as_they_are = resolution is None
-        if self._as_they_are:
+        if resolution is None:
             self.resolution = self._first_size()
         logger.info(
             "%s: %s in %s, %s ignored",
@@ -84,7 +83,7 @@ class FolderDataset(ImageDataset):
 
     def path_of(self, index: int) -> str:
         """Return the path of the file of image `index`."""
-        return os.path.join(self.root, self._files[index])
+        return os.path.join(self.root, os.fsdecode(self._files[index]))
 
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R); InputError names the file and says what is wrong with it."""
@@ -114,19 +113,6 @@ class FolderDataset(ImageDataset):
                 status = os.stat(path)
             relative = os.path.relpath(path, self.root)
             yield f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
-
-
-class _PackedNames:
-    """Strings in one buffer, which all workers share: reference counts would copy a list into each of them."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._buffer = b"".join(encoded)
-
-    def __getitem__(self, index: int) -> str:
-        begin = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._buffer[begin : self._ends[index]])
 
 
 @dataclass
@@ -226,31 +212,26 @@ def _probably_meant(folders: dict[str, _Tree]) -> str:
     return os.path.join(name, _probably_meant(inner))
 
 
-def _check_flat(name: str, root: str, num_images: int, num_classes: int | None) -> None:
+def _check_flat(name: str, root: str, images: int, num_classes: int | None) -> None:
     """Raise InputError if a flat folder of images is given to a model with classes."""
     if not num_classes:
         return
-    found = (
-        f"{name} is a flat folder of {count(num_images, 'image', 'images')}, but the model has {num_classes} classes"
-    )
+    flat = f"{name} is a flat folder of {count(images, 'image', 'images')}, but the model has {num_classes} classes"
     parent = os.path.dirname(os.path.abspath(root))
     if _has_class_beside(parent, os.path.basename(os.path.abspath(root))):
-        raise InputError(f"{found}: it seems to be one class of folder:{parent}, a level too deep; give that one")
+        raise InputError(f"{flat}: it seems to be one class of folder:{parent}, a level too deep; give that one")
     raise InputError(
-        f"{found}: give a folder with one sub-folder of images per class, or set `num_classes: 0` in the config for an "
+        f"{flat}: give a folder with one sub-folder of images per class, or set `num_classes: 0` in the config for an "
         "unconditional model"
     )
 
 
 def _has_class_beside(parent: str, name: str) -> bool:
     """Return whether another folder of `parent` holds images directly; looks at a few entries of each only."""
-    try:
-        with os.scandir(parent) as siblings:
-            for sibling in itertools.islice(siblings, MAX_LOOKED_AT):
-                if sibling.name != name and not sibling.name.startswith(".") and sibling.is_dir():
-                    with os.scandir(sibling.path) as entries:
-                        if any(e.name.lower().endswith(EXTENSIONS) for e in itertools.islice(entries, MAX_LOOKED_AT)):
-                            return True
-    except OSError:  # a hint only: the parent may be closed to us
-        return False
+    with suppress(OSError), os.scandir(parent) as siblings:  # a hint only: the parent may be closed to us
+        for sibling in itertools.islice(siblings, MAX_LOOKED_AT):
+            if sibling.name != name and not sibling.name.startswith(".") and sibling.is_dir():
+                with os.scandir(sibling.path) as entries:
+                    if any(e.name.lower().endswith(EXTENSIONS) for e in itertools.islice(entries, MAX_LOOKED_AT)):
+                        return True
     return False

@@ -4,8 +4,6 @@ The crop is the largest centred square, the filter Pillow's bilinear, which is a
 BigGAN-PyTorch (utils.py, `CenterCropLongEdge` then `Resize`) and mimicry do. Other filters move FID by points.
 """
 
-from __future__ import annotations
-
 import os
 from typing import IO
 
@@ -21,16 +19,14 @@ BACKGROUND = (255, 255, 255)
 
 
 class BrokenImageError(Exception):
-    """A file that is no readable image; the message is the reason, without the file's name."""
+    """A file is not a readable image; the message is the reason, without the file's name."""
 
 
 def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Tensor:
     """Return the image in `path`, a file or an open one, as uint8 (3, resolution, resolution), RGB.
 
-    It is turned upright by its EXIF orientation; of an animation it is the first frame.
-
-    Raises:
-        BrokenImageError: the file is missing, cut short, or not an image.
+    It is turned upright by its EXIF orientation; of an animation it is the first frame. Raises BrokenImageError if the
+    file is missing, cut short, or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -44,7 +40,7 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Ten
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return (width, height) of an image file from its header; None if it is broken, which reading it will tell."""
+    """Return (width, height) of an image file from its header; None if the file is broken."""
     try:
         with Image.open(path) as image:
             on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4

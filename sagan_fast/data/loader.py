@@ -1,11 +1,8 @@
-"""Endless batches in an order that depends on nothing but the seed and the number of samples consumed.
+"""Yields endless batches in an order that depends only on the seed and the number of samples consumed.
 
-Sample p of a run (counted over all ranks from its beginning) is image `epoch_order(n, seed, p // n)[p % n]`, so a run
-resumed at p goes on bit for bit as if it had never stopped, with any number of workers, and no epoch is padded with
-duplicates or cut short.
+Sample p of a run, counted over all ranks, is image `epoch_order(n, seed, p // n)[p % n]`. So a run resumed at p
+continues bit for bit with any number of workers, and no epoch is padded with duplicates or cut short.
 """
-
-from __future__ import annotations
 
 import atexit
 import signal
@@ -55,9 +52,8 @@ def batches(
         rank: takes samples rank, rank + world_size, ... of every global batch.
         pin_memory: return batches in page-locked memory (where there is a CUDA device).
 
-    Raises:
-        ValueError: an argument is out of range.
-        InputError: (from `next`) an image is broken and the data set was opened with `on_broken="fail"`.
+    Raises ValueError if an argument is out of range. `next` raises InputError if an image is broken and the data set
+    was opened with `on_broken="fail"`.
     """
     for name, value, low in (
         ("len(dataset)", len(dataset), 1),
@@ -117,7 +113,7 @@ class _BatchReader(Dataset[Any]):
 
 
 class _Threads(Iterator[Batch]):
-    """Batches read ahead by threads, in order: what they do is copying, which leaves the interpreter to others."""
+    """Yields batches that threads read ahead, in order: they only copy memory, without the interpreter lock."""
 
     def __init__(self, dataset: ImageDataset, order: Iterator[list[int]], num_threads: int, pin_memory: bool) -> None:
         self._dataset, self._order, self._pin_memory = dataset, order, pin_memory

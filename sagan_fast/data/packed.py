@@ -1,4 +1,4 @@
-"""Packed image sets: decoded once, then read from the page cache with nothing but a copy.
+"""Reads packed image sets: decoded once, and copied from the page cache since.
 
 A set is a folder:
 
@@ -7,11 +7,9 @@ A set is a folder:
     manifest.json  what is in it, where from, how it was cropped and resized, checksums by block; written last
     broken.txt     what could not be read and was left out, if anything
 
-One file, not shards: a batch is one gather over one mapping, which costs the same for 10 and for 10 million images
-and leaves the interpreter alone. Channels first, so that batches have the very strides those of a folder have.
+A set is one file, not shards: a batch is one gather over one mapping, which costs the same for 10 and for 10 million
+images and needs no Python code per image. Channels come first, so that batches have the same strides as from a folder.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -41,7 +39,7 @@ HEADER_BYTES = 4096
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json.
+    """The content of manifest.json.
 
     Attributes:
         num_images: N.
@@ -75,8 +73,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of the packed set in `folder`.
 
-    Raises:
-        InputError: there is no whole packed set, or one of another version.
+    Raises InputError if there is no whole packed set, or one of another version.
     """
     path = folder / MANIFEST
     try:
@@ -142,11 +139,8 @@ def image_bytes(resolution: int) -> int:
 class PackedDataset(ImageDataset):
     """A packed set, memory-mapped; batches are gathered by one copy, without decoding.
 
-    `resolution` must be the one it was packed with, or None.
-
-    Raises:
-        InputError: there is no whole set, it has another resolution or other classes than wanted, or a class without
-            images.
+    `resolution` must be the one it was packed with, or None. Raises InputError if there is no whole set, it has another
+    resolution or other classes than wanted, or a class without images.
     """
 
     in_threads = True
@@ -222,9 +216,8 @@ def load_labels(folder: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
     if labels.shape != (manifest.num_images,) or labels.dtype != np.int64:
-        raise InputError(
-            f"{path} is damaged: it must hold {manifest.num_images} int64, and holds {labels.dtype} {labels.shape}"
-        )
+        wanted = f"int64 ({manifest.num_images},)"
+        raise InputError(f"{path} is damaged: it must hold {wanted}, and holds {labels.dtype} {labels.shape}")
     return labels
 
 

@@ -1,7 +1,5 @@
 """Checks a packed set against its manifest: files, sizes, labels, and every pixel by its checksum."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +26,7 @@ def check(
     Args:
         on_progress: called after every block of images.
 
-    Raises:
-        InputError: there is no whole set, or something in it is wrong; the sentence names all that is.
+    Raises InputError if there is no whole set, or something in it is wrong; the sentence names all that is.
     """
     path = Path(folder).expanduser()
     manifest = read_manifest(path)
@@ -55,16 +52,15 @@ def _contradictions(manifest: Manifest) -> list[str]:
     """Return what in the manifest cannot be true together."""
     wrong = []
     if manifest.class_names and sum(manifest.class_counts) != manifest.num_images:
-        wrong.append(f"its classes have {sum(manifest.class_counts)} images, and it {manifest.num_images}")
+        wrong.append(f"its classes have {sum(manifest.class_counts)} images, the set has {manifest.num_images}")
     if len(manifest.class_counts) != len(manifest.class_names):
-        wrong.append(f"it counts {len(manifest.class_counts)} classes and names {len(manifest.class_names)}")
+        wrong.append(f"it has {len(manifest.class_counts)} class counts and {len(manifest.class_names)} class names")
     per_block, blocks = manifest.checksums["images_per_block"], len(manifest.checksums["images"])
     if blocks != -(-manifest.num_images // per_block):
         wrong.append(f"it has {blocks} checksums for {manifest.num_images} images in blocks of {per_block}")
-    if manifest.num_images + manifest.num_broken != manifest.source["items"]:
-        wrong.append(
-            f"{manifest.num_images} images and {manifest.num_broken} broken are not the {manifest.source['items']} read"
-        )
+    read = manifest.source["items"]
+    if manifest.num_images + manifest.num_broken != read:
+        wrong.append(f"{manifest.num_images} images and {manifest.num_broken} broken ones are not {read} items")
     return wrong
 
 
@@ -82,18 +78,17 @@ def _wrong_labels(labels: npt.NDArray[np.int64], manifest: Manifest) -> list[str
             name for name, a, b in zip(manifest.class_names, counts, manifest.class_counts, strict=False) if a != b
         ]
         if differ:
-            wrong.append(f"{len(differ)} classes have other numbers of images than it says ({list_some(differ)})")
+            wrong.append(f"{len(differ)} classes have other numbers of images than it states ({list_some(differ)})")
     return wrong
 
 
 def _wrong_list(folder: Path, manifest: Manifest) -> list[str]:
     try:
-        lines = (folder / BROKEN).read_bytes().count(b"\n")
-    except FileNotFoundError:
-        lines = 0
+        lines = (folder / BROKEN).read_bytes().count(b"\n") if (folder / BROKEN).exists() else 0
     except OSError as error:
         return [f"{BROKEN} cannot be read: {reason(error)}"]
-    return [f"{BROKEN} has {lines} lines for {manifest.num_broken} broken"] if lines != manifest.num_broken else []
+    broken = manifest.num_broken
+    return [f"{BROKEN} has {lines} lines for {broken} broken images"] if lines != broken else []
 
 
 def _wrong_blocks(

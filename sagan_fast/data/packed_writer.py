@@ -1,11 +1,9 @@
-"""Writes a packed set; if it is killed or the disk is full, the next start continues where it was.
+"""Writes a packed set; after a kill or a full disk the next start continues where it stopped.
 
-The images grow in images.npy.part; progress.jsonl says, line by line, how much of it is good. A line is written only
-after the pixels it vouches for are on the disk. What comes after the last whole line is cut off and done again. The
-manifest is written last: a set with one is whole.
+Images are appended to images.npy.part, and each line of progress.jsonl says how much of it is valid. A line is written
+only after its pixels are on the disk. The next start cuts off what follows the last whole line and does it again. The
+manifest is written last: a set that has one is complete.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -14,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +33,9 @@ from sagan_fast.data.packed import (
     image_bytes,
     new_digest,
 )
+from sagan_fast.data.sources.base import Source
 from sagan_fast.errors import InputError
 from sagan_fast.files import clean, hold, move, reason, replacing
-
-if TYPE_CHECKING:  # it brings Pillow, which a writer has no need of
-    from sagan_fast.data.sources.base import Source
 
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
@@ -56,7 +52,7 @@ TRANSFORM = {
 
 @dataclass
 class Progress:
-    """How far a preparation is.
+    """The progress of a preparation.
 
     Attributes:
         items: items of the source read, broken ones among them.
@@ -84,11 +80,10 @@ class Chunk:
 
 
 class PackedWriter:
-    """The unfinished set in `folder`: opened where it stopped, appended to, committed, finished.
+    """Continues the unfinished set in `folder`: append chunks, commit them, finish the set.
 
-    Raises:
-        InputError: the folder cannot be written, holds something else or the unfinished set of other `settings`, or
-            another process is at work on it; from all methods where the disk is full.
+    Raises InputError if the folder cannot be written, holds something else or the unfinished set of other `settings`,
+    or another process is at work on it; from all methods where the disk is full.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], resolution: int) -> None:
@@ -137,7 +132,7 @@ class PackedWriter:
             self._sync()
 
     def finish(self, source: Source, class_names: list[str] | None) -> Manifest:
-        """Make the set a finished one and return its manifest; `class_names` in place of numbers."""
+        """Finish the set and return its manifest; `class_names` replace the numbers of classes."""
         self.commit()
         done = self.progress
         if not done.images:

@@ -1,10 +1,8 @@
-"""Makes packed sets: processes decode, this one appends what they return in the order of the source.
+"""Makes packed sets: worker processes decode, and this process writes the images in the order of the source.
 
 The bytes depend on the source and the options alone, not on the number of processes, nor on where a preparation was
 cut off; see packed_writer.py for what makes that safe.
 """
-
-from __future__ import annotations
 
 import functools
 import itertools
@@ -56,9 +54,8 @@ def prepare(
         class_names: names in place of mere numbers, for sources that have no names.
         on_progress: called after every few images.
 
-    Raises:
-        InputError: the folder holds something else or cannot be written, the disk is full, an item is broken and
-            `on_broken` is "fail", nothing is left, or the names do not fit the labels.
+    Raises InputError if the folder holds something else or cannot be written, the disk is full, an item is broken and
+    `on_broken` is "fail", nothing is left, or the names do not fit the labels.
     """
     target = Path(folder).expanduser()
     if source.kind == "folder" and target.resolve().is_relative_to(Path(source.path).expanduser().resolve()):
@@ -114,7 +111,7 @@ def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
     if changed:
         said = ", ".join("files" if key == "fingerprint" else key.replace("_", " ") for key in changed)
         raise InputError(
-            f"{folder} holds another packed set, of other {said} ({manifest.num_images} images of "
+            f"{folder} holds another packed set, with other {said} ({manifest.num_images} images of "
             f"{manifest.resolution}x{manifest.resolution} from {manifest.source.get('path')}): remove it or give "
             "another folder"
         )
@@ -123,7 +120,7 @@ def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
 
 
 def _check_space(folder: Path, source: Source, done: Progress, resolution: int) -> None:
-    """Raise InputError before hours of work that cannot fit."""
+    """Raise InputError if the disk is too small, before hours of work."""
     if source.num_items is None:
         return
     needed, free = (source.num_items - done.items) * image_bytes(resolution), shutil.disk_usage(folder).free
@@ -138,10 +135,7 @@ def _why_stopped(chunk: Chunk, on_broken: str, in_a_row: int, done: Progress) ->
     name, reason = chunk.broken[0]
     kept = f"{count(done.images, 'image is', 'images are')} packed so far"
     if on_broken == "fail":
-        return (
-            f"{name} cannot be read: {reason}; {kept}: repair it and run the same command again, or add "
-            "--on-broken skip"
-        )
+        return f"{name} cannot be read: {reason}; {kept}: repair it and start again, or add --on-broken skip"
     return (
         f"{in_a_row} items in a row could not be read, among them {name}: {reason}; {kept}: run the same command again "
         "when the cause is gone"

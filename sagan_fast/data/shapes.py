@@ -1,12 +1,10 @@
-"""The built-in data set: 5000 drawn pictures in ten classes, half of them pairs that fit together across it.
+"""The built-in data set: 5000 drawn pictures in ten classes, half of them pairs of matching shapes.
 
-Single shapes have any place, size and colour. In the paired classes the second shape follows from the first (its
-mirror image, the opposite corner, the same colour), which a discriminator sees only by comparing distant places.
+Single shapes have any place, size and colour. In the paired classes the second shape follows from the first: its mirror
+image, the opposite corner, the same colour. A discriminator can check this only by comparing distant places.
 Coverage comes from signed distances, so edges are antialiased at any resolution. Parameters are raw Philox words and
 the drawing uses only + - * / and sqrt in float64: every machine draws the same bytes.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -47,8 +45,7 @@ BLOCK = 100  # images drawn at once: their pixels stay in the cache
 class ShapesDataset(ImageDataset):
     """5000 images of drawn shapes, class `index % 10`, all held as one uint8 tensor (5000, 3, R, R).
 
-    Raises:
-        InputError: `resolution` is not in 16..256, or `num_classes` is neither None, 0 nor 10.
+    Raises InputError if `resolution` is not in 16..256, or `num_classes` is neither None, 0 nor 10.
     """
 
     def __init__(self, *, resolution: int | None, num_classes: int | None = None) -> None:

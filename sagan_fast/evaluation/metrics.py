@@ -1,4 +1,4 @@
-"""The scores, from features and logits: FID, IS, KID, precision, recall, density and coverage.
+"""Computes the scores from features and logits: FID, IS, KID, precision, recall, density and coverage.
 
 PyTorch and NumPy only, so that they run where torchmetrics and torch-fidelity are not installed; the tests hold them to
 torch-fidelity's own numbers. torchmetrics keeps every feature (IS, KID) or cannot start from stored moments (FID).
@@ -53,7 +53,7 @@ class Moments:
     def gaussian(self) -> Gaussian:
         """Return the fit; ValueError for fewer than two samples."""
         if self.count < 2:
-            raise ValueError(f"Moments: count must be at least = 2, got {self.count}")
+            raise ValueError(f"Moments: count must be at least 2, got {self.count}")
         mean = self.sum / self.count
         covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
         values, vectors = torch.linalg.eigh(covariance)
@@ -115,7 +115,7 @@ def kernel_distance(generated: Tensor, real: Tensor, subsets: int, subset_size: 
     for _ in range(subsets):
         x = generated[_subset(rng, len(generated), subset_size).to(generated.device)].float()
         y = real[_subset(rng, len(real), subset_size).to(real.device)].float()
-        within = sum((_kernel(a, a).sum() - _kernel_of_rows(a).sum()) for a in (x, y))
+        within = sum(kernel.sum() - kernel.trace() for kernel in (_kernel(x, x), _kernel(y, y)))
         across = _kernel(x, y).sum()
         values.append(within / (subset_size * (subset_size - 1)) - 2 * across / subset_size**2)
     distances = torch.stack(values)
@@ -164,7 +164,3 @@ def _subset(rng: np.random.RandomState, count: int, size: int) -> Tensor:
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T).double().div(x.shape[1]).add(1).pow(3)
-
-
-def _kernel_of_rows(x: Tensor) -> Tensor:
-    return x.double().square().sum(1).div(x.shape[1]).add(1).pow(3)

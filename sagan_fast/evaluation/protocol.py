@@ -1,4 +1,4 @@
-"""How a score was measured: re-scoring one checkpoint in another way moves FID by 4 to 5."""
+"""Describes how a score was measured: another protocol changes the FID of a checkpoint by 4 to 5."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sagan_fast.choices import (
     Weights,
     check_choice,
     check_choices,
+    check_least,
 )
 from sagan_fast.errors import InputError
 
@@ -25,58 +26,53 @@ METRICS = get_args(Metric)
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """The choices behind a score; `PRESETS` has the two sets of them that are in use."""
+    """The settings of an evaluation; `PRESETS` holds the two common sets of them."""
 
     name: ProtocolName = "clean"
     """the preset it came from"""
     count: int = 50_000
-    """number of generated images; of a folder, all if not given"""
+    """number of generated images; default for a folder of images: all of them"""
     reference_count: int | None = None
-    """number of real images, a fixed random choice; all if not given"""
+    """number of real images, chosen at random with the seed; default: all"""
     feature_resize: Resize = "antialias-bicubic"
-    """how images are resized for the features"""
+    """how images are resized for the feature network"""
     feature_size: int | None = None
-    """side in pixels that they are resized to; what the network was trained on if not given"""
+    """width and height they are resized to; default: the size that the network was trained on"""
     quantise: Quantisation = "uint8"
-    """score generated images as a PNG holds them (uint8) or as floats (none)"""
+    """round generated images to uint8, as in a PNG, or score them as floats (none)"""
     splits: int = 10
-    """number of parts whose inception scores are averaged"""
+    """number of equal parts whose inception scores are averaged"""
     batch_norm: BatchNorm = "running"
-    """statistics in the generator: averages of training, of each batch, or standing (averaged anew before sampling)"""
+    """batch-norm statistics: running averages of training, of each batch, or standing (averaged before sampling)"""
     standing_batches: int = 200
-    """number of batches that standing statistics are averaged over"""
+    """number of batches averaged for standing statistics"""
     truncation: float | None = None
     """draw z within [-T, T]"""
     weights: Weights = "average"
-    """the generator's averaged weights, or the last ones"""
+    """weights of the generator: averaged, or of the last step"""
     seed: int = 0
-    """chooses the generated images, and the real ones if not all are taken"""
+    """random seed of the generated images, and of the choice of real images"""
     batch_size: int = 64
-    """images that the networks take at a time; it changes scores only if batch_norm is batch or standing"""
+    """number of images computed at a time; changes the scores only with batch_norm batch or standing"""
     kid_subsets: int = 100
-    """number of subsets that KID is averaged over"""
+    """number of random subsets averaged for KID"""
     kid_subset_size: int = 1000
-    """number of images in each, or all if there are fewer"""
+    """number of images in each subset; all if there are fewer"""
     neighbours: int = 5
-    """k of precision, recall, density and coverage"""
+    """number of nearest neighbours for precision, recall, density and coverage"""
     keep: int = 10_000
-    """number of images of either set for KID and precision to coverage; FID and IS take all"""
+    """number of images of each set that KID, precision, recall, density and coverage use; FID and IS use all"""
 
     def __post_init__(self) -> None:
-        for name in ("count", "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("count", "reference_count", "kid_subset_size", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise InputError(f"{name} must be at least 2, got {value}")
+        check_least(1, self, "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours")
+        check_least(2, self, "count", "reference_count", "kid_subset_size", "keep")
         check_choices(self)
         if self.splits > self.count:
             raise InputError(f"splits must be at most the count, got {self.splits} for {self.count} images")
 
     @classmethod
     def preset(cls, name: ProtocolName, **overrides: Any) -> Protocol:
-        """Return the protocol `name` of `PRESETS` with `overrides`; None in them means what the preset says."""
+        """Return the protocol `name` of `PRESETS` with `overrides`; an override of None keeps the preset's value."""
         check_choice("protocol", name, ProtocolName)
         given = {key: value for key, value in overrides.items() if value is not None}
         return cls(name=name, **{**PRESETS[name], **given})

@@ -1,6 +1,4 @@
-"""Samples of a trained generator: the same for the same seed, whatever the batch size."""
-
-from __future__ import annotations
+"""Samples a trained generator: the same seed gives the same samples for any batch size."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,10 +1,8 @@
-"""Statistics of a set of images for its scores, and their cache for real images.
+"""Collects the statistics of a set of images that the scores need, and caches those of real images.
 
-Of a set of any size: two moments, a bounded subset of features for the scores that compare neighbours, and of one class
-at a time its features. Those of a real set are kept on disk under a key of all that decides them.
+A set of any size is reduced to two moments and a bounded subset of features. Only the features of one class at a time
+are held in memory. Statistics of real sets are cached on disk, under a key of everything that affects them.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -34,7 +32,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SetStatistics:
-    """Of `count` images: the Gaussian of their features, and features (up to a bound, F) float32 of some of them."""
+    """Statistics of `count` images: the Gaussian of all features, and `kept`, float32 features (n, F) of some."""
 
     count: int
     gaussian: Gaussian
@@ -92,7 +90,7 @@ def collect(
 
 
 class Reference:
-    """Statistics of a real set, from the cache where they are, else collected and put there.
+    """Statistics of a real set, read from the cache, or else collected and written to it.
 
     `identity` is plain data that says all that decides the numbers. `from_cache` tells which it was. Every process of
     a distributed evaluation makes one; the first alone has `statistics`, the others None.

@@ -1,6 +1,4 @@
-"""Images to be scored, real or generated, and their features in order, each computed by one process."""
-
-from __future__ import annotations
+"""Streams the images to be scored, real or generated, and their features in order; processes share the work."""
 
 import copy
 from collections.abc import Iterator
@@ -56,7 +54,7 @@ class Images:
 
 
 class GeneratedImages(Images):
-    """The samples of a generator that `protocol` asks for, an even share of each class.
+    """The samples of a generator under `protocol`, equally many of each class.
 
     They are those of `sagan-fast sample` for the same seed. The generator is copied where its batch norms must change;
     spectral norm's u and v never move.
@@ -76,10 +74,8 @@ class GeneratedImages(Images):
             y = y[torch.from_numpy(epoch_order(whole, protocol.seed, 0))]
         self._y = y
         super().__init__(torch.zeros(count, dtype=torch.int64) if y is None else y[:count], num_classes, batch_size)
-        if mixed:
-            self.generator = _with_batch_statistics(generator)
-        elif protocol.batch_norm == "standing":
-            self.generator = _with_standing_statistics(generator, protocol)
+        if protocol.batch_norm != "running":
+            self.generator = _with_statistics(generator, protocol)
 
     @torch.no_grad()
     def units(self, numbers: range) -> Iterator[Tensor]:
@@ -152,25 +148,21 @@ def features_in_order(images: Images, extractor: Extractor) -> Iterator[tuple[in
             yield samples.start, rows[:, : extractor.num_features], rows[:, extractor.num_features :]
 
 
-def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # type: ignore[misc]
-
-
-def _with_batch_statistics(generator: Generator) -> Generator:
-    generator = copy.deepcopy(generator)
-    for norm in _batch_norms(generator):
-        norm.train()
-    return generator
-
-
 @torch.no_grad()
-def _with_standing_statistics(generator: Generator, protocol: Protocol) -> Generator:
-    """Return a copy whose running averages are plain means over batches of samples, classes mixed."""
-    generator = _with_batch_statistics(generator)
-    momenta = []
-    for norm in _batch_norms(generator):
+def _with_statistics(generator: Generator, protocol: Protocol) -> Generator:
+    """Return a copy whose batch norms take the statistics of each batch, or standing ones.
+
+    Standing statistics are running averages that are plain means over batches of samples, classes mixed.
+    """
+    generator = copy.deepcopy(generator)
+    norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+    if protocol.batch_norm == "batch":
+        return generator
+    for norm in norms:
         norm.reset_running_stats()
-        momenta.append(norm.momentum)
         norm.momentum = None  # the mean over all batches
     device = next(generator.parameters()).device
     rng = torch.Generator().manual_seed(protocol.seed + 1)  # not the samples that are scored
@@ -181,6 +173,6 @@ def _with_standing_statistics(generator: Generator, protocol: Protocol) -> Gener
         if generator.config.num_classes:
             y = torch.randint(generator.config.num_classes, (protocol.batch_size,), generator=rng).to(device)
         generator(z.to(device), y)
-    for norm, momentum in zip(_batch_norms(generator), momenta, strict=True):
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return generator.eval()

@@ -1,7 +1,5 @@
 """The one initialisation of SAGAN: Xavier-uniform weights, zero biases (the released code, ops.py)."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 from torch import nn

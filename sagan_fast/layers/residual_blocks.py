@@ -3,8 +3,6 @@
 No ReLU works in place: the shortcut reads the same tensor (in place, it would be rectified too).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +18,7 @@ def sn_conv(in_channels: int, out_channels: int, kernel_size: int, eps: float) -
 
 
 class GeneratorBlock(nn.Module):
-    """(B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1, nearest up-sampling."""
+    """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1."""
 
     def __init__(
         self, in_channels: int, out_channels: int, num_classes: int, sn_eps: float = 1e-12, momentum: float = 0.1
@@ -41,7 +39,7 @@ class GeneratorBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """(B, in, H, W) to (B, out, H/2, W/2), or the same size with `downsample=False`: ReLU-conv-ReLU-conv-average pool.
+    """Halves a map, (B, in, H, W) to (B, out, H/2, W/2), unless `downsample=False`: ReLU-conv-ReLU-conv-average pool.
 
     The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
     The `first` block takes an image: no ReLU ahead of it.

@@ -1,7 +1,5 @@
 """The self-attention block as a module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -16,15 +14,16 @@ from sagan_fast.ops.self_attention import block_on, check_block, choose_block
 
 
 class SelfAttention2d(nn.Module):
-    """y = x + gamma * o(softmax(theta(x) phi(x)ᵀ) g(x)), (B, C, H, W) to (B, C, H, W) (Zhang et al. 2019, §3).
+    """The self-attention block: x (B, C, H, W) becomes x + gamma * o(softmax(theta(x) phi(x)ᵀ) g(x)).
 
-    The defaults are the released code's: `qk_channels` C/8, `v_channels` C/2, keys and values max-pooled 2x2, an
-    output projection, no biases, no 1/sqrt(d). `pool=False, out_proj=False, bias=True` (v then has C channels) is the
-    form of the best-known PyTorch port. `gamma` starts at 0: the block is the identity and only gamma learns at first.
+    Source: Zhang et al. 2019, §3. The defaults are the released code's: `qk_channels` C/8, `v_channels` C/2, keys and
+    values max-pooled 2x2, an output projection, no biases, no 1/sqrt(d). The best-known PyTorch port corresponds to
+    `pool=False, out_proj=False, bias=True`, where v has C channels. `gamma` starts at 0: the block is the identity and
+    only gamma learns at first.
 
     The parameters are `theta.weight`, `phi.weight` (qk_channels, C, 1, 1), `g.weight` (v_channels, C, 1, 1),
     `o.weight` (C, v_channels, 1, 1), their biases, and `gamma`, a scalar; the names are BigGAN-PyTorch's too. Weights
-    start Xavier-uniform, biases at zero. Put spectral norm on the four convolutions as on any others.
+    start Xavier-uniform, biases at zero. Spectral norm works on the four convolutions as on any other.
 
     Input of any strides, float32, float16, bfloat16 or float64; output in the dtype of x. For `backend` see
     `functional.attention`. Raises ValueError for widths that do not fit each other, for x with another number of
@@ -51,9 +50,7 @@ class SelfAttention2d(nn.Module):
             if width < 1:
                 raise ValueError(f"SelfAttention2d: {name} must be at least 1, got {width}")
         if not out_proj and v_channels != channels:
-            raise ValueError(
-                f"SelfAttention2d: v_channels must equal channels, {channels}, where out_proj=False, got {v_channels}"
-            )
+            raise ValueError(f"SelfAttention2d: v_channels must be {channels} if out_proj=False, got {v_channels}")
         check_backend("SelfAttention2d", backend, BACKENDS)
         self.channels = channels
         self.pool = pool
@@ -80,7 +77,7 @@ class SelfAttention2d(nn.Module):
 
     @torch.no_grad()
     def attention_map(self, x: Tensor, queries: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Return what each query attends to, (B, N or len(queries), M); every row sums to 1.
+        """Return the attention weights of each query, (B, N or len(queries), M); every row sums to 1.
 
         `queries` are flat positions row * W + column, in 0..H*W-1; only their rows are computed. Column m is key
         position m of the pooled map (W//2 a row) or, without pooling, of the map itself. No gradient is kept.
@@ -93,11 +90,9 @@ class SelfAttention2d(nn.Module):
         if queries is not None:
             positions = torch.as_tensor(queries, device=x.device, dtype=torch.long).reshape(-1)
             N = q.shape[1]
-            if positions.numel() and not (int(positions.min()) >= 0 and int(positions.max()) < N):
-                raise ValueError(
-                    f"attention_map: queries must be positions of the map, 0 to {N - 1}, "
-                    f"got {int(positions.min())} to {int(positions.max())}"
-                )
+            low, high = (int(end) for end in positions.aminmax()) if positions.numel() else (0, 0)
+            if low < 0 or high >= N:
+                raise ValueError(f"attention_map: queries must be positions 0 to {N - 1}, got {low} to {high}")
             q = q[:, positions]
         return attention_map(q, k)
 
@@ -106,9 +101,7 @@ class SelfAttention2d(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"SelfAttention2d: x must have shape (B, C, H, W) = (B, {self.channels}, H, W), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"SelfAttention2d: x must have shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
 
 
 def _weight(conv: nn.Conv2d, x: Tensor) -> Tensor:

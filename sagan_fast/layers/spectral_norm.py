@@ -1,4 +1,4 @@
-"""Spectral norm as a parametrization, and the fusion of every spectral norm of a model, ours or others', into a group.
+"""Spectral norm as a parametrization, and `fuse_spectral_norm`, which normalises all weights of a model together.
 
 Miyato et al. 2018. Drop-in for `torch.nn.utils.parametrizations.spectral_norm`, computed in float32 always.
 """
@@ -55,11 +55,8 @@ class SpectralNorm(nn.Module):
 
     @classmethod
     def taking_over(cls, theirs: Any) -> SpectralNorm:
-        """Return the equal of torch's parametrization `theirs`, with its own u and v."""
-        ours = cls.__new__(cls)
-        nn.Module.__init__(ours)
-        ours.n_power_iterations, ours.dim, ours.eps = theirs.n_power_iterations, theirs.dim, theirs.eps
-        ours.link = Link()
+        """Return our equivalent of torch's parametrization `theirs`, with the same u and v."""
+        ours = cls(theirs._u, theirs.n_power_iterations, theirs.dim, theirs.eps)  # of one axis: no u and v are drawn
         ours.register_buffer("_u", theirs._u)
         ours.register_buffer("_v", theirs._v)
         return ours.train(theirs.training)
@@ -103,15 +100,11 @@ def spectral_norm(module: ModuleT, name: str = "weight", n_power_iterations: int
 
 
 class _LegacyHook(LegacySpectralNorm):
-    """torch's older forward pre-hook, which sets the module's weight, with the group's W/sigma."""
+    """torch's older forward pre-hook, which sets the module's weight, here to the group's W/sigma."""
 
-    link: Link
-
-    @classmethod
-    def taking_over(cls, theirs: LegacySpectralNorm) -> _LegacyHook:
-        ours = cls(theirs.name, theirs.n_power_iterations, theirs.dim, theirs.eps)
-        ours.link = Link()
-        return ours
+    def __init__(self, theirs: LegacySpectralNorm) -> None:
+        super().__init__(theirs.name, theirs.n_power_iterations, theirs.dim, theirs.eps)
+        self.link = Link()
 
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         weight = getattr(module, self.name + "_orig")
@@ -128,33 +121,30 @@ class _LegacyHook(LegacySpectralNorm):
 
 
 class _BigGANWeight:
-    """In the place of the method `W_` of a BigGAN-PyTorch layer (layers.py, class SN): the group's W/sigma.
+    """Replaces the method `W_` of a BigGAN-PyTorch layer (layers.py, class SN) and returns the group's W/sigma.
 
-    The layer keeps only u; v = Wᵀu/|Wᵀu| is found anew when someone else changed u (a checkpoint was loaded).
+    The layer keeps only u. v = Wᵀu/|Wᵀu| is computed again when something else changed u, such as a loaded checkpoint.
     """
 
-    def __init__(self, module: nn.Module, dim: int) -> None:
-        self.module, self.dim = module, dim
+    def __init__(self, module: Any) -> None:
+        self.module, self.dim = module, int(getattr(module, "transpose", False))
+        self.n_power_iterations, self.eps = getattr(module, "num_itrs", 1), getattr(module, "eps", 1e-12)
         self.link = Link()
         self.u_version = -1
 
     def __call__(self) -> Tensor:
-        shared = self.link.normalised(self.module.weight)  # type: ignore[arg-type]
-        if shared is not None:
-            return shared
-        out: Tensor = type(self.module).W_(self.module)  # type: ignore[attr-defined]
-        return out
+        shared = self.link.normalised(self.module.weight)
+        return type(self.module).W_(self.module) if shared is None else shared
 
     def prepare(self) -> None:
-        u0: Any = self.module.u0
+        u0 = self.module.u0
         if u0._version != self.u_version:
-            matrix = rows_first(self.module.weight.detach(), self.dim).flatten(1).float()  # type: ignore[operator,arg-type]
-            v = F.normalize(torch.mv(matrix.t(), u0[0].float()), dim=0, eps=self.module.eps)  # type: ignore[arg-type]
-            self.module.sagan_fast_v.copy_(v)  # type: ignore[operator]
-            self.u_version = u0._version
+            matrix = rows_first(self.module.weight.detach(), self.dim).flatten(1).float()
+            self.module.sagan_fast_v.copy_(F.normalize(torch.mv(matrix.t(), u0[0].float()), dim=0, eps=self.eps))
+            self.after_step()
 
     def after_step(self) -> None:
-        self.u_version = self.module.u0._version  # type: ignore[assignment]
+        self.u_version = self.module.u0._version
 
 
 def _parametrized(name: str, module: nn.Module) -> list[Member]:
@@ -163,10 +153,8 @@ def _parametrized(name: str, module: nn.Module) -> list[Member]:
     for tensor_name, chain in module.parametrizations.items():  # type: ignore[union-attr,operator]
         norm = chain[0]
         if any(isinstance(later, (SpectralNorm, parametrizations._SpectralNorm)) for later in list(chain)[1:]):
-            warnings.warn(
-                f"fuse_spectral_norm leaves {name}.{tensor_name} alone: another parametrization comes before",
-                stacklevel=3,
-            )
+            said = f"fuse_spectral_norm skips {name}.{tensor_name}: another parametrization comes first"
+            warnings.warn(said, stacklevel=3)
         if isinstance(norm, parametrizations._SpectralNorm) and hasattr(norm, "_u"):
             chain[0] = norm = SpectralNorm.taking_over(norm)
         if not isinstance(norm, SpectralNorm) or not hasattr(norm, "_u"):
@@ -176,20 +164,8 @@ def _parametrized(name: str, module: nn.Module) -> list[Member]:
             chains = getattr(module, "parametrizations", {})
             return tensor_name in chains and chains[tensor_name][0] is norm
 
-        members.append(
-            Member(
-                name=_name(name, tensor_name),
-                weight_at=(chain, "original"),
-                u_at=(norm, "_u"),
-                v_at=(norm, "_v"),
-                link=norm.link,
-                dim=norm.dim,
-                n_power_iterations=norm.n_power_iterations,
-                eps=norm.eps,
-                v_first=False,
-                is_alive=is_alive,
-            )
-        )
+        whose = _name(name, tensor_name)
+        members.append(Member(whose, norm, (chain, "original"), (norm, "_u"), (norm, "_v"), False, is_alive))
     return members
 
 
@@ -200,25 +176,13 @@ def _legacy(name: str, module: nn.Module) -> list[Member]:
         if not isinstance(hook, LegacySpectralNorm):
             continue
         if not isinstance(hook, _LegacyHook):
-            module._forward_pre_hooks[key] = hook = _LegacyHook.taking_over(hook)
+            module._forward_pre_hooks[key] = hook = _LegacyHook(hook)
 
         def is_alive(key: int = key, hook: _LegacyHook = hook) -> bool:
             return module._forward_pre_hooks.get(key) is hook
 
-        members.append(
-            Member(
-                name=_name(name, hook.name),
-                weight_at=(module, hook.name + "_orig"),
-                u_at=(module, hook.name + "_u"),
-                v_at=(module, hook.name + "_v"),
-                link=hook.link,
-                dim=hook.dim,
-                n_power_iterations=hook.n_power_iterations,
-                eps=hook.eps,
-                v_first=True,
-                is_alive=is_alive,
-            )
-        )
+        weight_at, u_at, v_at = ((module, hook.name + end) for end in ("_orig", "_u", "_v"))
+        members.append(Member(_name(name, hook.name), hook, weight_at, u_at, v_at, True, is_alive))
     return members
 
 
@@ -227,38 +191,25 @@ def _biggan(name: str, module: Any) -> list[Member]:
     if not (callable(getattr(module, "W_", None)) and hasattr(module, "u0") and hasattr(module, "sv0")):
         return []
     if getattr(module, "num_svs", 1) != 1:
-        warnings.warn(
-            f"fuse_spectral_norm leaves {name} alone: it keeps {module.num_svs} singular values", stacklevel=3
-        )
+        warnings.warn(f"fuse_spectral_norm skips {name}: it keeps {module.num_svs} singular values", stacklevel=3)
         return []
     ours = module.__dict__.get("W_")
     if not isinstance(ours, _BigGANWeight):
-        ours = _BigGANWeight(module, int(getattr(module, "transpose", False)))
+        ours = _BigGANWeight(module)
         columns = module.weight.numel() // module.u0.numel()
         module.register_buffer("sagan_fast_v", module.u0.new_zeros(columns, dtype=torch.float32), persistent=False)
         module.W_ = ours
+    weight_at, u_at, v_at, sigma_at = ((module, each) for each in ("weight", "u0", "sagan_fast_v", "sv0"))
     return [
         Member(
-            name=_name(name, "weight"),
-            weight_at=(module, "weight"),
-            u_at=(module, "u0"),
-            v_at=(module, "sagan_fast_v"),
-            link=ours.link,
-            dim=ours.dim,
-            n_power_iterations=getattr(module, "num_itrs", 1),
-            eps=getattr(module, "eps", 1e-12),
-            v_first=True,
-            is_alive=lambda: True,
-            prepare=ours.prepare,
-            after_step=ours.after_step,
-            sigma_at=(module, "sv0"),
+            _name(name, "weight"), ours, weight_at, u_at, v_at, True,
+            prepare=ours.prepare, after_step=ours.after_step, sigma_at=sigma_at,
         )
-    ]
+    ]  # fmt: skip
 
 
 def _name(module_name: str, tensor_name: str) -> str:
-    parts = [module_name] if tensor_name == "weight" and module_name else [*filter(None, [module_name]), tensor_name]
-    return ".".join(parts)
+    return (f"{module_name}.{tensor_name}".removesuffix(".weight") or "weight").lstrip(".")
 
 
 def group_of(module: nn.Module) -> SpectralNormGroup | None:
@@ -273,13 +224,13 @@ def fuse_spectral_norm(
 ) -> SpectralNormGroup:
     """Take over every spectral-normed weight of `model` in place; return the group that normalises them in one pass.
 
-    Taken are our parametrization, torch's (`parametrizations.spectral_norm`), torch's older hook
+    It takes over our parametrization, torch's (`parametrizations.spectral_norm`), torch's older hook
     (`torch.nn.utils.spectral_norm`) and layers like BigGAN-PyTorch's (buffers `u0`, `sv0`, method `W_`). Parameters
     stay the same objects, u and v stay as they are, and the keys of the state dict do not change.
 
     With `update="step"` u and v move only in `group.step()`, to be called after each optimizer step; between two steps
-    every access, in training and evaluation, sees the same W/sigma, computed once. With "forward" they move, all
-    together, at every forward of `model` itself in training mode. Never in evaluation. A weight changed by anything
+    every access, in training and evaluation, sees the same W/sigma, computed once. With "forward" they move
+    together at every forward of `model` in training mode. They never move in evaluation. A weight changed by anything
     else (a loaded checkpoint, `.to()`) is noticed at its next access and normalised again, with u and v as they are.
 
     A deep copy of the model is not fused: it normalises weight by weight, and moves u and v at its own training
@@ -297,7 +248,7 @@ def fuse_spectral_norm(
         members += _biggan(name, module)
     if not members:
         warnings.warn("fuse_spectral_norm found no spectral-normed weight in the model", stacklevel=2)
-    for former in {id(member.link.group): member.link.group for member in members}.values():
+    for former in {member.norm.link.group for member in members}:
         if former is not None:
             former.release()
     group = SpectralNormGroup(members, update, backend)

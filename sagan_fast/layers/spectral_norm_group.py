@@ -1,11 +1,11 @@
-"""All spectral-normed weights of a model, normalised in one pass that all accesses share."""
+"""Normalises all spectral-normed weights of a model in one pass, whose result all accesses share."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from sagan_fast.ops.spectral_norm import forward_all, gradient, split
 
 
 class Link:
-    """Says which group normalises a weight, and which of its weights that is; a copy of a link is free of any group."""
+    """Points from a weight to its group and its index there; a copy of a link points to no group."""
 
     def __init__(self, group: SpectralNormGroup | None = None, index: int = 0) -> None:
         self.group, self.index = group, index
@@ -38,13 +38,17 @@ class Link:
         return training and (self.group is None or self.group.update == "forward")
 
 
-Place = tuple[nn.Module, str]
+class Norm(Protocol):
+    """The common attributes of our parametrization, our hook and our BigGAN-PyTorch method."""
+
+    link: Link
+    dim: int
+    n_power_iterations: int
+    eps: float
+
+
+Place = tuple[Any, str]
 """A module and the name of a tensor in it: looked up each time, since `.to()` and loading put other tensors there."""
-
-
-def _at(place: Place) -> Tensor:
-    found: Tensor = getattr(*place)
-    return found
 
 
 @dataclass
@@ -56,49 +60,40 @@ class Member:
     """
 
     name: str
+    norm: Norm
     weight_at: Place
     u_at: Place
     v_at: Place
-    link: Link
-    dim: int
-    n_power_iterations: int
-    eps: float
     v_first: bool
-    is_alive: Callable[[], bool]
-    prepare: Callable[[], None] | None = None
-    after_step: Callable[[], None] | None = None
+    is_alive: Callable[[], bool] = lambda: True
+    prepare: Callable[[], None] = lambda: None
+    after_step: Callable[[], None] = lambda: None
     sigma_at: Place | None = None
 
     @property
     def weight(self) -> Tensor:
-        return _at(self.weight_at)
+        return getattr(*self.weight_at)
 
     @property
     def vectors(self) -> tuple[Tensor, Tensor]:
         """u (R,) and v (K,); BigGAN-PyTorch keeps u as (1, R)."""
-        u, v = _at(self.u_at), _at(self.v_at)
+        u, v = getattr(*self.u_at), getattr(*self.v_at)
         return u if u.ndim == 1 else u.view(-1), v
 
     def state(self) -> tuple[int, ...]:
-        """Return what changes when the weight, u or v change or move."""
-        return tuple(
-            number
-            for x in (self.weight, *self.vectors)
-            for number in (x.data_ptr(), 0 if x.is_inference() else x._version)
-        )
-
-    def dense(self) -> Tensor:
-        """Return the weight with its rows first and dense: itself, but for transposed convolutions."""
-        return rows_first(self.weight, self.dim)
+        """Return numbers that change when the weight, u or v changes or moves."""
+        tensors = (self.weight, *self.vectors)
+        return tuple(n for x in tensors for n in (x.data_ptr(), 0 if x.is_inference() else x._version))
 
 
 def rows_first(weight: Tensor, dim: int) -> Tensor:
+    """Return `weight` with its rows first and dense: itself, but for transposed convolutions."""
     weight = weight.movedim(dim, 0) if dim else weight
     return weight if is_dense(weight) else weight.contiguous()
 
 
 class _Batch:
-    """Members that one pass can take, and what the last pass gave."""
+    """Members that are normalised in one pass, and the results of the last pass."""
 
     def __init__(self, members: list[Member], indices: list[int]) -> None:
         self.members, self.indices = members, indices
@@ -109,18 +104,17 @@ class _Batch:
 
     def compute(self, update: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
         for member in self.members:
-            if member.prepare is not None:
-                member.prepare()
-        weights = [member.dense().detach() for member in self.members]
+            member.prepare()
+        weights = [rows_first(member.weight, member.norm.dim).detach() for member in self.members]
         us, vs = zip(*(member.vectors for member in self.members), strict=True)
-        first = self.members[0]
+        norm, v_first = self.members[0].norm, self.members[0].v_first
         if fresh:
             self.flat = None
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
         self.flat, self.sigmas, self.u, self.v = forward_all(
-            weights, us, vs, first.n_power_iterations, first.eps, update, first.v_first, weights[0].dtype, chosen,
-            self.flat, sigmas,
+            weights, us, vs, norm.n_power_iterations, norm.eps, update, v_first, weights[0].dtype, chosen, self.flat,
+            sigmas,
         )  # fmt: skip
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if update else [self.flat]
@@ -131,16 +125,12 @@ class _Batch:
         self.linked = ()
         self.versions = [member.weight._version if not member.weight.is_inference() else 0 for member in self.members]
         if update:
-            self._tell()
-        self.states = [member.state() for member in self.members]
-
-    def _tell(self) -> None:
-        told = [(i, _at(member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at is not None]
-        if told:
-            torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
-        for member in self.members:
-            if member.after_step is not None:
+            told = [(i, getattr(*member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at]
+            if told:
+                torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
+            for member in self.members:
                 member.after_step()
+        self.states = [member.state() for member in self.members]
 
     def get(self, position: int) -> Tensor:
         member = self.members[position]
@@ -153,23 +143,17 @@ class _Batch:
             out = self.linked[position]
         else:
             out = self.plain[position]
-        return out.movedim(0, member.dim) if member.dim else out
+        return out.movedim(0, member.norm.dim) if member.norm.dim else out
 
 
 class _Snapshot:
-    """What the gradient of one pass needs: not through save_for_backward, which one backward would use up."""
+    """What the gradient of one pass needs. save_for_backward would free it after the first backward."""
 
     def __init__(self, batch: _Batch) -> None:
         self.names = [member.name for member in batch.members]
-        self.dims = [member.dim for member in batch.members]
-        self.versions = batch.versions
-        self.backend, self.sigmas, self.u, self.v, self.plain = (
-            batch.choice.backend,
-            batch.sigmas,
-            batch.u,
-            batch.v,
-            batch.plain,
-        )
+        self.dims = [member.norm.dim for member in batch.members]
+        self.backend, self.versions, self.plain = batch.choice.backend, batch.versions, batch.plain
+        self.sigmas, self.u, self.v = batch.sigmas, batch.u, batch.v
 
 
 class _SharedFunction(torch.autograd.Function):
@@ -207,11 +191,11 @@ class UpdateHook:
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         if self.link.group is not None and module.training and not torch.compiler.is_compiling():
-            self.link.group.update_vectors(fresh=True)
+            self.link.group.compute(update=True, fresh=True)
 
 
 class SpectralNormGroup:
-    """All spectral-normed weights of a model; made by `fuse_spectral_norm`, which see."""
+    """All spectral-normed weights of a model, normalised together; `fuse_spectral_norm` makes it."""
 
     def __init__(self, members: list[Member], update: str, backend: str = "auto") -> None:
         self.update, self.backend = update, backend
@@ -220,7 +204,7 @@ class SpectralNormGroup:
         self._places: dict[int, tuple[_Batch, int]] = {}
         self._signature: Any = None
         for index, member in enumerate(members):
-            member.link.group, member.link.index = self, index
+            member.norm.link.group, member.norm.link.index = self, index
 
     def release(self) -> None:
         """Stop moving u and v at the model's forwards: another group takes the weights over."""
@@ -236,17 +220,12 @@ class SpectralNormGroup:
     def step(self) -> None:
         """Update u and v of every weight and normalise it; call this once after each optimizer step.
 
-        W/sigma is written in place: a graph made before must have had its backward by then, as before any change of a
-        weight, or its backward raises RuntimeError.
+        W/sigma is written in place, so finish the backward of earlier graphs first; afterwards it raises RuntimeError.
         """
-        self.update_vectors(fresh=self.update == "forward")
-
-    def update_vectors(self, fresh: bool) -> None:
-        """Update u and v and normalise, into new memory if `fresh`, so that graphs made before stay valid."""
-        self._compute(update=True, fresh=fresh)
+        self.compute(update=True, fresh=self.update == "forward")
 
     def explain(self) -> list[str]:
-        """Return, a line for each pass, which backend normalises which weights, and why."""
+        """Return one line for each pass: which weights it normalises, on which backend, and why."""
         self._refresh()
         lines = []
         for batch in self._batches:
@@ -257,17 +236,15 @@ class SpectralNormGroup:
 
     def sigmas(self) -> dict[str, float]:
         """Return sigma of every weight by name; one small transfer from the device."""
-        self._refresh()
-        found = [batch.sigmas.float() for batch in self._batches]
-        values = torch.cat(found).tolist() if found else []
-        indices = [index for batch in self._batches for index in batch.indices]
-        by_index = dict(zip(indices, values, strict=True))
-        return {self._members[index].name: by_index[index] for index in sorted(by_index)}
+        found = self.state_dict()
+        values = torch.stack([sigma.float() for sigma in found.values()]).tolist() if found else []
+        by_name = dict(zip(found, values, strict=True))
+        return {name: by_name[name] for name in self.names}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return sigma of every weight by name, to be saved beside the model's state for an exact resumption.
 
-        u and v are in the model's state and give sigma again, but rounded otherwise than the step that moved them did.
+        u and v are in the model's state, but a sigma computed from them again would be rounded differently.
         """
         self._refresh()
         return {
@@ -282,9 +259,7 @@ class SpectralNormGroup:
         Raises ValueError if the names are not those of the group.
         """
         if set(state_dict) != set(self.names):
-            raise ValueError(
-                f"load_state_dict: state_dict must have the group's names, {self.names}, got {list(state_dict)}"
-            )
+            raise ValueError(f"load_state_dict: state_dict must name {self.names}, got {list(state_dict)}")
         with torch.inference_mode(False), torch.no_grad():
             self._arrange()
             for batch in self._batches:
@@ -299,7 +274,7 @@ class SpectralNormGroup:
         """Return W/sigma of weight `index`: computed again, with u and v as they are, only if something changed."""
         place = self._places.get(index)
         if place is None or self._members[index].state() != place[0].states[place[1]]:
-            self._compute(update=False, fresh=self.update == "forward")
+            self.compute(update=False, fresh=self.update == "forward")
             place = self._places[index]
         return place[0].get(place[1])
 
@@ -307,9 +282,10 @@ class SpectralNormGroup:
         states = [state for batch in self._batches for state in batch.states]
         now = [member.state() for batch in self._batches for member in batch.members]
         if not self._batches or states != now:
-            self._compute(update=False, fresh=self.update == "forward")
+            self.compute(update=False, fresh=self.update == "forward")
 
-    def _compute(self, update: bool, fresh: bool) -> None:
+    def compute(self, update: bool, fresh: bool) -> None:
+        """Normalise, after an update of u and v if `update`; into new memory if `fresh`: earlier graphs stay valid."""
         # Memory made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             self._arrange()
@@ -327,9 +303,9 @@ class SpectralNormGroup:
             return
         together: dict[Any, list[int]] = defaultdict(list)
         for index, member in alive:
-            weight = member.weight
-            where = (weight.device, weight.dtype, too_large(weight.movedim(member.dim, 0)))
-            together[where, member.v_first, member.n_power_iterations, member.eps].append(index)
+            weight, norm = member.weight, member.norm
+            where = (weight.device, weight.dtype, too_large(weight.movedim(norm.dim, 0)))
+            together[where, member.v_first, norm.n_power_iterations, norm.eps].append(index)
         self._batches = [_Batch([self._members[i] for i in indices], indices) for indices in together.values()]
         self._places = {index: (batch, place) for batch in self._batches for place, index in enumerate(batch.indices)}
         self._signature = signature

@@ -1,7 +1,5 @@
 """Batch norm over the images of all processes together, plain PyTorch: any device, any torch.distributed backend."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -13,8 +11,8 @@ from torch import Tensor, nn
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose statistics in training are those of the batches (B, C, H, W) of all processes.
 
-    torch's SyncBatchNorm computes the same on CUDA only. Every process must come by here equally often, with batches
-    of any size. In evaluation, and where torch.distributed is not set up, it is `nn.BatchNorm2d`. The keys of the
+    torch's SyncBatchNorm computes the same on CUDA only. Every process must call it equally often; batches
+    may have any size. In evaluation, and where torch.distributed is not set up, it is `nn.BatchNorm2d`. The keys of the
     state dict are the same. Differentiable once.
     """
 
@@ -87,17 +85,13 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, scale, count, weight = ctx.saved_tensors
         wide = mean.dtype
-
-        def per_channel(values: Tensor) -> Tensor:
-            return values[None, :, None, None]
-
-        normalised = (x.to(wide) - per_channel(mean)) * per_channel(scale)
+        normalised = (x.to(wide) - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
         d_wide = d_out.to(wide)
         d_bias, d_weight = d_wide.sum((0, 2, 3)), (d_wide * normalised).sum((0, 2, 3))
-        totals = torch.stack([d_bias, d_weight])
+        totals = torch.stack([d_bias, d_weight])[..., None, None]
         dist.all_reduce(totals)
         gain = scale if weight is None else scale * weight.to(wide)
-        d_x = (d_wide - (per_channel(totals[0]) + normalised * per_channel(totals[1])) / count) * per_channel(gain)
+        d_x = (d_wide - (totals[0] + normalised * totals[1]) / count) * gain.view(-1, 1, 1)
         if weight is None:
             return d_x.to(x.dtype), None, None, None
         return d_x.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(weight.dtype), None

@@ -1,6 +1,4 @@
-"""Reading checkpoints without running anything that they contain, and the networks of one."""
-
-from __future__ import annotations
+"""Reads checkpoints, and the networks in them, without running anything that they contain."""
 
 import pickle
 from pathlib import Path
@@ -19,21 +17,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 FORMAT = 1
 KEYS = (
-    "format",
-    "step",
-    "config",
-    "generator",
-    "ema",
-    "discriminator",
-    "g_spectral",
-    "d_spectral",
-    "g_optimizer",
-    "d_optimizer",
-    "g_scaler",
-    "d_scaler",
-    "rng",
-    "versions",
-)
+    "format", "step", "config", "generator", "ema", "discriminator", "g_spectral", "d_spectral", "g_optimizer",
+    "d_optimizer", "g_scaler", "d_scaler", "rng", "versions",
+)  # fmt: skip
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -84,7 +70,7 @@ def load_generator(run_or_checkpoint: str | Path, *, average: bool = True, devic
         return Generator.from_pretrained(path, device=device)
     content = load_checkpoint(find_checkpoint(path))
     generator = Generator(network_config(GeneratorConfig, content["config"], "generator", backend="auto"))
-    generator.class_names = class_names(content)
+    generator.class_names = tuple(str(name) for name in content.get("class_names", ()))  # of the data set it learned
     return _with_weights(generator, content["ema" if average else "generator"], path, device)
 
 
@@ -99,11 +85,6 @@ def load_discriminator(run_or_checkpoint: str | Path, *, device: str = "cpu") ->
     content = load_checkpoint(find_checkpoint(path))
     config = network_config(DiscriminatorConfig, content["config"], "discriminator", backend="auto")
     return _with_weights(Discriminator(config), content["discriminator"], path, device)
-
-
-def class_names(content: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes that a checkpoint's `content` was trained on, empty if it does not say."""
-    return tuple(str(name) for name in content.get("class_names", ()))
 
 
 def _with_weights(network: Network, weights: dict[str, Any], path: Path, device: str) -> Network:

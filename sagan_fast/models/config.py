@@ -1,6 +1,4 @@
-"""The configurations of both networks, and the presets: whole recipes in sagan_fast/presets/*.yaml."""
-
-from __future__ import annotations
+"""The configurations of both networks, and the presets in sagan_fast/presets/*.yaml."""
 
 import dataclasses
 import math
@@ -8,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from sagan_fast.choices import Backend, check_choices
+from sagan_fast.choices import Backend, check_choices, check_least
 from sagan_fast.errors import InputError, nearest
 
 Config = TypeVar("Config")
@@ -20,25 +18,25 @@ class NetworkConfig:
     """Options that generator and discriminator share."""
 
     resolution: int = 128
-    """height and width of the images, a power of two"""
+    """width and height of the images, a power of two"""
     num_classes: int = 1000
-    """number of classes; 0 is unconditional"""
+    """number of classes; 0: unconditional"""
     base_channels: int = 64
-    """number of channels that the channel multipliers multiply"""
+    """unit of channel_multipliers, in channels"""
     channel_multipliers: tuple[int, ...] = ()
-    """widths in units of base_channels"""
+    """numbers of channels, in units of base_channels"""
     attention_resolutions: tuple[int, ...] = (32,)
-    """map sizes with an attention block, after the first block that reaches the size"""
+    """map sizes that get an attention block, after the first residual block of that size"""
     attention_pool: bool = True
-    """max-pool keys and values 2x2"""
+    """max-pool the keys and values 2x2"""
     attention_out_proj: bool = True
-    """values have half the width and a 1x1 convolution leads back; otherwise the full width"""
+    """values have C/2 channels and a 1x1 output convolution restores C; otherwise values have C channels"""
     attention_bias: bool = False
-    """the attention's convolutions have biases"""
+    """give the convolutions of the attention block biases"""
     sn_eps: float = 1e-12
-    """smallest norm that spectral norm divides by"""
+    """epsilon of spectral norm: the smallest norm it divides by"""
     backend: Backend = "auto"
-    """what runs the attention blocks"""
+    """implementation of the attention blocks"""
 
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions"):
@@ -47,11 +45,9 @@ class NetworkConfig:
             raise InputError(f"resolution must be a power of two from 8 on, got {self.resolution}")
         if self.num_classes < 0:
             raise InputError(f"num_classes must be 0 (unconditional) or the number of classes, got {self.num_classes}")
-        if self.base_channels < 1 or any(factor < 1 for factor in self.channel_multipliers):
-            raise InputError(
-                "base_channels and channel_multipliers must be positive, "
-                f"got {self.base_channels} and {self.channel_multipliers}"
-            )
+        check_least(1, self, "base_channels")
+        if any(factor < 1 for factor in self.channel_multipliers):
+            raise InputError(f"channel_multipliers must be positive, got {self.channel_multipliers}")
         check_choices(self)
 
     @property
@@ -71,23 +67,21 @@ class GeneratorConfig(NetworkConfig):
     """Options of the generator."""
 
     channel_multipliers: tuple[int, ...] = (16, 16, 8, 4, 2, 1)
-    """widths of the seed map and after each block, in units of base_channels; a block doubles the map"""
+    """channels of the first map and after each block, in units of base_channels; each block doubles the map size"""
     z_dim: int = 128
-    """number of normal random inputs"""
+    """number of normally distributed inputs z"""
     batch_norm_momentum: float = 0.001
-    """share of the new batch in the running averages of the conditional batch norms"""
+    """momentum of the conditional batch norms: the weight of the new batch in the running averages"""
     tail_batch_norm_momentum: float = 0.0001
-    """the same for the last batch norm, which is not conditional"""
+    """momentum of the last batch norm, which is not conditional"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.z_dim < 1:
-            raise InputError(f"z_dim must be positive, got {self.z_dim}")
+        check_least(1, self, "z_dim")
         if len(self.channel_multipliers) < 2 or self.seed_size < 2:
             raise InputError(
-                "the generator's channel_multipliers must be the seed map's and one for each doubling up to the "
-                f"resolution, 2 to {int(math.log2(self.resolution))} in all at {self.resolution}, "
-                f"got {len(self.channel_multipliers)}"
+                f"generator.channel_multipliers must have 2 to {int(math.log2(self.resolution))} entries at resolution "
+                f"{self.resolution}, the first map's and one for each doubling, got {len(self.channel_multipliers)}"
             )
         self._check_attention(self.sizes)
 
@@ -107,9 +101,9 @@ class DiscriminatorConfig(NetworkConfig):
     """Options of the discriminator."""
 
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 8, 16, 16)
-    """widths after each block in units of base_channels"""
+    """channels after each block, in units of base_channels"""
     final_size: int = 4
-    """map size down to which blocks halve the map; further blocks keep it"""
+    """final map size: blocks halve the map until it has this size, then keep it"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,7 +112,7 @@ class DiscriminatorConfig(NetworkConfig):
             raise InputError(f"final_size must be {self.resolution} / 2, / 4, ..., got {self.final_size}")
         if len(self.channel_multipliers) < int(math.log2(ratio)):
             raise InputError(
-                f"the discriminator's channel_multipliers must be at least {int(math.log2(ratio))} to go from "
+                f"discriminator.channel_multipliers must have at least {int(math.log2(ratio))} entries to go from "
                 f"{self.resolution} to {self.final_size}, got {len(self.channel_multipliers)}"
             )
         self._check_attention(self.sizes)

@@ -52,9 +52,7 @@ class Discriminator(nn.Module):
         """Return logits (B,) for images `x` (B, 3, R, R) and classes `y` (B,)."""
         size = self.config.resolution
         if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"Discriminator: x must have shape (B, 3, R, R) = (B, 3, {size}, {size}), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"Discriminator: x must have shape (B, 3, {size}, {size}), got {tuple(x.shape)}")
         check_classes("Discriminator", y, self.config.num_classes)
         size_before = size
         for block, size in zip(self.blocks, self.config.sizes, strict=True):

@@ -1,15 +1,14 @@
-"""A trained generator as files for others: safetensors with its configuration, ONNX, TorchScript.
+"""Exports a trained generator: safetensors with its configuration, ONNX, TorchScript.
 
 Spectral norm is folded in: the weights written are W/sigma, with the u and v of the checkpoint. Nothing here needs the
 trainer. `Generator.from_pretrained` reads the safetensors back.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
 import json
+import operator
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sagan_fast
 from sagan_fast.choices import Backend
 from sagan_fast.errors import InputError
 from sagan_fast.files import written
-from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator
+from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator, in_eval_mode
 
 ONNX, TORCHSCRIPT = "model.onnx", "model.torchscript.pt"
 ONNX_OPSET = 18
@@ -35,24 +34,12 @@ def folded(generator: Generator, backend: Backend = "auto") -> Generator:
     Its weights are W/sigma, u and v as they are, under the keys of plain layers. `generator` is left as it was.
     """
     out = Generator.folded(dataclasses.replace(generator.config, backend=backend))
-    modes = {module: module.training for module in generator.modules()}
-    generator.eval()  # reading a weight in training mode would move u and v
-    try:
-        with torch.no_grad():
-            state = {name: _tensor(generator, name).detach().cpu() for name in out.state_dict()}
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     contiguous = torch.contiguous_format  # whatever those of `generator` are
-    out.load_state_dict({name: t.clone(memory_format=contiguous) for name, t in state.items()}, assign=True)
+    with in_eval_mode(generator), torch.no_grad():  # reading a weight in training mode would move u and v
+        tensors = {name: operator.attrgetter(name)(generator).detach().cpu() for name in out.state_dict()}
+    out.load_state_dict({name: t.clone(memory_format=contiguous) for name, t in tensors.items()}, assign=True)
     out.class_names = generator.class_names
     return out.requires_grad_(False)
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module  # type: ignore[return-value]
 
 
 def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | None = None) -> None:
@@ -81,8 +68,8 @@ def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | N
 def save_torchscript(generator: Generator, path: Path) -> None:
     """Write `generator` as TorchScript: `torch.jit.load(path)(z, y)`, any batch size, without sagan_fast.
 
-    Traced with PyTorch's fused attention, so the map is not in memory. z (B, z_dim) float32 and, if it has classes, y
-    (B,) int64 give images (B, 3, R, R) in [-1, 1].
+    It is traced with PyTorch's fused attention, which does not store the map. Its inputs are z (B, z_dim) float32 and,
+    if it has classes, y (B,) int64; its output is images (B, 3, R, R) in [-1, 1].
     """
     traced = io.BytesIO()
     with _quiet(), torch.no_grad():
@@ -186,38 +173,27 @@ def example(generator: Generator, count: int = 2, seed: int = 0) -> tuple[Tensor
     return (z, torch.randint(config.num_classes, (count,), generator=rng)) if config.num_classes else (z,)
 
 
-def readers() -> dict[str, Callable[[Path], Callable[..., Tensor]]]:
-    """Return for each format a function that reads its file and returns a function of z and y.
-
-    ONNX is among them only if onnxruntime is installed.
-    """
-
-    def torchscript(path: Path) -> Callable[..., Tensor]:
+def read(path: Path) -> Callable[..., Tensor] | None:
+    """Return the exported file `path` as a function of z and y; None for ONNX where onnxruntime is not installed."""
+    if path.suffix == ".safetensors":
+        return Generator.from_pretrained(path.parent)
+    if path.suffix != ".onnx":
         with _quiet():
             return torch.jit.load(str(path))  # type: ignore[no-any-return,no-untyped-call]
-
-    def onnx(path: Path) -> Callable[..., Tensor]:
+    try:
         import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        return lambda *inputs: torch.from_numpy(
-            session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
-        )
-
-    found: dict[str, Callable[[Path], Callable[..., Tensor]]] = {
-        "safetensors": lambda path: Generator.from_pretrained(path.parent), "torchscript": torchscript
-    }  # fmt: skip
-    with contextlib.suppress(ImportError):
-        import onnxruntime  # noqa: F401
-
-        found["onnx"] = onnx
-    return found
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    return lambda *inputs: torch.from_numpy(
+        session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+    )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what PyTorch says about tracing: shapes that are checked in Python, TorchScript's deprecation."""
+    """Hide PyTorch's warnings about tracing: shapes checked in Python, TorchScript's deprecation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

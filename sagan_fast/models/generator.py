@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,8 @@ def attention_block(channels: int, config: NetworkConfig) -> SelfAttention2d:
 class Generator(nn.Module):
     """G(z, y) returns images (B, 3, R, R) in [-1, 1] of normal `z` (B, z_dim) and classes `y` (B,) int64 or None.
 
-    A floating `y` (B, num_classes) holds weights of the classes, to go from one to another. `class_names` are known
-    where the generator was read from a file that has them, and are empty otherwise.
+    A floating `y` (B, num_classes) mixes the classes with its weights. `class_names` is empty unless the generator was
+    read from a file that names its classes.
 
     Source: Zhang et al. 2019 and the released generator.py; spectral norm on every layer but the batch norms' tables.
     Raises ValueError for z of another width, and where a conditional generator is given no y or the reverse.
@@ -125,9 +127,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return images (B, 3, R, R) in [-1, 1] for `z` (B, z_dim) and classes `y` (B,), or weights of them."""
         if z.ndim != 2 or z.shape[1] != self.config.z_dim:
-            raise ValueError(
-                f"Generator: z must have shape (B, z_dim) = (B, {self.config.z_dim}), got {tuple(z.shape)}"
-            )
+            raise ValueError(f"Generator: z must have shape (B, {self.config.z_dim}), got {tuple(z.shape)}")
         check_classes("Generator", y, self.config.num_classes)
         size = self.config.seed_size
         x = self.linear(z).unflatten(1, (-1, size, size))
@@ -136,6 +136,18 @@ class Generator(nn.Module):
             if str(size) in self.attentions:
                 x = self.attentions[str(size)](x)
         return torch.tanh(self.conv(F.relu(self.norm(x))))
+
+
+@contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put `network` in eval mode, and each of its modules back in its own mode afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def is_exported(folder: Path) -> bool:

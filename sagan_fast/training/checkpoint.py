@@ -1,7 +1,5 @@
 """Writes checkpoints and keeps the newest few and the best; models/checkpoint.py reads them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -11,14 +9,14 @@ from typing import Any
 import torch
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import clean, explained, link, written
+from sagan_fast.files import explained, link, written
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 _UNTOUCHED = "; the one before it is untouched"
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write `content` (tensors, numbers, strings, lists, dictionaries) to `path`: after a crash the old file stands.
+    """Write `content` (tensors, numbers, strings, lists, dictionaries) to `path`: after a crash the old file remains.
 
     Raises InputError if the folder cannot be written or the disk is full; the old file is untouched.
     """
@@ -29,8 +27,8 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
 class Checkpoints:
     """The checkpoints of a run: step-N.pt, of which the newest `keep` stay, last.pt (the newest) and best.pt.
 
-    last.pt and best.pt are further names of files that are there already, or copies where the file system has no
-    links, so that a checkpoint is written once. Only the main process of a run uses this.
+    last.pt and best.pt are hard links to other checkpoints, or copies where the file system has no links. So each
+    checkpoint is written once. Only the main process of a run uses this.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -53,8 +51,7 @@ class Checkpoints:
         """
         save_atomically(content, self.path(step))
         self._link(self.path(step), self.last)
-        for old in [s for s in self.steps() if s <= step][: -self.keep]:
-            self._drop(self.path(old))
+        self._drop([s for s in self.steps() if s <= step][: -self.keep])
         return self.last
 
     def before(self, step: int) -> Path | None:
@@ -65,12 +62,7 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: the run went back."""
-        for later in [s for s in self.steps() if s > step]:
-            self._drop(self.path(later))
-
-    def clean(self) -> None:
-        """Remove what a killed process left half written."""
-        clean(self.folder)
+        self._drop([s for s in self.steps() if s > step])
 
     def pin_best(self, step: int, metric: str, score: float, *, lower_is_better: bool = True) -> bool:
         """Keep the checkpoint of `step` as best.pt if no earlier `score` was better; return whether it is the best.
@@ -100,13 +92,14 @@ class Checkpoints:
         with explained(f"cannot write the checkpoint {name}", _UNTOUCHED):
             link(path, name)
 
-    def _drop(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # one file too many is no reason to end a run
-            path.unlink()
+    def _drop(self, steps: list[int]) -> None:
+        for step in steps:
+            with contextlib.suppress(OSError):  # one file too many is no reason to end a run
+                self.path(step).unlink()
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the states of PyTorch's global generators, for what a run does not draw from (seed, step) itself."""
+    """Return the states of PyTorch's global generators, for random numbers that are not drawn from (seed, step)."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -114,7 +107,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Set PyTorch's global generators to what `rng_state` returned, the devices' where they are as many."""
+    """Set PyTorch's global generators to what `rng_state` returned, on CUDA if the number of devices is the same."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagan_fast.choices import Backend, Device, EvalMode, OnBroken, OnDivergence, Precision, check_choices
+from sagan_fast.choices import Backend, Device, EvalMode, OnBroken, OnDivergence, Precision, check_choices, check_least
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS
 from sagan_fast.files import explained
@@ -15,7 +15,6 @@ from sagan_fast.models.config import (
     SHARED,
     DiscriminatorConfig,
     GeneratorConfig,
-    NetworkConfig,
     from_mapping,
     load_preset,
     network_config,
@@ -29,45 +28,45 @@ class TrainConfig:
     data: str
     """real images: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     out: str
-    """folder of the run: config.yaml, log.jsonl, samples/, checkpoints/, tensorboard/"""
+    """folder of the run, for config.yaml, log.jsonl, samples/, checkpoints/ and tensorboard/"""
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
     resolution: int = 128
-    """height and width of the images, a power of two"""
+    """width and height of the images, a power of two"""
     num_classes: int = 1000
     """number of classes; 0 trains without labels"""
     backend: Backend = "auto"
-    """what runs the attention blocks"""
+    """implementation of the attention blocks"""
     steps: int = 1_000_000
-    """train until this many steps are done, resumed ones included"""
+    """total number of steps, including those before a resumption"""
     batch_size: int = 256
-    """number of images in a step, over all processes"""
+    """number of images per step, over all processes"""
     micro_batch_size: int = 0
-    """number of images that a process takes at a time; 0 takes its share of batch_size at once"""
+    """number of images a process computes at a time; 0: its whole share of batch_size"""
     sync_batch_norm: bool = False
-    """take the statistics of batch norm over the images of all processes, not of each one"""
+    """compute batch norm over the images of all processes"""
     seed: int = 0
-    """chooses the weights, the order of the images, the noise and the labels"""
+    """random seed of the weights, the image order, the noise and the labels"""
     device: Device = "auto"
-    """where to train; auto is cuda where there is one"""
+    """where to train; auto takes cuda if available"""
     precision: Precision = "auto"
-    """how products are computed; auto is bf16 on CUDA devices that have it, else fp32"""
+    """precision of matrix products and convolutions; auto: bf16 on CUDA devices that support it, else fp32"""
     g_lr: float = 1e-4
-    """Adam's learning rate of the generator"""
+    """Adam's learning rate for the generator"""
     d_lr: float = 4e-4
-    """Adam's learning rate of the discriminator"""
+    """Adam's learning rate for the discriminator"""
     beta1: float = 0.0
-    """Adam's beta1 of both networks"""
+    """Adam's beta1 for both networks"""
     beta2: float = 0.9
-    """Adam's beta2 of both networks"""
+    """Adam's beta2 for both networks"""
     ema_decay: float = 0.9999
-    """share of itself that the averaged generator keeps in a step; less in the first steps"""
+    """decay of the averaged generator per step; smaller in the first steps"""
     flip: bool = False
     """mirror images left to right at random"""
     on_broken: OnBroken = "fail"
-    """at an image that cannot be read: fail, or skip and count it"""
+    """what to do with an image that cannot be read: fail, or skip and count it"""
     num_workers: int = 0
-    """processes that read images"""
+    """number of processes that read images"""
     log_every: int = 100
     """number of steps between lines of the log"""
     sample_every: int = 1000
@@ -75,50 +74,42 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """number of steps between checkpoints"""
     keep: int = 3
-    """number of the newest checkpoints that are kept; best.pt is kept, too"""
+    """number of newest checkpoints to keep; best.pt is always kept"""
     collapse_patience: int = 20
-    """number of log lines in a row, in which the discriminator has won outright or died, that mean divergence"""
+    """the run has diverged when the discriminator has won (loss near 0) or died (one score for all images) for this
+    many log lines in a row"""
     sigma_growth: float = 10.0
-    """growth of a network's largest sigma within collapse_patience log lines that means divergence"""
+    """the run has diverged when a network's largest sigma grows by this factor within collapse_patience log lines"""
     on_divergence: OnDivergence = "stop"
-    """when the run diverges: stop, or roll back to a checkpoint before it and go on with other noise"""
+    """what to do after divergence: stop, or roll back to an earlier checkpoint and continue with other noise"""
     max_rollbacks: int = 3
-    """number of times that a run is rolled back before it stops"""
+    """number of rollbacks before the run stops"""
     timeout: int = 1800
-    """seconds to wait for another process before the run ends"""
+    """seconds to wait for another process before the run fails"""
     eval_every: int = 0
-    """number of steps between evaluations, of which the lowest FID is kept as best.pt; 0 never evaluates"""
+    """number of steps between evaluations; 0: never. The checkpoint with the lowest FID is kept as best.pt"""
     eval_count: int = 10_000
-    """number of generated images in an evaluation"""
+    """number of generated images per evaluation"""
     eval_data: str = ""
-    """real images to evaluate against; those of data if not given"""
+    """real images to evaluate against; default: those of --data"""
     eval_reference_count: int = 0
-    """number of real images in an evaluation, a fixed random choice; 0 takes all"""
+    """number of real images per evaluation, chosen at random once; 0: all"""
     eval_features: str = "inception"
-    """features of evaluations: inception, efficientnet-lite0 or a TorchScript file"""
+    """network that computes the features: inception, efficientnet-lite0 or a TorchScript file"""
     eval_metrics: str = "fid,is,kid"
-    """fid, and perhaps others of is,kid,prdc,intra_fid"""
+    """scores to compute: fid, and any of is,kid,prdc,intra_fid"""
     eval_mode: EvalMode = "inline"
-    """evaluate between two steps, or in the background: in a process beside the run"""
+    """inline evaluates between two steps, background in a second process"""
     eval_device: Device = "auto"
-    """device of evaluations in the background; auto is the one of the run"""
+    """device of background evaluations; auto takes that of the run"""
 
     def __post_init__(self) -> None:
-        positive = (
-            "steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "collapse_patience", "keep",
-            "timeout",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("num_workers", "micro_batch_size", "max_rollbacks", "eval_every", "eval_reference_count"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_least(1, self, "steps", "batch_size", "log_every", "sample_every", "checkpoint_every")
+        check_least(1, self, "collapse_patience", "keep", "timeout")
+        check_least(0, self, "num_workers", "micro_batch_size", "max_rollbacks", "eval_every", "eval_reference_count")
         metrics = self.eval_metrics.split(",")
         if "fid" not in metrics or set(metrics) - set(METRICS):
-            raise InputError(
-                f"eval_metrics must be some of {','.join(METRICS)}, fid among them, got {self.eval_metrics!r}"
-            )
+            raise InputError(f"eval_metrics must be fid and any of {','.join(METRICS)}, got {self.eval_metrics!r}")
         if not self.sigma_growth > 1:
             raise InputError(f"sigma_growth must be more than 1, got {self.sigma_growth}")
         for name in ("g_lr", "d_lr"):
@@ -130,17 +121,11 @@ class TrainConfig:
         check_choices(self)
 
     def micro_batches(self, processes: int) -> int:
-        """Return how many times a step each of `processes` takes images; InputError if they do not share evenly."""
+        """Return the number of micro-batches per step and process; InputError if the batch cannot be shared evenly."""
         micro = self.micro_batch_size
-        if not micro and self.batch_size % processes:
-            raise InputError(
-                f"batch_size must be divisible by the number of processes = {processes}, got {self.batch_size}"
-            )
-        if micro and self.batch_size % (processes * micro):
-            raise InputError(
-                "batch_size must be divisible by the number of processes times micro_batch_size = "
-                f"{processes} x {micro}, got {self.batch_size}"
-            )
+        if self.batch_size % (processes * max(micro, 1)):
+            by = f"processes x micro_batch_size = {processes} x {micro}" if micro else f"processes = {processes}"
+            raise InputError(f"batch_size must be divisible by the number of {by}, got {self.batch_size}")
         return self.batch_size // (processes * micro) if micro else 1
 
     def norm_batch(self, processes: int) -> int:
@@ -169,20 +154,12 @@ class TrainConfig:
         return cls.from_dict(merge(load_preset(name), overrides))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the YAML form: plain values, what both networks share stated once."""
+        """Return the YAML form: plain values, with the values that both networks share given once."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for key in ("generator", "discriminator"):
-            plain[key] = section_dict(plain[key])
+            own = {name: value for name, value in dataclasses.asdict(plain[key]).items() if name not in SHARED}
+            plain[key] = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return plain
-
-
-def section_dict(network: NetworkConfig) -> dict[str, Any]:
-    """Return the fields of `network` that are its own, as plain values fit for YAML."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(network).items()
-        if key not in SHARED
-    }
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

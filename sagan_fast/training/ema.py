@@ -1,6 +1,4 @@
-"""The averaged generator: what is sampled and evaluated."""
-
-from __future__ import annotations
+"""Updates the averaged generator, which is sampled and evaluated."""
 
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,8 @@
-"""Scores of the averaged generator while it trains: between two steps, or in a process beside the run."""
+"""Scores the averaged generator during training: between two steps, or in a second process."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from sagan_fast.evaluation.features import Extractor, file_sha256, open_extracto
 from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.evaluation.streams import GeneratedImages
 from sagan_fast.files import explained, link, reason, written
-from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.log import SilentLog
 from sagan_fast.training.run import Run
 
@@ -34,8 +33,8 @@ class Evaluations:
     """Evaluates a run every `eval_every` steps and at its end, and keeps the checkpoint of the lowest FID as best.pt.
 
     Results are RUN/evaluation/step-N.json, with their protocol, and lines eval/fid, eval/kid, ... in log.jsonl and
-    TensorBoard. An evaluation that fails is said and the run goes on. Nothing of the training moves: the averaged
-    generator is only read, and the global random numbers are where they were. All processes must call `start` together.
+    TensorBoard. A failed evaluation is reported, and the run continues. The training is not affected: the averaged
+    generator is only read, and global random numbers are restored. All processes must call `start` together.
 
     Raises InputError at once, not at the first evaluation, if features or real images cannot be had.
     """
@@ -47,17 +46,15 @@ class Evaluations:
         self.beside: _Beside | None = None
         if not config.eval_every:
             return
-        self.protocol = evaluation_protocol(config)
+        reference_count = config.eval_reference_count or None
+        self.protocol = Protocol.preset("clean", count=config.eval_count, reference_count=reference_count)
         world = run.world
         with _undisturbed(world.device):
             # First in one process, which may download; and in a background evaluation's stead, for its sentence.
-            world.by_main(lambda: open_extractor(config.eval_features, resize=self.protocol.feature_resize))
+            opened = functools.partial(open_extractor, config.eval_features, resize=self.protocol.feature_resize)
+            world.by_main(opened)
             if config.eval_mode == "inline":
-                self.extractor: Extractor = world.together(
-                    lambda: open_extractor(
-                        config.eval_features, resize=self.protocol.feature_resize, device=world.device
-                    )
-                )
+                self.extractor: Extractor = world.together(lambda: opened(device=world.device))
             self.dataset = run.dataset
             if config.eval_data:
                 self.dataset = world.together(
@@ -71,21 +68,19 @@ class Evaluations:
         return config.eval_every > 0 and (step % config.eval_every == 0 or step == config.steps)
 
     def start(self) -> float:
-        """Evaluate the checkpoint that was just saved, in the background only begin to; return the seconds it took."""
+        """Evaluate the checkpoint just saved, or start to in the background; return the seconds it took."""
         began = time.perf_counter()
         world, step = self.run.world, self.run.state.step
         if self.run.config.eval_mode == "inline":
             self._inline(step)
         elif world.is_main:
-            if self.beside is not None and step == self.run.config.steps:
-                self.log.say(f"waiting for the evaluation of step {self.beside.step}")
-                self.beside.process.wait()
-                self.poll()
+            if step == self.run.config.steps:
+                self.finish([])
             if self.beside is not None:
                 self.log.say(f"step {step} is not evaluated: the evaluation of step {self.beside.step} is not done")
             else:
                 try:
-                    self.beside = _Beside(self.run, self.folder, step)
+                    self.beside = _Beside(self.run, self.protocol, self.folder, step)
                 except OSError as error:
                     self.log.say(f"the evaluation of step {step} cannot be started: {reason(error)}")
         return time.perf_counter() - began
@@ -101,7 +96,7 @@ class Evaluations:
         except InputError as error:
             self.log.say(f"the evaluation of step {beside.step} failed: {error}")
         finally:
-            beside.clean()
+            beside.snapshot.unlink(missing_ok=True)
 
     def finish(self, stop: Sequence[int]) -> None:
         """Wait for an evaluation in the background, until `stop` holds a signal."""
@@ -114,9 +109,7 @@ class Evaluations:
     def __enter__(self) -> Evaluations:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.beside is not None:
             self.beside.end()
             self.beside = None
@@ -141,13 +134,13 @@ class Evaluations:
         except InputError as error:  # the same in every process
             self.log.say(f"the evaluation of step {step} failed: {error}")
             return
-        run.world.by_main(lambda: self._write_and_record(step, result))
 
-    def _write_and_record(self, step: int, result: dict[str, Any] | None) -> None:
-        assert result is not None
-        with written(self.folder / f"step-{step:08d}.json") as file:
-            file.write(json.dumps(result, indent=1).encode() + b"\n")
-        self._record(step, result, self.run.folder.checkpoints.path(step))
+        def write() -> None:
+            with written(self.folder / f"step-{step:08d}.json") as file:
+                file.write(json.dumps(result, indent=1).encode() + b"\n")
+            self._record(step, result or {}, path)
+
+        run.world.by_main(write)
 
     def _record(self, step: int, result: dict[str, Any], checkpoint: Path) -> None:
         """Log the scores of `step` and pin its `checkpoint` if no other had a lower FID."""
@@ -168,16 +161,15 @@ class Evaluations:
 
 
 class _Beside:
-    """`sagan-fast evaluate` of the checkpoint of `step`, in a process of its own that yields to the run."""
+    """`sagan-fast evaluate` of the checkpoint of `step`, in a second process with low priority."""
 
-    def __init__(self, run: Run, folder: Path, step: int) -> None:
+    def __init__(self, run: Run, protocol: Protocol, folder: Path, step: int) -> None:
         config = run.config
         self.step = step
         self.snapshot, self.said = folder / f"step-{step:08d}.pt", folder / f"step-{step:08d}.log"
         self.target = self.snapshot.with_suffix(".json")
         self.target.unlink(missing_ok=True)
         link(run.folder.checkpoints.path(step), self.snapshot)
-        protocol = evaluation_protocol(config)
         command = [sys.executable, "-m", "sagan_fast.cli", "evaluate", str(self.snapshot)]
         command += ["--data", config.eval_data or config.data, "--json", str(self.target)]
         command += ["--protocol", protocol.name, "--count", str(protocol.count), "--features", config.eval_features]
@@ -199,7 +191,7 @@ class _Beside:
             )
 
     def result(self) -> dict[str, Any]:
-        """Return what it found; InputError with what it said if it failed."""
+        """Return the scores; InputError with the process' last message if it failed."""
         if self.process.returncode:
             lines: list[str] = []
             with suppress(OSError):
@@ -212,10 +204,6 @@ class _Beside:
         self.said.unlink(missing_ok=True)
         return found
 
-    def clean(self) -> None:
-        """Remove the snapshot."""
-        self.snapshot.unlink(missing_ok=True)
-
     def end(self) -> None:
         """End the process, done or not."""
         self.process.terminate()
@@ -224,12 +212,7 @@ class _Beside:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self.clean()
-
-
-def evaluation_protocol(config: TrainConfig) -> Protocol:
-    """Return the protocol of the evaluations of a run."""
-    return Protocol.preset("clean", count=config.eval_count, reference_count=config.eval_reference_count or None)
+        self.snapshot.unlink(missing_ok=True)
 
 
 @contextmanager

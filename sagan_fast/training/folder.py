@@ -1,12 +1,10 @@
-"""The folder of a run: it is checked, made and held by one run at a time."""
-
-from __future__ import annotations
+"""Checks, makes and locks the folder of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import explained, hold, replacing
+from sagan_fast.files import clean, explained, hold, replacing
 from sagan_fast.training.checkpoint import Checkpoints
 from sagan_fast.training.config import TrainConfig
 
@@ -20,7 +18,7 @@ class RunFolder:
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep)
-        self._release: Callable[[], None] | None = None
+        self._release: Callable[[], None] = lambda: None
 
     def check(self, resume: bool) -> None:
         """Raise InputError if the folder is a file, or holds a run and is not to be resumed."""
@@ -42,14 +40,8 @@ class RunFolder:
             self._release = hold(self.path / ".lock", taken, PATIENCE)
             with replacing(path) as file:
                 file.write(text.encode())
-        self.checkpoints.clean()
+        clean(self.checkpoints.folder)
 
     def close(self) -> None:
         """Release the folder for other runs."""
-        if self._release is not None:
-            self._release()
-            self._release = None
-
-    def sample_path(self, step: int) -> Path:
-        """Return the file for the sample grid of `step`."""
-        return self.path / "samples" / f"{step:07d}.png"
+        self._release()

@@ -1,7 +1,6 @@
 """Decides whether a run has diverged, and reads out gammas, sigmas and memory for the log."""
 
-from __future__ import annotations
-
+import copy
 import math
 import sys
 from collections.abc import Mapping
@@ -9,28 +8,22 @@ from typing import Any
 
 import torch
 
+from sagan_fast.errors import Diverged
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.training.state import TrainState
 
-
-class Diverged(RuntimeError):
-    """Training has nowhere to go from here; the message says in a sentence what was seen.
-
-    `healthy_until` is the last step at which nothing of it was to be seen.
-    """
-
-    def __init__(self, message: str, healthy_until: int = 0) -> None:
-        super().__init__(message)
-        self.healthy_until = healthy_until
+SEEN = ("lines_won", "lines_dead", "healthy_until", "sigmas")
+"""What a guard has seen, as it is saved in checkpoints."""
 
 
 class Guard:
-    """Looks at each line of the log and raises `Diverged`.
+    """Raises `Diverged` when a line of the log shows divergence.
 
-    At once for a loss, score or gradient norm that is NaN or infinite; after `patience` lines in a row in which the
-    discriminator's loss is below `won` (its hinge is satisfied everywhere: no gradient reaches either network) or its
-    scores on real and fake images differ by less than `dead` while its loss stands at 2 (it gives every image the same
-    score); and when a network's largest sigma is `growth` times what it was within the last `patience` lines.
+    - A loss, score or gradient norm is NaN or infinite.
+    - The discriminator has won: for `patience` lines in a row its loss is below `won`, so no network gets a gradient.
+    - The discriminator has died: for `patience` lines in a row it gives real and fake images the same score within
+      `dead`, with a loss of 2.
+    - The largest sigma of a network is `growth` times what it was within the last `patience` lines.
     """
 
     def __init__(self, patience: int, won: float = 1e-3, dead: float = 1e-4, growth: float = 10.0) -> None:
@@ -41,23 +34,27 @@ class Guard:
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Raise `Diverged` if the line `values` of the log at `step` says so; keys d_loss, g_loss, d_real, d_fake."""
+        if sentence := self._fault(step, values):
+            raise Diverged(sentence, self.healthy_until)
+        if not self.lines_won and not self.lines_dead:
+            self.healthy_until = step
+
+    def _fault(self, step: int, values: Mapping[str, float]) -> str:
         for name in ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g"):
             if not math.isfinite(values.get(name, 0.0)):
-                raise Diverged(f"{name} is {values[name]} at step {step}", self.healthy_until)
+                return f"{name} is {values[name]} at step {step}"
         self.lines_won = self.lines_won + 1 if values["d_loss"] < self.won else 0
         same_score = abs(values["d_real"] - values["d_fake"]) < self.dead and abs(values["d_loss"] - 2.0) < self.dead
         self.lines_dead = self.lines_dead + 1 if same_score else 0
         if self.lines_won >= self.patience:
-            raise Diverged(
+            return (
                 f"the discriminator has won outright by step {step}: its loss was below {self.won} for "
-                f"{self.patience} lines of the log in a row, so neither network learns any more",
-                self.healthy_until,
+                f"{self.patience} lines of the log in a row, so neither network learns any more"
             )
         if self.lines_dead >= self.patience:
-            raise Diverged(
+            return (
                 f"the discriminator has died by step {step}: it gave real and fake images the same score for "
-                f"{self.patience} lines of the log in a row",
-                self.healthy_until,
+                f"{self.patience} lines of the log in a row"
             )
         for name in ("sigma_max/g", "sigma_max/d"):
             if name not in values:
@@ -65,30 +62,22 @@ class Guard:
             recent = [*self.sigmas.get(name, []), values[name]][-self.patience :]
             self.sigmas[name] = recent
             if not recent[-1] <= self.growth * min(recent):
-                raise Diverged(
-                    f"{name} has grown from {min(recent):.3g} to {recent[-1]:.3g} within {len(recent)} lines of the "
-                    f"log by step {step}",
-                    self.healthy_until,
+                return (
+                    f"{name} grew from {min(recent):.3g} to {recent[-1]:.3g} in {len(recent)} log lines by step {step}"
                 )
-        if not self.lines_won and not self.lines_dead:
-            self.healthy_until = step
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen so far."""
-        return {
-            "lines_won": self.lines_won, "lines_dead": self.lines_dead, "healthy_until": self.healthy_until,
-            "sigmas": {name: list(recent) for name, recent in self.sigmas.items()},
-        }  # fmt: skip
+        return copy.deepcopy({name: getattr(self, name) for name in SEEN})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned; from an empty mapping, start anew."""
-        self.lines_won, self.lines_dead = int(state.get("lines_won", 0)), int(state.get("lines_dead", 0))
-        self.healthy_until = int(state.get("healthy_until", 0))
-        self.sigmas = {name: list(recent) for name, recent in state.get("sigmas", {}).items()}
+        vars(self).update(copy.deepcopy({**Guard(self.patience).state_dict(), **state}))
 
 
 def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what the log says of the networks, and sigma of every weight, which is for the curves alone.
+    """Return the values of both networks for the log, and sigma of every weight for the curves.
 
     The first: gamma of every attention block, the largest sigma of each network, steps skipped under fp16. Three
     transfers from the device.
@@ -113,7 +102,7 @@ def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the most memory in use so far in GiB: of the device if it is CUDA, else of this process."""
+    """Return the peak memory in GiB, of the device if it is CUDA, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from sagan_fast.files import explained, replacing
@@ -24,7 +23,7 @@ class SilentLog:
     def line(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
         """Record `values` at `step`."""
 
-    def scores(self, step: int, values: Mapping[str, float]) -> None:
+    def scores(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
         """Record the scores of an evaluation of `step`, which may be some steps ago."""
 
     def step_done(self, step: int) -> None:
@@ -39,9 +38,7 @@ class SilentLog:
     def __enter__(self) -> SilentLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Close the files."""
 
 
@@ -77,13 +74,7 @@ class RunLog(SilentLog):
 
     def line(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
         """Record `values` at `step` everywhere, `curves` in TensorBoard alone."""
-        entry = {"step": step, "time": round(time.time(), 3), **values}
-        with self._disk():
-            self.file.write(json.dumps(entry) + "\n")
-            self.file.flush()
-            for name, value in {**values, **(curves or {})}.items():
-                self.board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-            self.board.flush()  # type: ignore[no-untyped-call]
+        self.scores(step, values, curves)
         short = (
             f"D loss {values['d_loss']:.3f}  G loss {values['g_loss']:+.3f}  "
             f"D real {values['d_real']:+.2f}  D fake {values['d_fake']:+.2f}  {values['images_per_s']:.0f} images/s"
@@ -93,17 +84,17 @@ class RunLog(SilentLog):
         else:
             self.say(f"step {step}/{self.steps}  {short}{self._left(step)}")
 
-    def scores(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the scores of an evaluation of `step`, which may be some steps ago, in a line of their own."""
+    def scores(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
+        """Write `values` of this or an earlier `step` to log.jsonl and TensorBoard, `curves` to TensorBoard only."""
         with self._disk():
             self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
             self.file.flush()
-            for name, value in values.items():
+            for name, value in {**values, **(curves or {})}.items():
                 self.board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
             self.board.flush()  # type: ignore[no-untyped-call]
 
     def step_done(self, step: int) -> None:
-        """Move the progress bar, if there is one; else speak up after a long silence."""
+        """Move the progress bar, if there is one; else print a line after a long silence."""
         if self.progress is not None:
             self.progress.update(self.task, completed=step)
         elif time.monotonic() - self.spoke > HEARTBEAT:
@@ -127,9 +118,7 @@ class RunLog(SilentLog):
         else:
             print(sentence, file=self.stream, flush=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.progress is not None:
             self.progress.stop()
         with contextlib.suppress(OSError) if error is not None else self._disk():
@@ -139,7 +128,7 @@ class RunLog(SilentLog):
                 self.board.close()  # type: ignore[no-untyped-call]
 
     def _left(self, step: int) -> str:
-        """Return the time that the rest takes at the pace since the start, sampling and saving included."""
+        """Return the estimated time left, at the pace since the start, including sampling and saving."""
         done = step - self.first
         if done < 1 or step >= self.steps:
             return ""

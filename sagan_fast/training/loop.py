@@ -1,7 +1,5 @@
 """A training run from its configuration to its last checkpoint, read top to bottom."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,12 @@ import torch
 
 from sagan_fast.data import batches, open_dataset
 from sagan_fast.distributed import connected
-from sagan_fast.errors import InputError
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
-from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.health import Guard
 from sagan_fast.training.log import RunLog, SilentLog
 from sagan_fast.training.meter import Meter
 from sagan_fast.training.profile import Profile
@@ -27,17 +25,17 @@ from sagan_fast.visualize.grids import save_grid
 
 
 def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> TrainState:
-    """Train until `config.steps` steps are done and return the state; everything is in the folder `config.out`.
+    """Train until `config.steps` steps are done and return the state; all files are in the folder `config.out`.
 
-    Under torchrun this is one process of many: each takes its share of every batch, the first alone writes and speaks.
-    Writes config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/. With `resume` a run that is there goes
-    on as if it had never stopped (on the CPU, with as many processes, bit for bit); without, a folder that holds a run
-    is refused. SIGINT and SIGTERM, to any process, end the run after the step at hand or the next one, with a
-    checkpoint. `profile` steps are traced to RUN/profile/.
+    These are config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/. Under torchrun each process takes
+    its share of every batch, and only the first writes and prints. `resume` continues an existing run as if it had
+    never stopped, on the CPU with as many processes bit for bit; otherwise a folder that holds a run is refused. SIGINT
+    or SIGTERM to any process ends the run after this step or the next, with a checkpoint. RUN/profile/ gets a trace of
+    `profile` steps.
 
-    Raises InputError for bad input (data, folder, checkpoint); ConnectionError when another process is lost;
-    `Diverged` when it is no use going on: the state of that moment is in checkpoints/stopped.pt, the last good one
-    still in last.pt. With `config.on_divergence` "rollback" the run goes back and on instead, a few times.
+    Raises InputError for bad input (data, folder, checkpoint), ConnectionError when another process is lost, `Diverged`
+    when training cannot continue. Then checkpoints/stopped.pt holds the last state and last.pt the last good one. With
+    `config.on_divergence` "rollback" the run first returns to an earlier checkpoint, up to `max_rollbacks` times.
     """
     folder = RunFolder(Path(config.out), config.keep)
     with connected(config.device, config.timeout) as world, stop_on_signals() as stop:
@@ -118,7 +116,8 @@ def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
             if saving:
                 run.save()  # before anything slow: who asked to stop may not wait for long
             if ending or (state.step % config.sample_every == 0 and not stopping):
-                world.by_main(lambda: save_samples(state, config, folder.sample_path(state.step)))
+                picture = folder.path / "samples" / f"{state.step:07d}.png"
+                world.by_main(lambda path=picture: save_samples(state, config, path))  # type: ignore[misc]
             if evaluations.due(state.step) and not stopping:
                 if not saving:
                     run.save()

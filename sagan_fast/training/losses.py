@@ -1,7 +1,5 @@
 """The hinge losses (Lim and Ye 2017; Zhang et al. 2019, eq. 4)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

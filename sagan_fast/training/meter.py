@@ -1,8 +1,8 @@
-"""Sums what the steps between two lines of the log measure and reads it out at once."""
-
-from __future__ import annotations
+"""Sums the measurements of the steps between two lines of the log."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,7 +16,7 @@ SUMMED = ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g")
 
 
 class Meter:
-    """Sums on the device what each step measures, so that nothing waits for it before a line of the log."""
+    """Sums the measurements of each step on the device, which waits only when the log is written."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world
@@ -28,15 +28,12 @@ class Meter:
         """Start the clock."""
         self.began, self.waited = time.perf_counter(), 0.0
 
-    def waiting(self) -> Meter:
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
         """Return the context within which the run waits for images."""
-        return self
-
-    def __enter__(self) -> None:
-        self.wait_began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.waited += time.perf_counter() - self.wait_began
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Add the numbers of a step."""
@@ -45,7 +42,7 @@ class Meter:
         self.steps += 1
 
     def read(self, state: TrainState, dataset: ImageDataset) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the means over steps and processes since the last call, and what TensorBoard alone gets."""
+        """Return the means over steps and processes since the last call, and the values for TensorBoard only."""
         assert self.sums is not None
         sums = (self.sums / self.steps).tolist()
         seconds = time.perf_counter() - self.began

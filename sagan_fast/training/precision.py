@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -31,11 +30,9 @@ class Precision:
             raise InputError(f"precision {name} needs a CUDA device, and this run is on {device}")
         self.name, self.device = name, device
 
-    @contextmanager
-    def products(self) -> Iterator[None]:
-        """Within it float32 products and convolutions on CUDA are IEEE, or TF32 unless the precision is fp32."""
-        with tf32(self.name != "fp32"):
-            yield
+    def products(self) -> AbstractContextManager[None]:
+        """Return a context where float32 products and convolutions on CUDA are IEEE for fp32, else TF32."""
+        return tf32(self.name != "fp32")
 
     def autocast(self) -> torch.autocast:
         """Return the context for the forward passes."""
@@ -56,7 +53,7 @@ class Scaler(torch.amp.GradScaler):
 
     @property
     def skipped(self) -> int:
-        """Number of steps left out so far because a gradient overflowed; waits for the device under fp16."""
+        """Number of steps skipped so far because a gradient overflowed; waits for the device under fp16."""
         return int(self._skipped)
 
     def backward(self, loss: Tensor) -> None:

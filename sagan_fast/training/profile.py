@@ -1,6 +1,4 @@
-"""A trace of some steps, for chrome://tracing or https://ui.perfetto.dev."""
-
-from __future__ import annotations
+"""Traces some steps, for chrome://tracing or https://ui.perfetto.dev."""
 
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ class Profile:
 
     def __init__(self, run: Path, steps: int) -> None:
         self.folder, self.steps = run / "profile", steps
-        self.seen = 0
+        self.seen = self.start = 0
         self.tracing: Any = None
-        self.start = 0
 
     def step_done(self, step: int) -> Path | None:
         """Note that `step` is done; return the trace if it has just been written."""

@@ -1,6 +1,4 @@
-"""One run in one process: writes its parts to a checkpoint and restores them in every process."""
-
-from __future__ import annotations
+"""Holds the parts of a run in one process, writes them to checkpoints and restores them."""
 
 import io
 import zlib
@@ -14,12 +12,12 @@ import torch
 import sagan_fast
 from sagan_fast.data import ImageDataset
 from sagan_fast.distributed import World
-from sagan_fast.errors import InputError
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import FORMAT, load_checkpoint
 from sagan_fast.training.checkpoint import restore_rng, rng_state, save_atomically
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.folder import RunFolder
-from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.health import Guard
 from sagan_fast.training.state import TrainState
 
 # What may differ between a run and its resumption; anything else would make it another run.
@@ -33,7 +31,7 @@ MAY_CHANGE = {
 
 @dataclass
 class Run:
-    """What a run consists of in this process. All processes must call each method together."""
+    """The parts of a run in this process. All processes must call each method together."""
 
     config: TrainConfig
     world: World
@@ -43,13 +41,11 @@ class Run:
     folder: RunFolder
 
     def check_start(self) -> None:
-        """Raise InputError in the main process, and end the others, unless all were started alike on the same images.
+        """Raise InputError in the main process, and end the others, unless all have the same options and images.
 
         Where the images lie, and how many processes read them, may differ from machine to machine.
         """
-        config = {
-            key: value for key, value in self.config.to_dict().items() if key not in ("data", "out", "num_workers")
-        }
+        config = {k: v for k, v in self.config.to_dict().items() if k not in ("data", "out", "num_workers")}
         images = zlib.crc32(
             repr((len(self.dataset), self.dataset.class_names)).encode(), zlib.crc32(self.dataset.labels.tobytes())
         )
@@ -78,7 +74,7 @@ class Run:
         }
 
     def save(self) -> None:
-        """Write the checkpoint of this step; InputError in the main process, and the end of all, if that fails."""
+        """Write the checkpoint of this step; if that fails, all processes end, the main one with InputError."""
         self.check_replicas()
         content = self.content()
         self.world.by_main(lambda: self.folder.checkpoints.save(content, self.state.step))
@@ -174,7 +170,7 @@ class Run:
         )
 
     def division(self) -> str:
-        """Return how processes and micro-batches share a step's images, empty if they do not."""
+        """Return a text that says how processes and micro-batches share a step's images; empty for one of each."""
         parts = self.config.micro_batches(self.world.size)
         if self.world.size == 1 and parts == 1:
             return ""

@@ -1,7 +1,5 @@
 """Stops a run on SIGINT (a terminal) or SIGTERM (a scheduler), all processes at the same step."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ torchrun."""
 
 @contextmanager
 def stop_on_signals() -> Iterator[list[int]]:
-    """Yield a list that a first SIGINT or SIGTERM is appended to; a SIGINT later on interrupts at once."""
+    """Yield a list that a first SIGINT or SIGTERM is appended to; a later SIGINT interrupts at once."""
     received: list[int] = []
     first = 0.0
 

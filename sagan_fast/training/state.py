@@ -1,6 +1,4 @@
-"""What a run carries from step to step, and how it becomes plain data and back."""
-
-from __future__ import annotations
+"""The state of a run from step to step, which is saved to and loaded from plain data."""
 
 import copy
 from dataclasses import dataclass
@@ -45,11 +43,8 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dictionaries."""
-        return {
-            "step": self.step,
-            "rollbacks": self.rollbacks,
-            **{name: getattr(self, name).state_dict() for name in self.PARTS},
-        }
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return {"step": self.step, "rollbacks": self.rollbacks, **parts}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""

@@ -1,16 +1,14 @@
 """One training step: the discriminator, then the generator, one update each (Zhang et al. 2019, §4).
 
-However many processes and micro-batches share the work, a step is one function of the global batch: noise and labels
-are drawn for all of it from (seed, step), process r of W takes the samples r, r + W, ..., its micro-batch a of k those
-at a, a + k, ... of them, gradients and losses are means over all. Only batch norm sees the division: its batches are
-the micro-batches, the same ones for any number of processes that take equally many images at a time.
+A step is one function of the global batch, for any number of processes and micro-batches. Noise and labels are drawn
+for the whole batch from (seed, step). Process r of W takes the samples r, r + W, ...; its micro-batch a of k takes
+every k-th of them from a on. Gradients and losses are means over all. Only batch norm depends on the division: its
+batches are the micro-batches, which are the same for any number of processes with the same micro-batch size.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +24,10 @@ LANE = 256
 
 
 class Noise:
-    """All that is random in step `step`, drawn on the CPU from seed, step and the rollbacks so far alone.
+    """The random numbers of step `step`, drawn on the CPU from the seed, the step and the number of rollbacks.
 
-    So it is the same after any interruption and with any number of processes, each of which gets its own samples.
-    Sample p of a batch comes from lane p mod L, each lane a generator for at least LANE samples.
+    They are the same after any interruption and with any number of processes; each process draws its own samples.
+    Sample p of a batch comes from lane p mod L; each lane has its own generator, for at least LANE samples.
     """
 
     def __init__(
@@ -68,13 +66,11 @@ class Noise:
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         count = self.config.batch_size // self.lanes
         drawn = {lane: draw(count, rng) for lane, rng in self.rngs.items()}
-        if self.lanes == 1:
-            mine = drawn[0][self.places]
-        else:
-            mine = next(iter(drawn.values())).new_zeros(len(self.places), *next(iter(drawn.values())).shape[1:])
-            for lane, samples in drawn.items():
-                here = self.places % self.lanes == lane
-                mine[here] = samples[self.places[here] // self.lanes]
+        some = next(iter(drawn.values()))
+        mine = some.new_zeros(len(self.places), *some.shape[1:])
+        for lane, samples in drawn.items():
+            here = self.places % self.lanes == lane
+            mine[here] = samples[self.places[here] // self.lanes]
         if self.device.type == "cuda":
             mine = mine.pin_memory()  # or the copy would wait for the GPU
         return mine.to(self.device, non_blocking=True)
@@ -106,24 +102,22 @@ def train_step(
     real, y_real = prepare_batch(images, labels, noise)
     values, update = discriminator_gradient(state, real, y_real, noise)
     # The generator's images need nothing of the discriminator: they are made while its gradients travel.
-    made = next(step := generator_parts(state, noise))
+    parts = generator_parts(state, noise)
+    first = next(parts)
     values["grad_norm/d"] = update()
-    values |= generator_step(state, noise, made, step)
+    values |= generator_step(state, noise, itertools.chain([first], parts))
     state.step += 1
     update_ema(state.ema, state.generator, config.ema_decay, state.step)
     return values
 
 
-def discriminator_step(state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise) -> dict[str, Tensor]:
-    """Update the discriminator on real and fake images, in one forward each micro-batch; return the numbers."""
-    values, update = discriminator_gradient(state, real, y_real, noise)
-    return {**values, "grad_norm/d": update()}
-
-
 def discriminator_gradient(
     state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise
 ) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
-    """Return means over this process' images, and the function that updates the discriminator and gives the norm."""
+    """Return means over this process' images, and the function that updates the discriminator and gives the norm.
+
+    Real and fake images go through the discriminator together, in one forward a micro-batch.
+    """
     y_fake = noise.classes()
     z = noise.latent()
     sums: list[Tensor] = []
@@ -151,16 +145,8 @@ def discriminator_gradient(
     return dict(zip(("d_loss", "d_real", "d_fake"), means, strict=True)), update
 
 
-@dataclass
-class Made:
-    """Fake images with their graph and classes."""
-
-    images: Tensor
-    y: Tensor | None
-
-
-def generator_parts(state: TrainState, noise: Noise) -> Iterator[Made]:
-    """Yield the images of the generator's update, a micro-batch at a time."""
+def generator_parts(state: TrainState, noise: Noise) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield the images of the generator's update, with their graph, and their classes, a micro-batch at a time."""
     y = noise.classes()
     z = noise.latent()
     for part in range(noise.parts):
@@ -168,28 +154,23 @@ def generator_parts(state: TrainState, noise: Noise) -> Iterator[Made]:
         y_mine = None if y is None else y[mine]
         with state.precision.autocast(), statistics_shared(state.generator, part, noise.parts):
             images = state.generator(z[mine], y_mine)
-        yield Made(images, y_mine)
+        yield images, y_mine
 
 
-def generator_step(
-    state: TrainState, noise: Noise, made: Made | None = None, rest: Iterator[Made] | None = None
-) -> dict[str, Tensor]:
-    """Update the generator through the discriminator, whose weights want no gradient meanwhile; return the numbers.
+def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    """Update the generator through the discriminator, whose weights get no gradient; return the numbers.
 
-    `made` is the first of `generator_parts` where it is there already, `rest` the others.
+    `parts` are those of `generator_parts`.
     """
-    rest = generator_parts(state, noise) if rest is None else rest
-    made = next(rest) if made is None else made
     losses: list[Tensor] = []
     state.discriminator.requires_grad_(False)
     state.g_optimizer.zero_grad(set_to_none=True)
-    while made is not None:
+    for images, y in parts:
         with state.precision.autocast():
-            scores = state.discriminator(made.images, made.y)
+            scores = state.discriminator(images, y)
         loss = generator_hinge(scores)
         state.g_scaler.backward(loss / noise.parts)
         losses.append(loss.detach())
-        made = next(rest, None)
     # The running averages of batch norm travel with the gradients: they are means over all micro-batches everywhere.
     noise.world.average([*_gradients(state.generator), *_running_averages(state.generator)])()
     norm = state.g_scaler.update(state.g_optimizer)
@@ -200,7 +181,7 @@ def generator_step(
 
 @contextmanager
 def statistics_shared(model: nn.Module, part: int, parts: int) -> Iterator[None]:
-    """Within it batch norm's running averages move so that `parts` forwards in a row count as one with their mean.
+    """Let `parts` forwards in a row move batch norm's running averages as one forward with their mean would.
 
     r <- (1 - m) r + m/k (s_1 + ... + s_k), by giving the j-th of k the momentum (m/k) / (1 - m (k - j)/k).
     """

@@ -1,7 +1,5 @@
 """Writes animations as GIF, or as PNG with all colours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

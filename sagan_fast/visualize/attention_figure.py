@@ -1,14 +1,13 @@
-"""The figure of the SAGAN paper (its figures 1 and 5): an image with coloured dots, and where each of them looks.
+"""The figure of the SAGAN paper (its figures 1 and 5): an image with coloured dots, and a map for each dot.
 
-A dot and its map have one colour. Maps are scaled each from its smallest to its largest value, faintly where attention
-is nearly even; the line under a map says how strong its peak is: its largest share over that of even attention, 1/M.
+A dot and its map have the same colour. Each map is scaled from its smallest to its largest value, and drawn faintly if
+attention is nearly even. The number under a map is its peak: the largest weight divided by that of even attention, 1/M.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sagan_fast.layers.self_attention import SelfAttention2d
@@ -20,7 +19,7 @@ PANEL = 160
 """Smallest width of a panel in pixels; small images are enlarged without smoothing."""
 GAP = 6
 LETTERS = 13
-FOOTER = "Dots ask, maps of their colour answer. Peak: the largest share, in units of attention spread evenly."
+FOOTER = "Each map shows where the dot of its colour looks. Peak: largest weight relative to even attention."
 
 
 def figure_row(
@@ -45,13 +44,13 @@ def figure_row(
 
 
 def figure(rows: Sequence[Tensor]) -> Tensor:
-    """Return the whole figure: `rows` of `figure_row` one below the other, on white, and what "peak" means."""
+    """Return the whole figure: `rows` of `figure_row` one below the other, and a line that explains "peak"."""
     words = drawing.shortened(FOOTER, LETTERS, rows[0].shape[2] - 2)
     return drawing.framed(drawing.below([*rows, drawing.text(words, LETTERS, (110, 110, 110))], GAP), GAP)
 
 
 def sweep_path(map_size: tuple[int, int], frames: int) -> list[int]:
-    """Return up to `frames` positions that lead over the whole map: line by line, there and back, then from the start.
+    """Return up to `frames` positions of a path over the whole map, line by line in alternating directions.
 
     Lines are as many as make steps along and across them about equal.
     """
@@ -67,7 +66,7 @@ def sweep_path(map_size: tuple[int, int], frames: int) -> list[int]:
 
 
 def sweep_frames(images: Tensor, layer: SelfAttention2d, xs: Tensor, frames: int) -> list[Tensor]:
-    """Return uint8 frames (3, h, w): a query moving over each of `images` (B, 3, R, R), and beside where it looks.
+    """Return uint8 frames (3, h, w): a query that moves over each of `images` (B, 3, R, R), with its map beside it.
 
     `xs` (B, C, H, W) is what `layer` saw of them. Images stand in two columns if there are more than two.
     """
@@ -104,8 +103,5 @@ def _dot(picture: Tensor, place: tuple[float, float], colour: drawing.Colour) ->
 
 
 def _captioned(picture: Tensor, words: str) -> Tensor:
-    line = drawing.blank(round(LETTERS * 1.4), picture.shape[2])
-    if words:
-        letters = drawing.text(drawing.shortened(words, LETTERS, picture.shape[2]), LETTERS)[:, :, : picture.shape[2]]
-        line[:, :, : letters.shape[2]] = letters
-    return torch.cat([picture, line], dim=1)
+    line = drawing.text(drawing.shortened(words, LETTERS, picture.shape[2]), LETTERS)
+    return torch.cat([picture, F.pad(line, (0, picture.shape[2] - line.shape[2]), value=255)], dim=1)

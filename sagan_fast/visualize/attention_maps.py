@@ -1,10 +1,8 @@
-"""Where a network's attention looks: chosen queries' rows of the map, laid over the image.
+"""Lays rows of the attention map of chosen queries over the image.
 
 Positions of a map are flat, row * W + column, as in `SelfAttention2d.attention_map`; points are (x, y) in pixels of the
 image, from its upper left corner.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from sagan_fast.errors import InputError
 from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.models.generator import in_eval_mode
 
 CANDIDATES = 12
 """Positions a side that `spread_queries` chooses from."""
@@ -48,26 +47,16 @@ def attention_input(network: nn.Module, layer: SelfAttention2d, *inputs: Tensor 
     Modes are put back afterwards; batch-norm statistics and spectral norm's u and v are not moved.
     """
     seen: list[Tensor] = []
-    modes = {module: module.training for module in network.modules()}
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        out: Tensor = network.eval()(*inputs)
-    finally:
-        handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with in_eval_mode(network), layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        out: Tensor = network(*inputs)
     return seen[0], out
 
 
 @torch.no_grad()
 def rows_of(layer: SelfAttention2d, x: Tensor, queries: Sequence[int] | Tensor) -> Tensor:
     """Return the rows (len(queries), M) of `layer`'s map for the single input `x` (1, C, H, W), in eval mode."""
-    modes = {module: module.training for module in layer.modules()}
-    try:
-        return layer.eval().attention_map(x, queries)[0].float()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with in_eval_mode(layer):
+        return layer.attention_map(x, queries)[0].float()
 
 
 def positions_at(points: Sequence[tuple[float, float]], map_size: tuple[int, int], resolution: int) -> list[int]:
@@ -78,9 +67,7 @@ def positions_at(points: Sequence[tuple[float, float]], map_size: tuple[int, int
     H, W = map_size
     for x, y in points:
         if not (0 <= x < resolution and 0 <= y < resolution):
-            raise InputError(
-                f"points must lie in the image, x and y from 0 to {resolution - 1} pixels, got {x:g},{y:g}"
-            )
+            raise InputError(f"points must lie in the image, x and y in 0 to {resolution - 1}, got {x:g},{y:g}")
     return [int(y * H / resolution) * W + int(x * W / resolution) for x, y in points]
 
 
@@ -93,10 +80,9 @@ def centre_of(position: int, map_size: tuple[int, int], height: int, width: int)
 def spread_queries(layer: SelfAttention2d, x: Tensor, count: int) -> list[int]:
     """Return `count` positions of the single input `x` (1, C, H, W) that are worth looking at.
 
-    Among the cells of a regular grid over the middle of the image, the first is the one whose attention is most
-    concentrated (lowest entropy); each next is the one farthest from all before it, half by its place and half by what
-    it attends to (Hellinger distance of the rows), both in units of the largest there is; neighbours come last.
-    Computes the grid's rows only.
+    They are cells of a regular grid over the middle of the image. The first has the most concentrated attention, the
+    lowest entropy. Each next one is farthest from all before it. The distance is that of their places plus that of
+    their rows (Hellinger), each divided by its largest value; neighbours come last. Only the grid's rows are computed.
     """
     H, W = x.shape[2:]
     ys, xs = (torch.linspace(MARGIN * side, (1 - MARGIN) * side - 1, min(CANDIDATES, side)).round() for side in (H, W))
@@ -132,8 +118,8 @@ def on_picture(rows: Tensor, map_size: tuple[int, int], pool: bool, height: int,
 def heat(pictures: Tensor, peaks: Tensor) -> Tensor:
     """Return `pictures` (Q, h, w) of attention as brightness: 0 at a picture's smallest value, up to 1 at its largest.
 
-    `peaks` (Q,) say how many times even attention the largest share is. From 2 on the brightest spot is 1; below it is
-    sqrt(peak - 1), so that attention which hardly tells places apart looks like it.
+    `peaks` (Q,) are the largest weights divided by that of even attention. The brightest spot is 1 for a peak of 2 or
+    more, else sqrt(peak - 1), so that nearly even attention looks faint.
     """
     low, high = pictures.amin((1, 2), keepdim=True), pictures.amax((1, 2), keepdim=True)
     strength = (peaks - 1).clamp(0, 1).sqrt()[:, None, None]

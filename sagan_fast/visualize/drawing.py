@@ -1,13 +1,12 @@
 """Dots, attention laid over images, and text on pictures: uint8 (3, h, w) throughout, red, green and blue."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Colour = tuple[int, int, int]
@@ -52,32 +51,21 @@ def lit(picture: Tensor, heat: Tensor, colour: Colour) -> Tensor:
     return torch.lerp(dimmed, glow, heat.clamp(0, 1) * 0.95).round().clamp(0, 255).byte()
 
 
-def beside(pictures: Sequence[Tensor], gap: int, colour: Colour = WHITE) -> Tensor:
-    """Return `pictures` of one height in a row, `gap` pixels of `colour` between them."""
-    return _joined(pictures, gap, colour, 2)
+def beside(pictures: Sequence[Tensor], gap: int) -> Tensor:
+    """Return `pictures` of one height in a row, `gap` white pixels between them."""
+    return torch.cat([F.pad(picture, (gap if i else 0, 0), value=255) for i, picture in enumerate(pictures)], 2)
 
 
-def below(pictures: Sequence[Tensor], gap: int, colour: Colour = WHITE) -> Tensor:
-    """Return `pictures` one below the other, left-aligned, `gap` pixels between; narrow ones filled with `colour`."""
+def below(pictures: Sequence[Tensor], gap: int) -> Tensor:
+    """Return `pictures` one below the other, left-aligned, `gap` pixels between; what is left over is white."""
     width = max(picture.shape[2] for picture in pictures)
-    filled = []
-    for picture in pictures:
-        canvas = blank(picture.shape[1], width, colour)
-        canvas[:, :, : picture.shape[2]] = picture
-        filled.append(canvas)
-    return _joined(filled, gap, colour, 1)
+    filled = (F.pad(p, (0, width - p.shape[2], gap if i else 0, 0), value=255) for i, p in enumerate(pictures))
+    return torch.cat(list(filled), 1)
 
 
-def blank(height: int, width: int, colour: Colour = WHITE) -> Tensor:
-    """Return a picture of one colour."""
-    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, height, width).clone()
-
-
-def framed(picture: Tensor, border: int, colour: Colour = WHITE) -> Tensor:
-    """Return `picture` with `border` pixels of `colour` around it."""
-    canvas = blank(picture.shape[1] + 2 * border, picture.shape[2] + 2 * border, colour)
-    canvas[:, border : border + picture.shape[1], border : border + picture.shape[2]] = picture
-    return canvas
+def framed(picture: Tensor, border: int) -> Tensor:
+    """Return `picture` with `border` white pixels around it."""
+    return F.pad(picture, (border,) * 4, value=255)
 
 
 def text(words: str, size: int, colour: Colour = BLACK) -> Tensor:
@@ -105,12 +93,3 @@ def font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
-
-
-def _joined(pictures: Sequence[Tensor], gap: int, colour: Colour, axis: int) -> Tensor:
-    parts: list[Tensor] = []
-    for picture in pictures:
-        if parts:
-            parts.append(blank(*((gap, picture.shape[2]) if axis == 1 else (picture.shape[1], gap)), colour))
-        parts.append(picture)
-    return torch.cat(parts, dim=axis)

@@ -1,10 +1,9 @@
 """Images in [-1, 1] as PNG files, one by one or in a grid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from sagan_fast.files import written
@@ -36,10 +35,7 @@ def grid(images: Tensor, columns: int) -> Tensor:
     """
     from torchvision.utils import make_grid
 
-    pixels = to_uint8(images)
-    enlarge = max(1, 64 // pixels.shape[-1])
-    pixels = pixels.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
-    picture: Tensor = make_grid(pixels, nrow=columns, padding=2, pad_value=255)
+    picture: Tensor = make_grid(drawing.enlarged(to_uint8(images), 64), nrow=columns, padding=2, pad_value=255)
     return picture
 
 
@@ -54,8 +50,7 @@ def labelled_grid(images: Tensor, labels: Sequence[str]) -> Tensor:
     width = max((word.shape[2] for word in words), default=0)
     rows = []
     for word, row in zip(words, pixels.chunk(len(words)), strict=True):
-        cell = drawing.blank(size, width)
-        top = (size - word.shape[1]) // 2
-        cell[:, top : top + word.shape[1], width - word.shape[2] :] = word  # right-aligned, at the row it names
+        height, top = word.shape[1], (size - word.shape[1]) // 2
+        cell = F.pad(word, (width - word.shape[2], 0, top, size - height - top), value=255)  # beside the row it names
         rows.append(drawing.beside([drawing.beside([cell, row[0]], 8), *row[1:]], 2))
     return drawing.framed(drawing.below(rows, 2), 6)

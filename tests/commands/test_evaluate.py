@@ -162,7 +162,7 @@ def command(folder, args):
     ("args", "message"),
     [
         (["--device", "tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
-        (["--features", "nothing.pt"], "there is no file of features nothing.pt"),
+        (["--features", "nothing.pt"], "there is no feature file nothing.pt"),
     ],
 )
 def test_of_two_processes_the_first_says_what_is_wrong(args, message, tmp_path):

@@ -26,8 +26,8 @@ def test_every_format_gives_the_samples(tiny_run, tmp_path, capsys):
     ]  # fmt: skip
     generator = load_generator(tiny_run)
     inputs = export.example(generator, 3, seed=9)
-    for name, path in (("safetensors", export.WEIGHTS), ("onnx", export.ONNX), ("torchscript", export.TORCHSCRIPT)):
-        torch.testing.assert_close(export.readers()[name](folder / path)(*inputs), generator(*inputs))
+    for path in (export.WEIGHTS, export.ONNX, export.TORCHSCRIPT):
+        torch.testing.assert_close(export.read(folder / path)(*inputs), generator(*inputs))
     config = json.loads((folder / "config.json").read_text())
     assert config["step"] == 2 and config["weights"] == "averaged" and config["data"] == "shapes"
     assert config["class_names"][3] == "ring" and "3 ring" in (folder / "README.md").read_text()
@@ -60,7 +60,7 @@ def test_bad_options(tiny_run, tmp_path, sentence):
 
 
 def test_an_export_that_does_not_reproduce_the_samples_is_an_error(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "readers", lambda: {"safetensors": lambda path: lambda *inputs: torch.zeros(1)})
+    monkeypatch.setattr(export, "read", lambda path: lambda *inputs: torch.zeros(1))
     with pytest.raises(RuntimeError, match="differs from the checkpoint's samples by"):
         cli.main(["export", str(tiny_run), "--out", str(tmp_path / "e")])
 

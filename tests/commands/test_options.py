@@ -76,7 +76,7 @@ def test_the_docstrings_are_the_help(capsys):
     with pytest.raises(SystemExit):
         read("--help")
     said = " ".join(capsys.readouterr().out.split())
-    assert "Do something. Then something else." in said and "Options may be written with dashes" in said
+    assert "Do something. Then something else." in said and "Option names accept dashes and underscores" in said
     assert "--device {auto,cpu,cuda} where (default: auto) --network {auto,cpu,cuda} which --last a flag" in said
     assert "--count COUNT how many (type: int) --share SHARE a part (type: float, default: 0.5)" in said
     assert "[folder]" in said and "Literal" not in said and "null" not in said

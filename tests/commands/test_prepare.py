@@ -85,8 +85,8 @@ def test_class_names_are_for_numbers(images, tmp_path, sentence):
     [
         (["{}"], "prepare needs SRC, DST and --size"),
         (["{}", "out"], "prepare needs SRC, DST and --size"),
-        (["{}", "out", "--size", "0"], "--size must be at least 1 pixel, got 0"),
-        (["{}", "out", "--size", "8", "--num-workers", "-1"], "--num-workers must be at least 0, got -1"),
+        (["{}", "out", "--size", "0"], "size must be at least 1, got 0"),
+        (["{}", "out", "--size", "8", "--num-workers", "-1"], "num_workers must be at least 0, got -1"),
         (["{}", "out", "--size", "8", "--first-label", "2"], "--first-label must be 0 or 1, got 2"),
         (["{}", "out", "--sise", "8"], "unknown key 'sise': did you mean 'size'?"),
         (["{}", "out", "--check"], "--check takes one folder"),

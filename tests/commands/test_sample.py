@@ -58,7 +58,7 @@ def test_sample_writes_a_grid_or_single_images(tiny_run, tmp_path, capsys):
     ("args", "message"),
     [
         (["--out", "x.png", "--class-id", "10", "--grid"], "class-id must be 0 to 9, got 10"),
-        (["--out", "x.png", "--count", "0", "--grid"], "count must be positive, got 0"),
+        (["--out", "x.png", "--count", "0", "--grid"], "count must be at least 1, got 0"),
         (["--out", "x.png", "--truncation", "-1", "--grid"], "truncation must be positive, got -1.0"),
         (["--out", "x.jpg", "--grid"], "must name a .png file with --grid, got x.jpg"),
         (["--out", "x.png", "--truncation", "0.5,much"], "truncation must be numbers or none, such as 0.5 or"),
@@ -116,7 +116,7 @@ def test_rows_from_one_end_to_the_other(tiny_run, tmp_path):
 def test_lists_are_read():
     assert read_truncations("0.5, none,2") == [0.5, None, 2.0] and read_truncations(None) == [None]
     assert read_classes("3,0-2", 4) == [3, 0, 1, 2] and read_classes(None, 3) == [0, 1, 2]
-    with pytest.raises(InputError, match="the model has 1000 classes: choose some, such as --classes 0-99"):
+    with pytest.raises(InputError, match="there are 1000 classes: choose some, such as --classes 0-99"):
         read_classes(None, 1000)
     with pytest.raises(InputError, match="cannot be given for a model trained without classes"):
         read_classes(None, 0)

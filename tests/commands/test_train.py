@@ -54,7 +54,7 @@ def test_global_batch_is_another_name_for_the_batch_size(capsys, sentence):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["batch_size"], printed["micro_batch_size"]) == (48, 12) and "global_batch" not in printed
     assert cli.main([*args, "--profile=-1"]) == 2
-    assert "profile must be 0 or more, got -1" in sentence()
+    assert "profile must be at least 0, got -1" in sentence()
 
 
 def test_of_many_processes_one_says_what_is_wrong_with_the_line(monkeypatch, capsys):

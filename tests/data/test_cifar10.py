@@ -66,7 +66,7 @@ def test_missing_archive(tmp_path):
 
 def test_damaged_archive(archive):
     (archive[0] / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"cut short")
-    with pytest.raises(InputError, match="is missing or its checksum is wrong; unpack .* again"):
+    with pytest.raises(InputError, match="lacks a file, or its checksum is wrong: unpack .* again"):
         open_dataset(f"cifar10:{archive[0]}", resolution=32)
 
 

@@ -63,8 +63,8 @@ def test_all_that_is_wrong_is_named(packed):
     (packed / "broken.txt").unlink()
     message = wrong(packed)
     for part in (
-        "images 0-2", "labels.npy has a wrong checksum", "broken.txt has 0 lines for 1 broken",
-        "2 classes have other numbers of images than it says (cat, dög 2)",
+        "images 0-2", "labels.npy has a wrong checksum", "broken.txt has 0 lines for 1 broken images",
+        "2 classes have other numbers of images than it states (cat, dög 2)",
     ):  # fmt: skip
         assert part in message
 
@@ -93,8 +93,8 @@ def test_a_manifest_that_contradicts_itself(packed):
     )
     message = wrong(packed)
     for part in (
-        "its classes have 20 images, and it 16", "it counts 3 classes and names 2",
-        "it has 5 checksums for 16 images in blocks of 3", "16 images and 3 broken are not the 17 read",
+        "its classes have 20 images, the set has 16", "it has 3 class counts and 2 class names",
+        "it has 5 checksums for 16 images in blocks of 3", "16 images and 3 broken ones are not 17 items",
     ):  # fmt: skip
         assert part in message
 

@@ -138,10 +138,10 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(image_fol
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert pack(image_folder, tmp_path / "out") == first
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(InputError, match=r"holds another packed set, of other resolution \(16 images of 8x8 from"):
+    with pytest.raises(InputError, match=r"holds another packed set, with other resolution \(16 images of 8x8 from"):
         pack(image_folder, tmp_path / "out", resolution=4)
     Image.new("RGB", (9, 9)).save(image_folder / "cat" / "new.png")
-    with pytest.raises(InputError, match=r"holds another packed set, of other files"):
+    with pytest.raises(InputError, match=r"holds another packed set, with other files"):
         pack(image_folder, tmp_path / "out")
 
 

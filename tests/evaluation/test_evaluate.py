@@ -182,7 +182,7 @@ def test_the_protocol_says_how_it_was_measured(tmp_path, tiny_run):
     assert (stamped["batch_norm"], stamped["truncation"], stamped["splits"]) == ("standing", 0.9, 1)
     assert {"torch", "sagan_fast", "numpy"} <= set(stamped["versions"]) and stamped["seed"] == 0
     assert {"fid", "is", "is_std", "kid", "precision", "recall", "density", "coverage", "intra_fid"} <= set(result)
-    assert any("do not fill 24 dimensions" in note for note in result["notes"])
+    assert any("are too few for 24 features" in note for note in result["notes"])
     assert any("KID from subsets of 21" in note for note in result["notes"])
     assert all(math.isfinite(result[key]) for key in ("fid", "is", "kid", "intra_fid"))
 

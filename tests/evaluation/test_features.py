@@ -158,7 +158,7 @@ def test_files_without_logits_and_wrong_ones(tmp_path):
     torch.save({"generator": 1}, tmp_path / "last.pt")
     with pytest.raises(InputError, match="is no TorchScript file"):
         open_extractor(str(tmp_path / "last.pt"))
-    with pytest.raises(InputError, match="there is no file of features"):
+    with pytest.raises(InputError, match="there is no feature file"):
         open_extractor(str(tmp_path / "none.pt"))
 
 
@@ -168,7 +168,7 @@ def test_files_without_logits_and_wrong_ones(tmp_path):
         ({"name": "vgg"}, "features must be one of inception, efficientnet-lite0 or a TorchScript file"),
         ({"name": "inception", "resize": "nearest"}, "feature-resize must be one of"),
         ({"name": "efficientnet-lite0", "size": 8}, "feature-size must be at least 32"),
-        ({"name": "efficientnet-lite0", "inception_weights": "x"}, "belongs to the features inception"),
+        ({"name": "efficientnet-lite0", "inception_weights": "x"}, "works with --features inception only"),
     ],
 )
 def test_bad_options(options, message):

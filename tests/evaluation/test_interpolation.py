@@ -39,7 +39,7 @@ def test_classes_are_mixed_between_their_embeddings(generator):
         out = model(z, y)
         torch.testing.assert_close(out[[0, 2]], model(z[:2], torch.tensor([2, 7])))
         assert (out[1] - out[0]).abs().max() > 1e-3 < (out[1] - out[2]).abs().max()
-        with pytest.raises(ValueError, match=r"y must hold a weight for each class, \(B, 10\), got \(3, 4\)"):
+        with pytest.raises(ValueError, match=r"weights y must have shape \(B, 10\), got \(3, 4\)"):
             model(z, torch.ones(3, 4))
 
 

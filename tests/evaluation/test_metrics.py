@@ -60,7 +60,7 @@ def test_fid_of_a_set_with_itself_is_zero_to_rounding(generator):
 def test_one_sample_has_no_covariance():
     moments = Moments(3)
     moments.update(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="at least = 2, got 1"):
+    with pytest.raises(ValueError, match="at least 2, got 1"):
         moments.gaussian()
 
 

@@ -28,7 +28,7 @@ def test_overrides_leave_the_rest():
     [
         ("paper", {}, "protocol must be one of clean, official, got 'paper'"),
         ("clean", {"count": 1}, "count must be at least 2"),
-        ("clean", {"splits": 0}, "splits must be positive"),
+        ("clean", {"splits": 0}, "splits must be at least 1"),
         ("clean", {"count": 5}, "splits must be at most the count, got 10 for 5 images"),
         ("clean", {"quantise": "int4"}, "quantise must be one of uint8, none"),
         ("clean", {"batch_norm": "train"}, "batch_norm must be one of running, batch, standing"),

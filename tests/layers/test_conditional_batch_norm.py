@@ -34,5 +34,5 @@ def test_without_classes_it_is_batch_norm():
 
 
 def test_classes_are_asked_for():
-    with pytest.raises(ValueError, match="y must be given, one of 4 classes an image"):
+    with pytest.raises(ValueError, match="y must give one of 4 classes an image"):
         ConditionalBatchNorm2d(3, num_classes=4)(torch.zeros(2, 3, 4, 4))

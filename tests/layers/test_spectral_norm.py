@@ -251,7 +251,7 @@ def test_second_parametrization_is_left_alone():
     module = nn.Linear(3, 3)
     parametrize.register_parametrization(module, "weight", nn.Tanh())
     spectral_norm(module)
-    with pytest.warns(UserWarning, match="another parametrization comes before"):
+    with pytest.warns(UserWarning, match="another parametrization comes first"):
         group = fuse_spectral_norm(nn.Sequential(module, spectral_norm(nn.Linear(2, 2))))
     assert group.names == ["1"]
     assert isinstance(module.parametrizations.weight[1], SpectralNorm)

@@ -366,7 +366,7 @@ def test_saved_sigmas_give_the_same_bits_back(generator, backend):
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
-    with pytest.raises(ValueError, match="state_dict must have the group's names"):
+    with pytest.raises(ValueError, match="state_dict must name "):
         resumed_group.load_state_dict({})
 
 

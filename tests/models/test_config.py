@@ -34,12 +34,12 @@ def test_the_official_widths():
         (GeneratorConfig, {"resolution": 100}, "resolution must be a power of two from 8 on, got 100"),
         (GeneratorConfig, {"num_classes": -1}, "num_classes must be 0"),
         (GeneratorConfig, {"attention_resolutions": [7]}, r"map sizes of the network \(8, 16, 32, 64, 128\), got 7"),
-        (GeneratorConfig, {"channel_multipliers": [1]}, "channel_multipliers must be the seed map's and one for each"),
-        (GeneratorConfig, {"z_dim": 0}, "z_dim must be positive, got 0"),
+        (GeneratorConfig, {"channel_multipliers": [1]}, "channel_multipliers must have 2 to 7 entries at resolution"),
+        (GeneratorConfig, {"z_dim": 0}, "z_dim must be at least 1, got 0"),
         (GeneratorConfig, {"backend": "cuda"}, "backend must be one of auto, eager, sdpa, triton, got 'cuda'"),
         (DiscriminatorConfig, {"final_size": 5}, "final_size must be 128 / 2, / 4, ..., got 5"),
-        (DiscriminatorConfig, {"channel_multipliers": [1, 2]}, "at least 5 to go from 128 to 4, got 2"),
-        (DiscriminatorConfig, {"base_channels": 0}, "must be positive, got 0"),
+        (DiscriminatorConfig, {"channel_multipliers": [1, 2]}, "at least 5 entries to go from 128 to 4, got 2"),
+        (DiscriminatorConfig, {"base_channels": 0}, "base_channels must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(cls, values, message):

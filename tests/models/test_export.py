@@ -110,7 +110,7 @@ def test_torchscript_needs_nothing_of_ours(model, unconditional, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # the user hears nothing of tracing
             export.save_torchscript(generator, path)
-        script = export.readers()["torchscript"](path)
+        script = export.read(path)
         for count in (1, 2, 7):
             inputs = export.example(generator, count, seed=count)
             assert largest_difference(script(*inputs), generator(*inputs)) < 1e-5
@@ -138,7 +138,7 @@ def test_onnx_gives_the_samples_at_any_batch_size(which, request, tmp_path):
     assert [given.name for given in graph.input] == ["z", "y"][: len(export.example(generator))]
     assert [given.name for given in graph.output] == ["images"]
     assert not any(node.domain not in ("", "ai.onnx") for node in graph.node)
-    run = export.readers()["onnx"](path)
+    run = export.read(path)
     for count in (1, 2, 7):
         inputs = export.example(generator, count, seed=count)
         out = run(*inputs)

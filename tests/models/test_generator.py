@@ -59,7 +59,7 @@ def test_attention_stands_where_the_list_says():
 
 def test_errors():
     model = Generator.from_preset("shapes-32")
-    with pytest.raises(ValueError, match=r"z must have shape \(B, z_dim\) = \(B, 128\), got \(2, 64\)"):
+    with pytest.raises(ValueError, match=r"z must have shape \(B, 128\), got \(2, 64\)"):
         model(torch.zeros(2, 64), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"y must be \(B,\) classes 0..9, got None"):
         model(torch.zeros(2, 128))

@@ -36,12 +36,12 @@ def test_nested_overrides_keep_the_rest():
         ({"out": ""}, "out must be given: --out FOLDER"),
         ({"stesp": 3}, "unknown key 'stesp': did you mean 'steps'?"),
         ({"generator": {"z_dm": 3}}, "unknown key 'generator.z_dm': did you mean 'z_dim'?"),
-        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"g_lr": -1.0}, "g_lr must be positive, got -1.0"),
         ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"on_broken": "ignore"}, "on_broken must be one of fail, skip, got 'ignore'"),
-        ({"num_workers": -1}, "num_workers must be 0 or more, got -1"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
     ],
 )
 def test_bad_values_are_refused_in_a_sentence(change, message):
@@ -79,18 +79,18 @@ def test_a_batch_that_cannot_be_shared_is_a_sentence():
     with pytest.raises(InputError, match="^batch_size must be divisible by the number of processes = 3, got 64$"):
         config.micro_batches(3)
     config = TrainConfig.from_preset("shapes-32", out="x", batch_size=64, micro_batch_size=24)
-    with pytest.raises(InputError, match="number of processes times micro_batch_size = 2 x 24, got 64$"):
+    with pytest.raises(InputError, match="number of processes x micro_batch_size = 2 x 24, got 64$"):
         config.micro_batches(2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"micro_batch_size": -1}, "micro_batch_size must be 0 or more, got -1"),
-        ({"keep": 0}, "keep must be positive, got 0"),
+        ({"micro_batch_size": -1}, "micro_batch_size must be at least 0, got -1"),
+        ({"keep": 0}, "keep must be at least 1, got 0"),
         ({"sigma_growth": 1.0}, "sigma_growth must be more than 1, got 1.0"),
         ({"on_divergence": "panic"}, "on_divergence must be one of stop, rollback, got 'panic'"),
-        ({"timeout": 0}, "timeout must be positive, got 0"),
+        ({"timeout": 0}, "timeout must be at least 1, got 0"),
     ],
 )
 def test_options_of_long_runs_are_checked(change, message):

@@ -109,12 +109,12 @@ def test_a_failed_evaluation_does_not_end_the_run(tmp_path, settings, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eval_features": "none.pt"}, "there is no file of features none.pt"),
+        ({"eval_features": "none.pt"}, "there is no feature file none.pt"),
         ({"eval_data": "folder:none"}, "folder:none does not exist"),
         ({"eval_count": 4}, "splits must be at most the count"),
-        ({"eval_metrics": "is"}, "eval_metrics must be some of fid,is,kid,prdc,intra_fid, fid among them, got 'is'"),
+        ({"eval_metrics": "is"}, "eval_metrics must be fid and any of fid,is,kid,prdc,intra_fid, got 'is'"),
         ({"eval_mode": "later"}, "eval_mode must be one of inline, background"),
-        ({"eval_every": -1}, "eval_every must be 0 or more"),
+        ({"eval_every": -1}, "eval_every must be at least 0"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_step(changes, message, tmp_path, settings):

@@ -11,10 +11,9 @@ import torch
 import yaml
 
 import sagan_fast.training.loop as loop
-from sagan_fast.errors import InputError
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.training.config import TrainConfig, read_yaml
-from sagan_fast.training.health import Diverged
 from shared_by_tests import assert_same
 
 VARIES = ("time", "images_per_s", "loader_wait", "memory_gib")
@@ -203,7 +202,7 @@ def test_micro_batches_are_said_and_their_number_may_change(tmp_path, capsys):
     assert "1 process x 2 x 4 images a step, step 0 of 2" in capsys.readouterr().out
     loop.train(small(tmp_path / "run", steps=4), resume=True)
     assert "batch norm now sees 8 images at a time instead of 4" in capsys.readouterr().out
-    with pytest.raises(InputError, match="number of processes times micro_batch_size = 1 x 3, got 8"):
+    with pytest.raises(InputError, match="number of processes x micro_batch_size = 1 x 3, got 8"):
         loop.train(small(tmp_path / "other", micro_batch_size=3))
 
 

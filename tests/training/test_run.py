@@ -5,11 +5,11 @@ import torch
 
 from sagan_fast.data import open_dataset
 from sagan_fast.distributed import World, connected
-from sagan_fast.errors import InputError
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.folder import RunFolder
-from sagan_fast.training.health import Diverged, Guard
+from sagan_fast.training.health import Guard
 from sagan_fast.training.run import Run, bit_sums
 from sagan_fast.training.state import new_state
 from shared_by_tests import run_ranks

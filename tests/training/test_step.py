@@ -12,7 +12,8 @@ from sagan_fast.training.state import new_state
 from sagan_fast.training.step import (
     LANE,
     Noise,
-    discriminator_step,
+    discriminator_gradient,
+    generator_parts,
     generator_step,
     prepare_batch,
     statistics_shared,
@@ -55,11 +56,11 @@ def test_each_step_updates_its_own_network(generator):
         vectors(state.discriminator),
         vectors(state.generator),
     )
-    discriminator_step(state, real, y, noise)
+    discriminator_gradient(state, real, y, noise)[1]()
     assert same(g, weights(state.generator)) and same(ug, vectors(state.generator))
     assert not same(d, weights(state.discriminator)) and not same(ud, vectors(state.discriminator))
     d, ud = weights(state.discriminator), vectors(state.discriminator)
-    generator_step(state, noise)
+    generator_step(state, noise, generator_parts(state, noise))
     assert same(d, weights(state.discriminator)) and same(ud, vectors(state.discriminator))
     assert not same(g, weights(state.generator)) and not same(ug, vectors(state.generator))
     assert all(p.requires_grad for p in state.discriminator.parameters())
@@ -139,7 +140,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch_where_there_is_no_bat
         state = new_state(config, CPU)
         state.generator.eval()  # batch norm with its running averages
         noise = Noise(config, 0, CPU)
-        discriminator_step(state, *prepare_batch(images, labels, noise), noise)
+        discriminator_gradient(state, *prepare_batch(images, labels, noise), noise)
         grads.append([p.grad.clone() for p in state.discriminator.parameters()])
     for whole, added in zip(*grads, strict=True):
         torch.testing.assert_close(added, whole, rtol=1e-4, atol=1e-5)

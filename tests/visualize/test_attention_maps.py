@@ -57,7 +57,7 @@ def test_each_key_is_drawn_where_it_is():
 def test_points_are_pixels_of_the_image():
     assert maps.positions_at([(0, 0), (63, 0), (0, 63), (33.5, 20)], (32, 32), 64) == [0, 31, 31 * 32, 10 * 32 + 16]
     for point in ((64, 0), (0, -1)):
-        with pytest.raises(InputError, match="points must lie in the image, x and y from 0 to 63 pixels, got"):
+        with pytest.raises(InputError, match="points must lie in the image, x and y in 0 to 63, got"):
             maps.positions_at([point], (32, 32), 64)
 
 

@@ -23,17 +23,18 @@ def test_what_is_looked_at_is_brighter_and_of_the_colour():
     gray = (picture.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
     torch.testing.assert_close(out[0, :, 0], 0.3 * gray[:, 0], atol=0.51, rtol=0)
     assert torch.equal(out[0, :, 0], out[2, :, 0])  # no colours where nothing is looked at
-    light = drawing.lit(drawing.blank(8, 100, (90, 90, 90)), heat, (255, 60, 50)).float().mean(0)[0]
+    light = drawing.lit(torch.full((3, 8, 100), 90, dtype=torch.uint8), heat, (255, 60, 50)).float().mean(0)[0]
     assert (light.diff() >= -0.5).all() and light[-1] > 200
     assert (out[0] - out[2])[:, 55:65].min() > 80
 
 
 def test_pictures_are_put_together():
-    red, blue = drawing.blank(4, 5, (255, 0, 0)), drawing.blank(4, 3, (0, 0, 255))
+    red, blue = torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(3, 4, 3, dtype=torch.uint8)
+    red[0], blue[2] = 255, 255
     row = drawing.beside([red, blue], 2)
     assert row.shape == (3, 4, 10) and row[:, 0, 5].tolist() == [255] * 3 and row[2, 3, 7] == 255
-    column = drawing.framed(drawing.below([red, blue], 1), 3, (7, 7, 7))
-    assert column.shape == (3, 15, 11) and column[:, 0, 0].tolist() == [7, 7, 7]
+    column = drawing.framed(drawing.below([red, blue], 1), 3)
+    assert column.shape == (3, 15, 11) and column[:, 0, 0].tolist() == [255] * 3
     assert column[:, 8, 3].tolist() == [0, 0, 255] and column[:, 8, 7].tolist() == [255] * 3
     assert drawing.enlarged(red[None], 11).shape == (1, 3, 12, 15)
 

@@ -1,6 +1,4 @@
-"""Data sets in other people's formats, as `sagan-fast prepare` reads them; `open_source` recognises the kind."""
-
-from __future__ import annotations
+"""Opens the data sets that `sagan-fast prepare` reads; `open_source` recognises their format."""
 
 import glob
 import os
@@ -33,8 +31,7 @@ def open_source(
         kind: "auto" to recognise it by what the files begin with, not by their names.
         first_label: the number that labels in files are counted from.
 
-    Raises:
-        InputError: nothing is there, its kind is not recognised or not the one given, or it holds no images.
+    Raises InputError if nothing is there, its kind is not recognised or not the one given, or it holds no images.
     """
     path = os.fspath(path)
     if first_label not in (0, 1):
@@ -50,7 +47,7 @@ def open_source(
     if found == "tfrecord":
         return TFRecordSource(path, files, first_label)
     if len(files) > 1:
-        raise InputError(f"{path} are {len(files)} HDF5 files ({list_some(files)}): give one")
+        raise InputError(f"{path} names {len(files)} HDF5 files ({list_some(files)}): give one")
     return HDF5Source(path, files[0], first_label)
 
 
@@ -64,10 +61,7 @@ def kind_of(path: str) -> SourceKind:
         raise InputError(f"{path} holds files of several kinds: {said}; give a pattern that names one kind")
     (kind,) = kinds
     if kind is None:
-        raise InputError(
-            f"{path} is no tar, TFRecord or HDF5 file: give one of these, or a folder of images (unpack it first if it "
-            "is packed)"
-        )
+        raise InputError(f"{path} is no tar, TFRecord or HDF5 file: give one of these, or a folder of unpacked images")
     return kind
 
 
@@ -95,23 +89,18 @@ def files_of(path: str) -> list[str]:
 
 def expand_braces(pattern: str) -> Iterator[str]:
     """Yield the strings that a shell makes of `pattern`: {a,b} and {000..123}, the latter with its zeros."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         yield pattern
         return
-    inside = match[1]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if numbers:
-        low, high = numbers.groups()
+    low, high, listed = match.groups()
+    if listed:
+        parts = listed.split(",")
+    else:
         width = len(low) if low.startswith("0") or len(low) == len(high) else 0
         parts = [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
-    elif "," in inside:
-        parts = inside.split(",")
-    else:
-        parts = [f"\0{inside}\1"]  # braces that mean themselves
     for part in parts:
-        for expanded in expand_braces(pattern[: match.start()] + part + pattern[match.end() :]):
-            yield expanded.replace("\0", "{").replace("\1", "}")
+        yield from expand_braces(pattern[: match.start()] + part + pattern[match.end() :])
 
 
 def _shards_in(path: str) -> list[str]:

@@ -1,6 +1,4 @@
-"""Base classes of what `prepare` reads: items in a fixed order, listed by one process and decoded by many."""
-
-from __future__ import annotations
+"""Base classes of the data sets that `prepare` reads: one process lists the items, many decode them."""
 
 import hashlib
 import os
@@ -20,7 +18,7 @@ MAX_LABEL = 10**6
 
 
 class Source(ABC):
-    """A data set in somebody else's format; sent to the worker processes as it is.
+    """A data set to be packed; the object is sent to the worker processes.
 
     Attributes:
         kind: "folder", "tar", "tfrecord" or "hdf5".
@@ -41,7 +39,7 @@ class Source(ABC):
     items_per_task: int | None = None
 
     def items(self) -> Iterator[Any]:
-        """Return all items in order; what is needed to find and name each, small enough to send to a worker.
+        """Return all items in order; an item is small and says where a worker finds one sample.
 
         They are indices unless a source says otherwise.
         """
@@ -53,7 +51,7 @@ class Source(ABC):
 
     @abstractmethod
     def name_of(self, item: Any) -> str:
-        """Return what to call `item` in the list of broken ones."""
+        """Return the name of `item` for the list of broken images."""
 
     @abstractmethod
     def read(self, item: Any, resolution: int) -> tuple[Image, int]:
@@ -75,8 +73,8 @@ class Source(ABC):
 class FilesSource(Source):
     """Samples from several files, in the order of the files and within them; `total` is bytes.
 
-    An item has `file`, the number of its file, and `position`: the bytes up to its end, or of a compressed file, which
-    can only be read from its beginning, up to the beginning of the file.
+    An item has `file`, the number of its file, and `position`, the bytes up to its end. In a compressed file, which can
+    only be read from the beginning, `position` is the bytes up to the file.
     """
 
     def __init__(self, path: str, files: Sequence[str], first_label: int) -> None:
@@ -110,7 +108,7 @@ class FilesSource(Source):
 
 
 def fingerprint_of(parts: Iterable[object]) -> str:
-    """Return a digest of `parts`, whose text tells them apart."""
+    """Return a digest of the texts of `parts`."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(os.fsencode(str(part)) + b"\0")

@@ -1,7 +1,5 @@
 """Image folders as a source: exactly the images, labels and order of `folder:PATH`."""
 
-from __future__ import annotations
-
 import os
 
 from sagan_fast.data.folders import FolderDataset
@@ -12,8 +10,7 @@ from sagan_fast.data.sources.base import Image, Source, fingerprint_of
 class FolderSource(Source):
     """Class folders or one flat folder; items are indices.
 
-    Raises:
-        InputError: the folder is laid out otherwise (see `FolderDataset`).
+    Raises InputError if the folder is laid out otherwise (see `FolderDataset`).
     """
 
     kind = "folder"

@@ -4,8 +4,6 @@ BigGAN-PyTorch (make_hdf5.py) and StudioGAN at first store (N, 3, R, R), today's
 (N, R, R, 3); both are read.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,8 +22,7 @@ MAX_ITEMS_PER_TASK = 512
 class HDF5Source(Source):
     """The images of one file; items are indices.
 
-    Raises:
-        InputError: h5py is not installed, or the file is not laid out as those.
+    Raises InputError if h5py is not installed, or the file is not laid out as those.
     """
 
     kind = "hdf5"
@@ -63,7 +60,7 @@ class HDF5Source(Source):
         return result
 
     def read_many(self, items: Sequence[int], resolution: int) -> Iterator[tuple[Image, int] | BrokenImageError]:
-        """Yield image and label of each of the consecutive `items`, from one read; what cannot be read one by one."""
+        """Yield image and label of each of the consecutive `items`, from one read; where that fails, one by one."""
         try:
             file = self._open()
             images = file["imgs"][items[0] : items[-1] + 1]
@@ -94,9 +91,7 @@ class HDF5Source(Source):
             try:
                 import h5py
             except ImportError:
-                raise InputError(
-                    f"{self.file} is an HDF5 file and needs the package h5py: pip install 'sagan_fast[hdf5]'"
-                ) from None
+                raise InputError("HDF5 files need the package h5py: pip install 'sagan_fast[hdf5]'") from None
             with explained(f"{self.file} cannot be opened as HDF5"):
                 self._opened = h5py.File(self.file, "r")
         return self._opened

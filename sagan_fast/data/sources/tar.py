@@ -5,8 +5,6 @@ Members with one key follow each other and make one sample; the key is the path 
 compressed ones can only be read from their beginning, so the listing process unpacks them and sends the bytes.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
@@ -66,8 +64,7 @@ class TarItem:
 class TarSource(FilesSource):
     """Samples of all shards, in the order of the shards and within them.
 
-    Raises:
-        InputError: a shard is no tar file, or the first holds no image.
+    Raises InputError if a shard is no tar file, or the first holds no image.
     """
 
     kind = "tar"
@@ -77,8 +74,7 @@ class TarSource(FilesSource):
             _check_kind(shard)
         super().__init__(path, shards, first_label)
         first = next((item for item in self.items() if not item.broken and not item.cut), None)
-        if first is None:  # no shard has a sample before its cut
-            first = next((item for item in self.items() if not item.broken), None)
+        first = first or next((item for item in self.items() if not item.broken), None)
         if first is None:
             fault = next(self.items(), None)
             why = f"{self.name_of(fault)}: {fault.broken}" if fault else "a sample is KEY.jpg and KEY.cls in a tar file"
@@ -121,7 +117,9 @@ class TarSource(FilesSource):
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
                     key, extension = _split(member.name)
-                    if not member.isfile() or not extension or _is_hidden(member.name):
+                    parts = member.name.split("/")
+                    hidden = any(p.lower() in NOT_DATA or (p.startswith(".") and p != ".") for p in parts)
+                    if hidden or not member.isfile() or not extension:
                         continue
                     if not keys or sample.key != key:
                         if sample.name:
@@ -193,10 +191,6 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
-
-
-def _is_hidden(name: str) -> bool:
-    return any(p.lower() in NOT_DATA or (p.startswith(".") and p != ".") for p in name.split("/"))
 
 
 def _label_in_json(text: str) -> str | None:

@@ -9,15 +9,13 @@ the names of TensorFlow's own ImageNet converter and of TFDS are read as well.
 The frames take a page of code: TensorFlow takes gigabytes, and PyPI's `tfrecord` checks no sum.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +49,7 @@ class RecordItem:
 class TFRecordSource(FilesSource):
     """The records of all files, in order.
 
-    Raises:
-        InputError: a file is no TFRecord file, the first record holds no image, or the package crc32c is missing.
+    Raises InputError if a file is no TFRecord file, the first record holds no image, or the package crc32c is missing.
     """
 
     kind = "tfrecord"
@@ -137,17 +134,12 @@ def masked_crc32c(data: bytes | memoryview) -> int:
 
     Raises InputError where the package crc32c is missing.
     """
-    crc = _crc32c()(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@functools.cache
-def _crc32c() -> Callable[[bytes | memoryview], int]:
     try:
         from crc32c import crc32c
     except ImportError:
         raise InputError("TFRecord files need the package crc32c: pip install 'sagan_fast[tfrecord]'") from None
-    return crc32c
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _length(start: bytes) -> int:

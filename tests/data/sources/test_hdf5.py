@@ -122,7 +122,7 @@ def test_other_contents(tmp_path, arrays, message):
 def test_without_h5py_the_sentence_says_how_to_get_it(tmp_path, images, labels, monkeypatch):
     path = write(tmp_path / "a.h5", images, labels)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(InputError, match=r"needs the package h5py: pip install 'sagan_fast\[hdf5\]'$"):
+    with pytest.raises(InputError, match=r"need the package h5py: pip install 'sagan_fast\[hdf5\]'$"):
         open_source(str(path))
 
 
