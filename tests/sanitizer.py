@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_library = torch.library.Library("aten", "IMPL")
+
 _reached: dict[int, list[Tensor]] = {}
 """Tensors whose addresses a table holds, by the table's own address; that is only kept while the table lives."""
 
@@ -26,6 +28,10 @@ def install() -> None:
     torch.cuda.is_current_stream_capturing = lambda: False
     torch._C._cuda_isCurrentStreamCapturing = lambda: False
     torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)
+
+    for name in ("mm.dtype", "bmm.dtype"):  # PyTorch has products with another output dtype for CUDA alone
+        product = getattr(torch, name.partition(".")[0])
+        _library.impl(name, lambda a, b, dtype, product=product: product(a.to(dtype), b.to(dtype)), "CPU")
 
     def addresses_of(*lists: Any) -> Tensor:
         table = addresses.addresses_of(*lists)
