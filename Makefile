@@ -8,7 +8,11 @@ STAMP := $(VENV)/.installed
 GPU_PYTHON ?= $(PYTHON)
 GPU_PATH := build/path
 
-.PHONY: demo test test-all test-seeds lint format clean bench gpu gpu-train gpu-path report
+# What executes and proves kernels without a GPU, beside the environment: ttsem asks for Python 3.12, and runs with 3.11.
+SANITIZER := build/sanitize
+SANITIZERS := ttsem==0.1.0 sentryward==0.1.1
+
+.PHONY: demo test test-all test-seeds sanitize sanitize-all lint format clean bench gpu gpu-train gpu-path report
 
 ## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
 demo: $(STAMP)
@@ -31,6 +35,14 @@ SEEDS ?= 5
 TESTS ?= tests
 test-seeds: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" --seeds $(SEEDS) $(TESTS)
+
+## sanitize: the kernels' tests, executed on the CPU as the IR that Triton compiles, and faults planted in the kernels
+sanitize: WHICH = not slow and not gpu
+## sanitize-all: the GPU tests too, at real shapes; an hour on two cores
+sanitize-all: WHICH = not slow or gpu
+sanitize sanitize-all: $(STAMP)
+	$(BIN)/python -m pip install --quiet --upgrade --target $(SANITIZER) --no-deps --ignore-requires-python $(SANITIZERS)
+	SAGAN_FAST_EVIDENCE=1 PYTHONPATH=$(SANITIZER) $(BIN)/python -m ttsem.sanitize pytest -m "$(WHICH)" tests/kernels
 
 ## lint: ruff and mypy
 lint: $(STAMP)

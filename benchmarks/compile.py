@@ -77,8 +77,8 @@ def compile_key(plan: Any, arch: Arch) -> tuple[Any, ...]:
     )
 
 
-def compile_plan(plan: Any, arch: Arch) -> Compiled:
-    """Compile `plan` for `arch` (90 for compute capability 9.0, "gfx942" for AMD) and read the result without a GPU.
+def compile_kernel(plan: Any, arch: Arch) -> Any:
+    """Compile `plan` for `arch` without a GPU and return Triton's compiled kernel, with its code of all stages.
 
     Raises RuntimeError if kernels were imported for the interpreter (TRITON_INTERPRET=1), or if `plan` misses an
     argument of its kernel.
@@ -90,7 +90,7 @@ def compile_plan(plan: Any, arch: Arch) -> Compiled:
     kernel = plan.kernel
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError(
-            f"compile_plan: kernel must be a JITFunction, got {type(kernel).__name__}; "
+            f"compile_kernel: kernel must be a JITFunction, got {type(kernel).__name__}; "
             "unset TRITON_INTERPRET before sagan_fast is imported"
         )
     signature, constexprs = {}, dict(plan.constexprs)
@@ -100,7 +100,7 @@ def compile_plan(plan: Any, arch: Arch) -> Compiled:
         elif name in plan.signature:
             signature[name] = plan.signature[name]
         else:
-            raise RuntimeError(f"compile_plan: plan {plan.name} must give argument {name} of its kernel")
+            raise RuntimeError(f"compile_kernel: plan {plan.name} must give argument {name} of its kernel")
     aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in plan.divisible_by_16}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
     options = dict(num_warps=plan.num_warps, num_stages=plan.num_stages, **plan.options)
@@ -108,7 +108,17 @@ def compile_plan(plan: Any, arch: Arch) -> Compiled:
         target = GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
     else:
         target = GPUTarget("cuda", arch, 32)
-    compiled = triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=options)
+
+
+def compile_plan(plan: Any, arch: Arch) -> Compiled:
+    """Compile `plan` for `arch` (90 for compute capability 9.0, "gfx942" for AMD) and read what it uses.
+
+    Raises RuntimeError as `compile_kernel` does.
+    """
+    import triton
+
+    compiled = compile_kernel(plan, arch)
     metadata = compiled.metadata
     if isinstance(arch, str):
         found = _read_amdgcn(compiled.asm["amdgcn"])

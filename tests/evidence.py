@@ -1,0 +1,155 @@
+"""Put the kernels through tools that need no GPU, and add what they said to benchmarks/results/executed.jsonl.
+
+python tests/evidence.py prove      sentryward proves synchronisation and race freedom of the machine code for sm_80
+python tests/evidence.py validate   ttsem runs each kernel after every pass of the compiler, and compares
+python tests/evidence.py compile    Triton compiles all standard launches for every chip
+
+`make sanitize` installs both tools in build/sanitize. It adds the kernels that the tests executed itself.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "build" / "sanitize"
+RESULTS = ROOT / "benchmarks" / "results" / "executed.jsonl"
+
+
+def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
+    """Add a line: which kernel, what kind of evidence, from which tool, and what was found."""
+    from benchmarks.records import environment
+
+    where = {name: environment("cpu")[name] for name in ("triton", "commit", "date")}
+    line = {"kernel": kernel, "evidence": evidence, "tool": f"{tool} {metadata.version(tool)}", **found, **where}
+    print(line, flush=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the plan of each kernel on a small image, and the numbers of its launch."""
+    from benchmarks.shapes import BlockShape
+    from benchmarks.shipped import block_plans, functional_launches, spectral_norm_plans
+    from sagan_fast.kernels import launch
+
+    numbers: list[dict[str, Any]] = []
+    plan_of = launch._plan
+
+    def noted(name: str, kernel: Any, tensors: Any, what: Any, recorded: Any) -> Any:
+        numbers.append(dict(what.numbers))
+        return plan_of(name, kernel, tensors, what, recorded)
+
+    launch._plan = noted
+    small = BlockShape("small", 2, 32, 16, 16, 16, 64, True, True)
+    plans = block_plans(2, 32, 16, 16, 16, 64, dtype=dtype, arch=arch)
+    plans += [found.plan for found in functional_launches(small, dtype, arch)]
+    if dtype == "fp32":
+        plans += spectral_norm_plans([(64, 576)], arch=arch)
+    seen = set()
+    for plan, given in zip(plans, numbers, strict=False):
+        if plan.name not in seen:
+            seen.add(plan.name)
+            yield plan, given
+
+
+def prove(dtypes: list[str]) -> None:
+    """Prove each kernel's code for compute capability 8.0."""
+    from sentryward import verify
+
+    from benchmarks.compile import compile_kernel
+
+    for dtype in dtypes:
+        for plan, numbers in launches(dtype, 80):
+            compiled = compile_kernel(plan, 80)
+            names = [name for name in plan.kernel.arg_names if name in plan.signature]
+            entry = compiled.metadata.name
+            arguments = [
+                {"type": {"i32": "u32", "i64": "u64", "fp32": "f32"}[plan.signature[name]], "value": numbers[name],
+                 "parameter": f"{entry}_param_{i}"}
+                for i, name in enumerate(names) if not plan.signature[name].startswith("*")
+            ]  # fmt: skip
+            given = {
+                "schema": "spverify.kernel-input/v1",
+                "entry": entry,
+                "launch": {
+                    "grid_dim": [*plan.grid, 1, 1][:3], "block_dim": [32 * plan.num_warps, 1, 1],
+                    "cluster_dim": [1, 1, 1], "dynamic_shared_bytes": compiled.metadata.shared,
+                },
+                "arguments": arguments,
+            }  # fmt: skip
+            with tempfile.TemporaryDirectory() as folder:
+                code, said = Path(folder, "kernel.ptx"), Path(folder, "input.json")
+                code.write_text(compiled.asm["ptx"])
+                said.write_text(json.dumps(given))
+                try:
+                    result = verify(code, input=said, timeout_seconds=300)
+                except Exception as error:
+                    result = {"result": f"{type(error).__name__}: {error}"[:200], "diagnostics": []}
+            why = [str(one.get("message", one))[:300] for one in result.get("diagnostics", ())][:2]
+            record(plan.name, "proved", "sentryward", dtype=dtype, result=result["result"], why=why)
+
+
+PROGRAM = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import torch
+from shared_by_tests import randn, teach_interpreter_bfloat16
+from sagan_fast.kernels.self_attention.backward import self_attention_bwd
+from sagan_fast.kernels.self_attention.forward import self_attention_fwd
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
+
+def main():
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        teach_interpreter_bfloat16()
+    torch.cuda.is_current_stream_capturing = lambda: False
+    g, C, D_QK, D_V = torch.Generator().manual_seed(0), 40, {D_QK}, {D_V}
+    sizes = [(1, C, 9, 7), (D_QK, C), (D_QK, C), (D_V, C), (C, D_V), (), (D_QK,), (D_QK,), (D_V,), (C,)]
+    inputs = BlockInputs(*(randn(*size, generator=g, scale=0.3).to(torch.{dtype}) for size in sizes))
+    y, saved = self_attention_fwd(inputs, pool=True)
+    self_attention_bwd(y, inputs, saved)
+"""
+"""A small ragged block, forward and backward: what ttsem validates."""
+
+
+def validate(dtypes: list[str]) -> None:
+    """Run the kernels of a block after every pass of the compiler, at each width of the configs."""
+    from sagan_fast.kernels.configs import WIDTHS
+    from sagan_fast.kernels.launch import DTYPES
+
+    path = os.pathsep.join((str(TOOLS), str(ROOT), os.environ.get("PYTHONPATH", "")))
+    for dtype in dtypes:
+        for D_QK, D_V in WIDTHS:
+            with tempfile.TemporaryDirectory() as folder:
+                program, found = Path(folder, "block.py"), Path(folder, "found.json")
+                name = str(DTYPES[dtype]).removeprefix("torch.")
+                program.write_text(PROGRAM.format(tests=str(ROOT / "tests"), D_QK=D_QK, D_V=D_V, dtype=name))
+                command = [sys.executable, "-m", "ttsem.validate", str(program), "--json", str(found)]
+                done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+                if not found.exists():
+                    print(f"{D_QK}x{D_V} {dtype}: {done.stderr[-500:]}", file=sys.stderr)
+                    continue
+                launched = json.loads(found.read_text())["launches"]
+            names = [plan.name for plan, _ in launches(dtype, 90)]
+            for name, launch in zip(names, launched, strict=False):
+                said = Counter(stage["verdict"] for stage in launch["passes"])
+                record(name, "validated", "ttsem", dtype=dtype, width=f"{D_QK}x{D_V}", stages=dict(said),
+                       first_bad=launch["first_bad_pass"])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(TOOLS)]
+    os.environ.pop("TRITON_INTERPRET", None)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("prove", "validate", "compile"))
+    parser.add_argument("--dtype", action="append", choices=("bf16", "fp16", "tf32", "fp32"))
+    options = parser.parse_args()
+    globals()[options.what](options.dtype or ["bf16", "fp16", "tf32", "fp32"])
