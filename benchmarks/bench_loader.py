@@ -1,6 +1,6 @@
-"""Images a second from the loader: packed sets and JPEG folders, by number of workers.
+"""Measures images/s of the loader for packed sets and JPEG folders, by number of workers.
 
-    python -m benchmarks.bench_loader --help
+    python -m benchmarks.bench_loader --help  # the options of benchmarks.run
 
 The data are made up and lie in a temporary folder: a packed set of random images of 128x128, and JPEGs of 500x375,
 ImageNet's usual size. All is read from the page cache. On a GPU the batches go through pinned memory to the device, as

@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     out = Path(os.environ.get("OUT") or RESULTS)
     add = parser.add_argument
-    add("--minutes", type=float, default=8.5, help="for tests and benchmarks together (default 8.5)")
-    add("--only", default="", metavar="TEXT", help="tests, or what `python -m benchmarks.run --only` takes")
+    add("--minutes", type=float, default=8.5, help="time limit for tests and benchmarks together (default 8.5)")
+    add("--only", default="", metavar="TEXT", help="tests, or a value of `python -m benchmarks.run --only`")
     add("--out", type=Path, default=out, help="folder of the records (default $OUT, or benchmarks/results)")
-    add("--dry-run", action="store_true", help="walk through it without a GPU, and record nothing")
+    add("--dry-run", action="store_true", help="try all steps without a GPU; record nothing")
     options = parser.parse_args(argv)
     reason = None if options.dry_run else missing()
     if reason:

@@ -152,20 +152,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_train",
-        description="Train presets with eager and with our kernels from the same seeds, and compare their curves.",
+        description="Compare loss curves: train presets with eager and with our kernels from the same seeds.",
     )
     add = parser.add_argument
-    add("--data", action="append", default=[], metavar="PRESET=SPEC", help="a preset and its data; may be repeated")
-    add("--steps", type=int, default=1500, help="steps of every run (default 1500)")
-    add("--minutes", type=float, default=9.0, help="stop, with checkpoints, after this long (default 9)")
+    add("--data", action="append", default=[], metavar="PRESET=SPEC", help="preset and its data set; may be repeated")
+    add("--steps", type=int, default=1500, help="number of steps per run (default 1500)")
+    add("--minutes", type=float, default=9.0, help="write checkpoints and stop after this time (default 9)")
     add("--runs", type=Path, default=Path("runs/gpu-train"), help="folder of the runs (default runs/gpu-train)")
     add("--out", type=Path, default=RESULTS, help="folder of the records (default benchmarks/results)")
-    add("--features", help="score the samples with this extractor: a TorchScript file, or efficientnet-lite0")
-    add("--score-count", type=int, default=10_000, help="samples that are scored (default 10000)")
-    add("--save-features", type=Path, metavar="FILE", help="write efficientnet-lite0 to FILE, and stop")
-    add("--device", choices=("cuda", "cpu"), default="cuda", help="default cuda")
-    add("--narrow", type=int, help="base channels of both networks, to try it out on a CPU")
-    add("--batch-size", type=int, help="instead of the preset's, to try it out on a CPU")
+    add("--features", help="network for Frechet distances of the samples: a TorchScript file, or efficientnet-lite0")
+    add("--score-count", type=int, default=10_000, help="number of samples for the distances (default 10000)")
+    add("--save-features", type=Path, metavar="FILE", help="write efficientnet-lite0 to FILE and exit")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="where to train (default cuda)")
+    add("--narrow", type=int, help="base channels of both networks, for a trial on the CPU")
+    add("--batch-size", type=int, help="batch size instead of the preset's, for a trial on the CPU")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Registers, spills, shared memory, opcode counts and roofline limits of every shipped kernel, without a GPU.
+"""Prints registers, spills, shared memory, opcode counts and roofline limits of every kernel; needs no GPU.
 
     python -m benchmarks.kernel_report                              # everything, as text
     python -m benchmarks.kernel_report --arch 90 --only 64x64-C128
@@ -176,10 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_report", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="write one JSON object per launch to FILE")
-    add("--markdown", type=Path, metavar="FILE", help="replace the tables between FILE's markers")
-    add("--only", default="", metavar="TEXT", help="only launches with TEXT in kernel, dtype or shape")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables between the markers in FILE")
+    add("--only", default="", metavar="TEXT", help="only launches with TEXT in the names of kernel, dtype or shape")
     add("--dtype", action="append", help="only this precision; may be repeated")
-    add("--arch", type=int, action="append", choices=sorted(MACHINES), help="only this one; may be repeated")
+    add("--arch", type=int, action="append", choices=sorted(MACHINES), help="only this sm_ number; may be repeated")
     options = parser.parse_args(arguments)
     wanted = [
         (launch, arch)

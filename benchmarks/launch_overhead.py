@@ -1,4 +1,4 @@
-"""Times the host's work for one call of the attention block, without a GPU.
+"""Prints the CPU time that one call of the attention block needs for its launches; needs no GPU.
 
     python -m benchmarks.launch_overhead
 

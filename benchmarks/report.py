@@ -1,7 +1,7 @@
-"""Tables and figures from the committed records: docs/benchmarks.md, docs/figures and the README's tables.
+"""Writes docs/benchmarks.md, docs/figures and the README's tables from the committed records.
 
     python -m benchmarks.report          # writes them
-    python -m benchmarks.report --check  # writes nothing, fails where a page is not what the records say
+    python -m benchmarks.report --check  # writes nothing, fails if a page differs from the records
 
 What has no record reads "not measured".
 """
@@ -93,9 +93,9 @@ def document(folder: Path) -> str:
         "# Benchmarks",
         "`python -m benchmarks.report` generates this page from the records in `benchmarks/results/`. No number is "
         'typed by hand; "not measured" means that there is no record. Times are medians of one call in microseconds. '
-        "All providers of a row were timed in turn in one process, after their results were compared with float64. "
-        '"of limit" compares our time with the time that the needed work takes at the rates measured on the same '
-        "device in the same run.",
+        "All implementations of a row were timed in turn in one process, after a comparison with float64. "
+        '"of limit" is the shortest possible time divided by our time. It follows from the needed '
+        "FLOP or bytes and the rates measured on the device in the same run.",
     ]
     if not found:
         parts += ["## GPU", "Not measured: there is no record of a GPU. `make gpu` on a machine with one makes them."]
@@ -142,8 +142,8 @@ def readme_block(folder: Path) -> str:
         parts += ["On a GPU: not measured."]
     if cpu:
         standard = [shape for shape in _shapes(cpu) if "sweep" not in shape]
-        parts += ["On a CPU, float32. " + _where(cpu), block_table(cpu, standard, "fp32", "wall")]
-        parts += [peers_table(cpu, "spectral_norm", "wall")]
+        parts += ["Attention block on a CPU, float32. " + _where(cpu), block_table(cpu, standard, "fp32", "wall")]
+        parts += ["Spectral norm of SAGAN's 44 matrices on a CPU.", peers_table(cpu, "spectral_norm", "wall")]
     else:
         parts += ["On a CPU: not measured."]
     return "\n\n".join(parts)
@@ -153,9 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the pages; return 1 where a check fails."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
-        description="Write docs/benchmarks.md, docs/figures and the README's tables.",
+        description="Write docs/benchmarks.md, docs/figures and the README's tables from the records.",
     )
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if a page would change")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with status 1 if a page would change")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     options = parser.parse_args(argv)

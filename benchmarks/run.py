@@ -1,4 +1,4 @@
-"""Every benchmark, the most important part first, within a time limit: python -m benchmarks.run --help
+"""Runs every benchmark, the most important part first, within a time limit: python -m benchmarks.run --help
 
 Each part runs in a process of its own. A process that crashes or hangs is started again without the case or the
 provider to blame. Records are written as they are made, so a run that is cut off keeps what it had.
@@ -104,22 +104,22 @@ def parse(argv: Sequence[str] | None, parts: Sequence[Part]) -> argparse.Namespa
     names = ", ".join(part.name if part.by_default else f"{part.name} (only if named)" for part in parts)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
-        description="Measure our code and its peers in one run, and append the records.",
-        epilog=f"Parts, the most important first: {names}. A GPU has all of them, the CPU those that fit it.",
+        description="Time our code and its peers (other implementations); append one record per time to --out.",
+        epilog=f"Parts, the most important first: {names}. A GPU runs all of them, the CPU only some.",
     )
     add = parser.add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--only", default="", metavar="TEXT", help="a part, or text that a case's title holds, or both: 'sweep N256'")
-    add("--minutes", type=float, default=9.0, help="start no case after this long (default 9)")
-    add("--device", choices=("cuda", "cpu"), default=device, help="default: cuda where there is one")
-    add("--rounds", type=int, help="samples of each provider (default 21 on a GPU, 7 on the CPU)")
+    add("--only", default="", metavar="TEXT", help="a part, text in the title of a case, or both: 'sweep N256'")
+    add("--minutes", type=float, default=9.0, help="start no case after this time (default 9)")
+    add("--device", choices=("cuda", "cpu"), default=device, help="where to measure (default: cuda if available)")
+    add("--rounds", type=int, help="samples of each implementation (default 21 on a GPU, 7 on the CPU)")
     add("--out", type=Path, default=RESULTS, help="folder of the records (default benchmarks/results)")
-    add("--stall", type=float, default=100.0, help="give a provider up after so many silent seconds (default 100)")
-    add("--dry-run", action="store_true", help="walk a GPU's cases on the CPU, cut down, and record nothing")
+    add("--stall", type=float, default=100.0, help="stop a case after so many seconds without output (default 100)")
+    add("--dry-run", action="store_true", help="run the GPU's cases on the CPU at small sizes; record nothing")
     here = "run this part in this process; may be repeated"
     add("--part", action="append", choices=[part.name for part in parts], metavar="PART", help=here)
-    add("--journal", type=Path, help="with --part: what earlier tries did and lost")
-    add("--warm", metavar="I/N", help="compile the I-th of N shares of what needs compiling, and time nothing")
+    add("--journal", type=Path, help="with --part: file with the progress and failures of earlier tries")
+    add("--warm", metavar="I/N", help="compile the I-th of N shares of the compiled peers; time nothing")
     return parser.parse_args(argv)
 
 

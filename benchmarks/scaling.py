@@ -1,4 +1,4 @@
-"""A model of how training scales from 1 to 512 GPUs: gradient bytes against link bandwidth. Nothing is measured.
+"""Prints the expected scaling from 1 to 512 GPUs: a model of compute and gradient traffic, no measurement.
 
     python -m benchmarks.scaling          # prints the tables of docs/multi-node.md
     python -m benchmarks.scaling --write  # puts them there
@@ -126,7 +126,7 @@ def tables() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, or write them; return 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"write them into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"write the tables to {PAGE.relative_to(ROOT)} instead")
     if parser.parse_args(argv).write:
         PAGE.write_text(replaced(PAGE, BEGIN, END, f"\n\n{tables()}\n\n"))
     else:

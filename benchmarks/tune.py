@@ -1,4 +1,4 @@
-"""Measure launch configs of the attention block on the GPU at hand and write them into kernels/configs.csv.
+"""Writes the fastest launch configs of the attention block to kernels/configs.csv, measured on this GPU.
 
     python -m benchmarks.tune [--dtype bf16] [--shape feat64-G-64x64-C128] [--kernel attention_fwd] [--dry-run]
 
@@ -186,9 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--dtype", choices=sorted(RMS_TOLERANCE), default="bf16", help="precision (default bf16)")
     add("--shape", action="append", choices=names, help="only this shape; may be repeated")
     add("--kernel", action="append", choices=KERNELS, help="only this kernel; may be repeated")
-    add("--minutes", type=float, default=8.0, help="begin no candidate after this long (default 8)")
-    add("--out", type=Path, default=configs.FILE, help="the file of configs")
-    add("--dry-run", action="store_true", help="list the candidates; needs no GPU")
+    add("--minutes", type=float, default=8.0, help="start no candidate after this time (default 8)")
+    add("--out", type=Path, default=configs.FILE, help="file of the launch configs (default kernels/configs.csv)")
+    add("--dry-run", action="store_true", help="list the candidate configs; needs no GPU")
     options = parser.parse_args(arguments)
     if not options.dry_run and not torch.cuda.is_available():
         print("benchmarks.tune: needs a CUDA device (or --dry-run)", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Defines the allowed values of each option as a Literal, for the command line, the configurations and Python callers.
 
-Nothing heavy is imported here: a wrong option is answered before PyTorch is loaded.
+Only the standard library is imported here.
 """
 
 from typing import Any, Literal, get_args, get_origin, get_type_hints

@@ -9,13 +9,13 @@ from sagan_fast.commands.options import underscored
 from sagan_fast.errors import Diverged, InputError, nearest
 
 COMMANDS = {
-    "prepare": "decode a data set once and pack it for fast reading",
+    "prepare": "write a packed set: images decoded once, for fast reading",
     "train": "train a SAGAN on images, or resume a run",
     "sample": "generate images from a run or checkpoint, without a data set",
-    "evaluate": "compute IS, FID, KID, precision and more of a checkpoint or a folder of images",
-    "attention": "show where the attention of a run or checkpoint looks",
+    "evaluate": "compute IS, FID, KID, precision and more for a checkpoint or a folder of images",
+    "attention": "draw attention maps of the generator or the discriminator",
     "export": "write the generator as safetensors, ONNX or TorchScript",
-    "info": "show versions, the device, and which backend would run and why",
+    "info": "show versions, the device, and the backend of attention with its reason",
 }
 
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options:
-    """Draw where the attention of a generator or discriminator looks.
+    """Draw attention maps of the generator or the discriminator.
 
-    The figure shows each image with coloured dots. Beside it, one dimmed copy per dot is bright where that dot looks.
-    The generator is shown on samples, the discriminator on real images (--data) or on samples.
+    The figure shows each image with coloured dots, the query points. Beside it stands the attention map of each dot, in
+    the colour of the dot. The images are samples, or for the discriminator also real images (--data).
     """
 
     checkpoint: str
@@ -28,30 +28,30 @@ class Options:
     out: str
     """PNG file for the figure, with one row per image"""
     sweep: str | None = None
-    """GIF or APNG file for an animation in which a dot moves over each image"""
+    """GIF or APNG file for an animation: a query point moves over each image"""
     network: Literal["g", "d"] | None = None
-    """network to show: g (generator) or d (discriminator); default: d with --data, else g"""
+    """g (generator) or d (discriminator); default: d with --data, else g"""
     data: str | None = None
     """real images for the discriminator: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     layer: str | None = None
     """attention layer by name or map size, such as attentions.32 or 32; default: the one with the largest map"""
     points: str = "auto"
-    """where to put the dots: 'x,y x,y ...' in pixels from the upper left corner, or auto. auto starts at the point with
-    the most concentrated attention; each further point differs most from the others, in its place and in its map"""
+    """query points: 'x,y x,y ...' in pixels from the upper left corner, or auto. auto starts at the point with the most
+    concentrated attention. Each further point differs most from the ones before, in its place and in its map"""
     num_points: int = 5
     """number of points that auto chooses"""
     count: int = 4
     """number of images"""
     class_id: int | None = None
-    """show only images of this class; default: as many different classes as possible"""
+    """show only this class; default: as many different classes as possible"""
     seed: int = 0
     """random seed of the samples or of the choice of real images"""
     truncation: float | None = None
-    """draw the z of samples within [-T, T]"""
+    """truncation trick: draw z from a normal distribution truncated to [-T, T]"""
     frames: int = 96
-    """largest number of positions in the animation of --sweep"""
+    """maximum number of query points in the animation of --sweep"""
     last: bool = False
-    """use the generator's weights of the last step instead of the averaged ones"""
+    """use the generator's weights of the last step instead of its EMA weights"""
     device: Device = "auto"
     """where to compute; auto takes cuda if available"""
 

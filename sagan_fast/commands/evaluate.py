@@ -36,8 +36,9 @@ SCORES = (
 class Options:
     """Score the samples of a checkpoint, or a folder of images, against real images.
 
-    The scores are IS, FID, KID, precision, recall, density, coverage and the FID of each class. Statistics of the real
-    images are cached in $SAGAN_FAST_CACHE (~/.cache/sagan_fast). Under torchrun the processes share the work.
+    The scores are IS, FID, KID, precision, recall, density, coverage and intra-FID (FID per class). Statistics of the
+    real images are cached in $SAGAN_FAST_CACHE (default ~/.cache/sagan_fast). Under torchrun the processes share the
+    work.
     """
 
     generated: str
@@ -47,7 +48,7 @@ class Options:
     json: str | None = None
     """JSON file for the scores and their protocol"""
     protocol: ProtocolName = "clean"
-    """defaults of the options below: clean as in clean-fid, official as for the released SAGAN"""
+    """set of defaults for the options below: clean as in clean-fid, official as in the released SAGAN code"""
     features: str = "inception"
     """network that computes the features: inception, efficientnet-lite0 or a TorchScript file"""
     inception_weights: str | None = None
@@ -55,7 +56,7 @@ class Options:
     metrics: str = "all"
     """scores to compute: all, or some of fid,is,kid,prdc,intra_fid"""
     last: bool = False
-    """use the weights of the last step instead of the averaged ones"""
+    """use the weights of the last step instead of the EMA weights"""
     resolution: int | None = None
     """crop and resize all images to this width and height; not for checkpoints, which have their own"""
     device: Device = "auto"

@@ -14,9 +14,9 @@ level of 256."""
 
 @dataclass
 class Options:
-    """Write the averaged generator of a run to files that work without the trainer.
+    """Write the EMA generator (averaged weights) of a run to files that work without the trainer.
 
-    Spectral norm is folded into the weights. Every file is compared with the checkpoint's samples.
+    Spectral norm is folded into the weights. The samples of every file are compared with those of the checkpoint.
     """
 
     checkpoint: str
@@ -26,7 +26,7 @@ class Options:
     format: str = "safetensors"
     """formats to write: one or more of safetensors,onnx,torchscript"""
     last: bool = False
-    """use the weights of the last step instead of the averaged ones"""
+    """use the weights of the last step instead of the EMA weights"""
 
 
 def run(args: list[str]) -> None:

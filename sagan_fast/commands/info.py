@@ -9,7 +9,7 @@ from sagan_fast.commands.options import command_parser
 
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast info`."""
-    command_parser("info", "Show versions, the device, and which backend would run and why.").parse_args(args)
+    command_parser("info", "Show versions, the device, and the backend of attention with its reason.").parse_args(args)
     from importlib.metadata import PackageNotFoundError, version
 
     import torch

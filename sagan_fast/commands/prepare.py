@@ -25,19 +25,19 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass
 class Options:
-    """Decode, crop and resize the images of a data set once, and write them as a packed set.
+    """Write a packed set: the images of a data set, decoded, cropped and resized once.
 
-    Then train with --data packed:OUT. The source is a folder of images (with class folders or flat), tar shards in the
-    WebDataset layout, TFRecord files, or an HDF5 file of BigGAN-PyTorch or StudioGAN. Its path may contain wildcards,
-    {a,b} and {0000..0099}. To continue an interrupted preparation, run the same command again.
+    Then train with --data packed:OUT. The source is a folder of images, with class folders or flat. It can also be tar
+    shards in the WebDataset layout, TFRecord files, or an HDF5 file of BigGAN-PyTorch or StudioGAN. Its path may
+    contain wildcards, {a,b} and {0000..0099}. To continue an interrupted preparation, run the same command again.
     """
 
     source: str
-    """path of the data set; with --check, the packed set to verify"""
+    """path of the data set; with --check, the folder of the packed set"""
     out: str | None = None
-    """folder for the packed set"""
+    """folder for the packed set; required except with --check"""
     size: int | None = None
-    """width and height of the packed images in pixels"""
+    """width and height of the packed images in pixels; required except with --check"""
     source_kind: Literal["auto", SourceKind] = "auto"
     """format of the source; auto recognises it from the first bytes of its files"""
     num_workers: int | None = None
@@ -45,11 +45,11 @@ class Options:
     on_broken: OnBroken = "fail"
     """what to do with an image that cannot be read: fail, or skip it and list it in broken.txt"""
     first_label: int = 0
-    """number of the first class in the labels of files, 0 or 1"""
+    """label of the first class in the source, 0 or 1"""
     class_names: str | None = None
     """text file with one class name per line, for sources whose labels are numbers"""
     check: bool = False
-    """verify a packed set without changing it"""
+    """compare all pixels of a packed set with their checksums; change nothing"""
 
 
 def run(args: list[str]) -> None:
@@ -65,7 +65,7 @@ def run(args: list[str]) -> None:
     from sagan_fast.training.signals import stop_on_signals
 
     if options.out is None or options.size is None:
-        raise InputError("prepare needs SRC, DST and --size, as in: sagan-fast prepare images packed --size 128")
+        raise InputError("prepare needs SOURCE, OUT and --size, as in: sagan-fast prepare images packed --size 128")
     check_least(1, options, "size")
     check_least(0, options, "num_workers")
     source = open_source(options.source, options.source_kind, options.first_label)

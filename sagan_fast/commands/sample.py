@@ -14,25 +14,26 @@ NO_TRUNCATION = "none"
 
 @dataclass
 class Options:
-    """Generate images with the averaged generator of a run or checkpoint.
+    """Generate images with the EMA generator (averaged weights) of a run or checkpoint.
 
-    By default each image is a PNG file of its own. --grid writes one picture. --by_class, --interpolate and several
+    By default each image is a PNG file of its own. --grid writes one picture. --by_class, --interpolate and a list of
     truncations write one picture with rows.
     """
 
     checkpoint: str
     """run folder, checkpoint file or exported folder"""
     out: str
-    """folder for the PNG files; with --grid and for rows, one PNG file"""
+    """folder for the PNG files; with --grid or for a picture with rows, one PNG file"""
     count: int | None = None
-    """number of images (default: 64); for rows, images per row (8); with --interpolate, number of rows (8)"""
+    """number of images (default: 64). In a picture with rows: images per row (default: 8); with --interpolate: rows
+    (default: 8)"""
     class_id: int | None = None
-    """generate only this class; default: equally many of each class"""
+    """generate only this class; default: all classes, equally often"""
     seed: int = 0
     """random seed; the same seed gives the same images"""
     truncation: str | None = None
-    """draw z within [-T, T], for more typical and less varied images. A list such as 0.3,0.6,1,none gives one row per
-    value, from the same random draws"""
+    """truncation trick: draw z from a normal distribution truncated to [-T, T]. A list such as 0.3,0.6,1,none gives one
+    row per value, from the same random numbers"""
     grid: bool = False
     """write all images into one PNG, eight per row"""
     by_class: bool = False
@@ -40,7 +41,7 @@ class Options:
     classes: str | None = None
     """classes for --by_class, such as 0,5,10-14; default: all"""
     interpolate: bool = False
-    """let each row go from one z to another along an arc; a GIF or APNG goes there and back"""
+    """interpolate from one z to another in each row (slerp); a GIF or APNG plays the path forwards and backwards"""
     to_class: int | None = None
     """with --interpolate: change the class from --class_id to this one"""
     same_z: bool = False
@@ -48,7 +49,7 @@ class Options:
     frames: int | None = None
     """with --interpolate: images per path (default: 8 in a PNG, 30 in a GIF or APNG)"""
     last: bool = False
-    """use the weights of the last step instead of the averaged ones"""
+    """use the weights of the last step instead of the EMA weights"""
     device: Device = "auto"
     """where to compute; auto takes cuda if available"""
     batch_size: int = 64

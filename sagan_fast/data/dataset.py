@@ -145,8 +145,8 @@ def match_classes(name: str, class_names: Sequence[str], num_classes: int | None
     if num_classes is not None and num_classes != len(class_names):
         raise InputError(
             f"{name} has {count(len(class_names), 'class', 'classes')} ({list_some(class_names)}), but the model is "
-            f"made for {num_classes}: give a data set of {num_classes}, or set `num_classes: {len(class_names)}` in "
-            "the config, which changes the model"
+            f"made for {num_classes}: give a data set of {num_classes}, or train with `--num-classes "
+            f"{len(class_names)}`, which changes the model"
         )
     return list(class_names)
 

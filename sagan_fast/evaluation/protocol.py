@@ -35,19 +35,20 @@ class Protocol:
     reference_count: int | None = None
     """number of real images, chosen at random with the seed; default: all"""
     feature_resize: Resize = "antialias-bicubic"
-    """how images are resized for the feature network"""
+    """method of resizing images for the feature network"""
     feature_size: int | None = None
-    """width and height they are resized to; default: the size that the network was trained on"""
+    """width and height to resize images to for the feature network; default: the size it was trained on"""
     quantise: Quantisation = "uint8"
-    """round generated images to uint8, as in a PNG, or score them as floats (none)"""
+    """uint8 rounds generated images as a PNG does; none scores them as floats"""
     splits: int = 10
-    """number of equal parts whose inception scores are averaged"""
+    """number of equal parts of the images; IS is the mean over the parts"""
     batch_norm: BatchNorm = "running"
-    """batch-norm statistics: running averages of training, of each batch, or standing (averaged before sampling)"""
+    """batch-norm statistics: running (averages from training), batch (of each batch), or standing (averaged anew before
+    sampling)"""
     standing_batches: int = 200
     """number of batches averaged for standing statistics"""
     truncation: float | None = None
-    """draw z within [-T, T]"""
+    """truncation trick: draw z from a normal distribution truncated to [-T, T]"""
     weights: Weights = "average"
     """weights of the generator: averaged, or of the last step"""
     seed: int = 0
@@ -57,11 +58,11 @@ class Protocol:
     kid_subsets: int = 100
     """number of random subsets averaged for KID"""
     kid_subset_size: int = 1000
-    """number of images in each subset; all if there are fewer"""
+    """number of images in each KID subset; all if there are fewer"""
     neighbours: int = 5
     """number of nearest neighbours for precision, recall, density and coverage"""
     keep: int = 10_000
-    """number of images of each set that KID, precision, recall, density and coverage use; FID and IS use all"""
+    """number of generated and of real images for KID, precision, recall, density and coverage; FID and IS use all"""
 
     def __post_init__(self) -> None:
         check_least(1, self, "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours")

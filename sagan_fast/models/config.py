@@ -26,15 +26,15 @@ class NetworkConfig:
     channel_multipliers: tuple[int, ...] = ()
     """numbers of channels, in units of base_channels"""
     attention_resolutions: tuple[int, ...] = (32,)
-    """map sizes that get an attention block, after the first residual block of that size"""
+    """map sizes with an attention block, after the first residual block of that size"""
     attention_pool: bool = True
     """max-pool the keys and values 2x2"""
     attention_out_proj: bool = True
-    """values have C/2 channels and a 1x1 output convolution restores C; otherwise values have C channels"""
+    """true: values have C/2 channels, and a 1x1 output convolution restores C; false: values have C channels"""
     attention_bias: bool = False
-    """give the convolutions of the attention block biases"""
+    """use biases in the convolutions of the attention block"""
     sn_eps: float = 1e-12
-    """epsilon of spectral norm: the smallest norm it divides by"""
+    """epsilon of spectral norm: the smallest value that it divides by"""
     backend: Backend = "auto"
     """implementation of the attention blocks"""
 
@@ -67,11 +67,11 @@ class GeneratorConfig(NetworkConfig):
     """Options of the generator."""
 
     channel_multipliers: tuple[int, ...] = (16, 16, 8, 4, 2, 1)
-    """channels of the first map and after each block, in units of base_channels; each block doubles the map size"""
+    """channels of the first map and after each block, in units of base_channels. Each block doubles the map size"""
     z_dim: int = 128
-    """number of normally distributed inputs z"""
+    """dimension of the normally distributed z"""
     batch_norm_momentum: float = 0.001
-    """momentum of the conditional batch norms: the weight of the new batch in the running averages"""
+    """momentum of the conditional batch norms: weight of the new batch in the running averages"""
     tail_batch_norm_momentum: float = 0.0001
     """momentum of the last batch norm, which is not conditional"""
 

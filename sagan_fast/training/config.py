@@ -38,7 +38,7 @@ class TrainConfig:
     backend: Backend = "auto"
     """implementation of the attention blocks"""
     steps: int = 1_000_000
-    """total number of steps, including those before a resumption"""
+    """total number of steps, including those before --resume"""
     batch_size: int = 256
     """number of images per step, over all processes"""
     micro_batch_size: int = 0
@@ -50,7 +50,7 @@ class TrainConfig:
     device: Device = "auto"
     """where to train; auto takes cuda if available"""
     precision: Precision = "auto"
-    """precision of matrix products and convolutions; auto: bf16 on CUDA devices that support it, else fp32"""
+    """precision of matrix products and convolutions; auto takes bf16 on CUDA devices that support it, else fp32"""
     g_lr: float = 1e-4
     """Adam's learning rate for the generator"""
     d_lr: float = 4e-4
@@ -60,7 +60,7 @@ class TrainConfig:
     beta2: float = 0.9
     """Adam's beta2 for both networks"""
     ema_decay: float = 0.9999
-    """decay of the averaged generator per step; smaller in the first steps"""
+    """decay of the EMA generator (averaged weights) per step; smaller in the first steps"""
     flip: bool = False
     """mirror images left to right at random"""
     on_broken: OnBroken = "fail"
@@ -68,7 +68,7 @@ class TrainConfig:
     num_workers: int = 0
     """number of processes that read images"""
     log_every: int = 100
-    """number of steps between lines of the log"""
+    """number of steps between log lines"""
     sample_every: int = 1000
     """number of steps between sample grids"""
     checkpoint_every: int = 1000
@@ -76,22 +76,23 @@ class TrainConfig:
     keep: int = 3
     """number of newest checkpoints to keep; best.pt is always kept"""
     collapse_patience: int = 20
-    """the run has diverged when the discriminator has won (loss near 0) or died (one score for all images) for this
-    many log lines in a row"""
+    """number of log lines in a row after which a collapsed discriminator counts as divergence. Collapsed: its loss is
+    near 0, or it gives all images the same score"""
     sigma_growth: float = 10.0
-    """the run has diverged when a network's largest sigma grows by this factor within collapse_patience log lines"""
+    """growth factor of a network's largest sigma (spectral norm) that counts as divergence, within collapse_patience
+    log lines"""
     on_divergence: OnDivergence = "stop"
-    """what to do after divergence: stop, or roll back to an earlier checkpoint and continue with other noise"""
+    """after divergence: stop, or roll back to an earlier checkpoint and continue with other noise"""
     max_rollbacks: int = 3
-    """number of rollbacks before the run stops"""
+    """maximum number of rollbacks; after them a diverged run stops"""
     timeout: int = 1800
-    """seconds to wait for another process before the run fails"""
+    """seconds that a process waits for the others before the run fails"""
     eval_every: int = 0
     """number of steps between evaluations; 0: never. The checkpoint with the lowest FID is kept as best.pt"""
     eval_count: int = 10_000
     """number of generated images per evaluation"""
     eval_data: str = ""
-    """real images to evaluate against; default: those of --data"""
+    """real images for evaluations; default: those of --data"""
     eval_reference_count: int = 0
     """number of real images per evaluation, chosen at random once; 0: all"""
     eval_features: str = "inception"
@@ -99,9 +100,9 @@ class TrainConfig:
     eval_metrics: str = "fid,is,kid"
     """scores to compute: fid, and any of is,kid,prdc,intra_fid"""
     eval_mode: EvalMode = "inline"
-    """inline evaluates between two steps, background in a second process"""
+    """inline: evaluate between two steps; background: evaluate in a second process"""
     eval_device: Device = "auto"
-    """device of background evaluations; auto takes that of the run"""
+    """device of background evaluations; auto takes the device of the run"""
 
     def __post_init__(self) -> None:
         check_least(1, self, "steps", "batch_size", "log_every", "sample_every", "checkpoint_every")

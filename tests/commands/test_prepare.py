@@ -83,8 +83,8 @@ def test_class_names_are_for_numbers(images, tmp_path, sentence):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["{}"], "prepare needs SRC, DST and --size"),
-        (["{}", "out"], "prepare needs SRC, DST and --size"),
+        (["{}"], "prepare needs SOURCE, OUT and --size"),
+        (["{}", "out"], "prepare needs SOURCE, OUT and --size"),
         (["{}", "out", "--size", "0"], "size must be at least 1, got 0"),
         (["{}", "out", "--size", "8", "--num-workers", "-1"], "num_workers must be at least 0, got -1"),
         (["{}", "out", "--size", "8", "--first-label", "2"], "--first-label must be 0 or 1, got 2"),

@@ -129,7 +129,7 @@ def test_listing_opens_no_file(tmp_path):
         (["a/1.png", "b/", "c/2.png"], "", {}, r"1 of its 3 class folders \(b\) has no JPEG, PNG or WebP images"),
         (["a/1.png", "b/", "c/x/"], "", {}, r"2 of its 3 class folders \(b, c\) have no JPEG"),
         (["a/1.png", "b/2.png"], "", {"num_classes": 1000},
-         r"has 2 classes \(a, b\), but the model is made for 1000: .*`num_classes: 2` in the config, which"),
+         r"has 2 classes \(a, b\), but the model is made for 1000: .*`--num-classes 2`, which"),
         (["images/1.png"], "", {"num_classes": 10}, r"has 1 class \(images\), but the model is made for 10"),
     ],
 )  # fmt: skip

@@ -104,5 +104,5 @@ def test_resolution_out_of_range(resolution):
 
 
 def test_wrong_number_of_classes():
-    with pytest.raises(InputError, match=r"shapes has 10 classes .* made for 1000: .*`num_classes: 10` in the config"):
+    with pytest.raises(InputError, match=r"shapes has 10 classes .* made for 1000: .*`--num-classes 10`"):
         ShapesDataset(resolution=32, num_classes=1000)
