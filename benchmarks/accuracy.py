@@ -1,7 +1,5 @@
 """How near a result is to float64, and how near it has to be."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Needs torch, triton and numpy: the assembler and disassembler come with Triton. 
 cache, so a second report disassembles nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

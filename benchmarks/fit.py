@@ -6,8 +6,6 @@ fewest warp instructions a score is written, "from the machine code". One that l
 program counts a quarter more. A row that fits, with room for two, stays. `benchmarks.tune` measures on a GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

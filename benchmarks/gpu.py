@@ -7,8 +7,6 @@ Needs torch, triton, numpy, and for the tests pytest and hypothesis. Records are
 Beside them, tests.txt and benchmarks.txt hold what was printed.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -8,8 +8,6 @@ of different seeds. With `--features FILE` the averaged generators' samples are 
 from the data. FILE is a TorchScript extractor; `--save-features FILE` writes one where there is a network.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """A journal of what a benchmark process has done, so that another can go on after a crash or a hang."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

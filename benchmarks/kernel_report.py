@@ -8,8 +8,6 @@ Needs torch, triton and numpy. A limit is the least time of the needed work at t
 measured on the chip stand beside it where benchmarks/results has them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -6,8 +6,6 @@ Checks, autograd, custom op, launchers, Triton's `run` and its compiler run as o
 its CUDA backend, a stub returns at once, so results are whatever memory held before. Times are processor time.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -10,8 +10,6 @@ Sources
 - [fa3] FlashAttention-3, https://arxiv.org/abs/2407.08608: 3.9 T exponentials/s on H100, so 16 a clock and SM.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

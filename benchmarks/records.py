@@ -1,7 +1,5 @@
 """Measurements as lines of JSON: what was measured, on which device, with which versions. Lines are only appended."""
 
-from __future__ import annotations
-
 import datetime
 import functools
 import json

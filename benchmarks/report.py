@@ -6,8 +6,6 @@
 What has no record reads "not measured".
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterable, Sequence

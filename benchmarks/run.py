@@ -7,8 +7,6 @@ A bench is one file, `bench_NAME.py`: a function that builds a `Case` (its input
 function that yields the cases of a `Target`, and a place in `PARTS` below.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import itertools

@@ -9,8 +9,6 @@ else a node's network cards together. Its latency grows with the logarithm of th
 out of one piece of memory is four passes over them. Reading images and drawing noise are left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

@@ -1,7 +1,5 @@
 """The shapes that everything is measured on, and the least that one block of such a shape needs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sagan_fast.kernels.launch import DTYPES

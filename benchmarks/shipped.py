@@ -3,8 +3,6 @@
 The launchers themselves run, on tensors without memory, while `kernels/launch.py` records.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

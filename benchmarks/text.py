@@ -1,7 +1,5 @@
 """Tables as plain text or Markdown, and the generated parts of pages, with nothing but the standard library."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

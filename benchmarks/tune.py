@@ -9,8 +9,6 @@ when it was measured. Rows are written as they are found: a run that is cut off 
 one goes on from them. `--dry-run` lists the candidates and needs no GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

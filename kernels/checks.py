@@ -1,7 +1,5 @@
 """Argument checks shared by all launchers; every message says what was expected and what was given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 What is compiled and counted without a GPU is therefore what runs on one. Also here: the names of dtypes.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ Their grid is (tiles of an image, images): the tiles of one image run one after 
 keys. A second axis takes 65535 images at most; above, both axes are one (FLAT), which costs a program a division.
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -9,8 +9,6 @@ Products accumulate in float32; P and dS are rounded to the inputs' dtype before
 "Attention kernels". Oracle: autograd through reference.attention.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

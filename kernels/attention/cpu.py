@@ -8,8 +8,6 @@ twice the work at D_QK = D_V / 8. Why threads of our own: with each product spli
 wait for the slowest thread five times.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import threading

@@ -5,8 +5,6 @@ and the output accumulate in float32. Exponentials are to base 2: log2(e) is par
 The log-sum-exp that backward needs is to base 2 too. Oracle: reference.attention.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -3,8 +3,6 @@
 Grid: see kernels/tiles.py; a program owns BLOCK_N queries of one image.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -4,8 +4,6 @@ Formula: Zhang et al. 2019, eq. 1-2 (no 1/sqrt(d) in SAGAN, so `scale` is 1). Di
 float64 it is the oracle of the tests, in lower precision the `eager` backend.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ that owns a window writes all its positions, the gradient at the winner and zero
 Oracle: autograd through reference.project.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

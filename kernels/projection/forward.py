@@ -12,8 +12,6 @@ bytes a position instead of (D_QK + D_V) / 4. Why q is made here and not beside 
 Oracle: reference.project.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

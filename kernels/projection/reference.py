@@ -4,8 +4,6 @@ Source: the released code, brain-research/self-attention-gan non_local.py:48-81 
 and the width of v out).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

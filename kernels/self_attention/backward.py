@@ -5,8 +5,6 @@ that won the max-pool. The gradients of x and of the projections are then one ma
 (projection/backward.py). Oracle: autograd through reference.self_attention.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

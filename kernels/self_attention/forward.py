@@ -6,8 +6,6 @@ x is rounded to its dtype first. Grid: see kernels/tiles.py; a program owns BLOC
 Oracle: reference.self_attention.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """The tensors of the self-attention block, as they travel from the module to the kernels."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -5,8 +5,6 @@ d_gamma = sum of (d_y W_o) * o is the same product. Products and sums accumulate
 Grid: see kernels/tiles.py. Oracle: autograd through reference.self_attention.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

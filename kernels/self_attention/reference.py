@@ -4,8 +4,6 @@ Source: Zhang et al. 2019, section 3, in the form of the released code (brain-re
 non_local.py:48-81). Differentiable any number of times.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

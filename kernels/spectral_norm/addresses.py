@@ -3,8 +3,6 @@
 Nothing is uploaded, so that a CUDA graph can capture it and the host never waits.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ of rows and columns: adds the partial sums of its matrix in a fixed order and wr
 Oracle: `reference.normalise_backward`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

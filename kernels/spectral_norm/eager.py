@@ -4,8 +4,6 @@ Less work than a loop over `reference`: z = W v and t = Wᵀz by blocks of rows 
 once for both; sigma = |Wᵀu| without a third product; lengths and divisions of all vectors in a few grouped calls.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -10,8 +10,6 @@ programs; scale, one for each chunk of W. Partial sums are added in a fixed orde
 every rank. All of it is float32. Oracle: `reference.power_iteration`, `reference.normalise`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Miyato et al. 2018, algorithm 1, in the order of `torch.nn.utils.parametrization
 v = Wᵀu/|Wᵀu|, sigma = uᵀWv. u and v are constants in the gradient: dW = (G - <G, W/sigma> u vᵀ)/sigma.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

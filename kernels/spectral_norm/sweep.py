@@ -11,8 +11,6 @@ programs. With 128 registers a thread two programs share a multiprocessor, and o
 Oracle: `reference.power_iteration`.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -4,8 +4,6 @@ All of it follows from the shapes: a `Layout`. `Tables` is a layout in device me
 matrices are is in another table, which is written whenever one of them moved (addresses.py).
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
