@@ -73,6 +73,9 @@ class Machine:
 SMEM_RESERVED = 1024
 """Bytes of shared memory that CUDA keeps for itself in every resident block [guide]."""
 
+LDS_BYTES = 65536
+"""Local data share of a program on AMD's CDNA and RDNA chips [AMD's ISA documents]."""
+
 MACHINES = {
     machine.arch: machine
     for machine in (

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy import RMS_TOLERANCE, rel_rms
+from benchmarks.machine import MACHINES
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 from sagan_fast.kernels import configs
-from sagan_fast.kernels.configs import INTERPRETED_ARCH, LaunchConfig
+from sagan_fast.kernels.configs import INTERPRETED_ARCH, Arch, LaunchConfig
 from sagan_fast.kernels.launch import DTYPES, device_arch
 from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.kernels.self_attention.backward import self_attention_bwd
@@ -38,10 +39,13 @@ LEAST_GAIN = 0.02
 """A config must save this share of the time to replace another: less is noise."""
 
 
+Key = tuple[str, ...]
+
+
 class Row(NamedTuple):
     """A row of configs.csv to be found: (kernel, architecture, precision, width, size), and the shapes that run it."""
 
-    key: tuple[str, ...]
+    key: Key
     shipped: LaunchConfig
     shapes: tuple[BlockShape, ...]
 
@@ -50,9 +54,9 @@ class Row(NamedTuple):
         return self.key[0]
 
 
-def rows(arch: int, precision: str, kernels: Sequence[str], shapes: Sequence[BlockShape]) -> list[Row]:
+def rows(arch: Arch, precision: str, kernels: Sequence[str], shapes: Sequence[BlockShape]) -> list[Row]:
     """Return the rows that `shapes` use on `arch`, with the config that each is launched with now."""
-    found: dict[tuple[str, ...], Row] = {}
+    found: dict[Key, Row] = {}
     for kernel in kernels:
         for shape in shapes:
             d_qk = 1 if kernel == "attention_bwd_preprocess" else shape.d_qk
@@ -65,9 +69,8 @@ def rows(arch: int, precision: str, kernels: Sequence[str], shapes: Sequence[Blo
     return list(found.values())
 
 
-def candidates(row: Row) -> Iterator[Any]:
-    """Yield `row.shipped` with one field changed, then with two; what does not fit a GPU is refused by its compiler."""
-    shipped = row.shipped
+def candidates(key: Key, shipped: LaunchConfig) -> Iterator[LaunchConfig]:
+    """Yield `shipped` with one field changed, then with two; what does not fit a GPU is refused by its compiler."""
     steps: dict[str, list[Any]] = {}
     for field in fields(shipped):
         value = getattr(shipped, field.name)
@@ -81,8 +84,10 @@ def candidates(row: Row) -> Iterator[Any]:
         elif field.name == "maxnreg":
             steps[field.name] = [cap for cap in (None, 128, 168) if cap != value]
         elif field.name == "sum_by_product":
-            wide = any(shape.d_v > 64 for shape in row.shapes)
-            steps[field.name] = [] if row.kernel != "attention_fwd" or (wide and not value) else [not value]
+            wide = key[0] == "attention_fwd" and int(key[3].split("x")[1]) > 64
+            steps[field.name] = [] if key[0] != "attention_fwd" or (wide and not value) else [not value]
+        elif field.name == "tf32x3":
+            steps[field.name] = [not value] if tensor_cores_pay(key) else []
     seen = {shipped}
     for changes in (1, 2):
         for names in combinations(steps, changes):
@@ -91,6 +96,12 @@ def candidates(row: Row) -> Iterator[Any]:
                 if candidate not in seen:
                     seen.add(candidate)
                     yield candidate
+
+
+def tensor_cores_pay(key: Key) -> bool:
+    """Return whether three TF32 products are faster than one in float32 on the row's chip."""
+    machine = MACHINES.get(int(key[1])) if key[1].isdecimal() else None
+    return key[2] == "fp32" and machine is not None and machine.tensor["tf32"] > 3 * machine.flop_rate("fp32")
 
 
 def runner(
@@ -146,7 +157,7 @@ def tune(
     runs = [make(row.kernel, shape, DTYPES[dtype]) for shape in row.shapes]
     shipped = [run(None) for run in runs]
     best, least, measured = row.shipped, 1.0 - LEAST_GAIN, 0
-    for config in candidates(row):
+    for config in candidates(row.key, row.shipped):
         if time.monotonic() > deadline:
             break
         measured += 1
@@ -167,7 +178,7 @@ def tune(
     return best, least if best != row.shipped else 1.0, measured
 
 
-def write(path: Path, key: tuple[str, ...], config: LaunchConfig, origin: str) -> None:
+def write(path: Path, key: Key, config: LaunchConfig, origin: str) -> None:
     """Let the launch `key` have `config` in the file of configs, and say where it comes from; whole or not at all."""
     old = configs.read_rows(path)
     kept = [part for one in old for part in (one.without(key) if key in one.keys else [one])]
@@ -196,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = rows(arch, options.dtype, options.kernel or KERNELS, shapes)
     if options.dry_run:
         for row in found:
-            for config in candidates(row):
+            for config in candidates(row.key, row.shipped):
                 print(*row.key, config)
         return 0
     import triton

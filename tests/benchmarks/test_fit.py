@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import fit
+from benchmarks.tune import tensor_cores_pay
 from sagan_fast.kernels import configs
 from sagan_fast.kernels.configs import LaunchConfig
 
@@ -23,17 +24,9 @@ def compiled(monkeypatch):
     return table
 
 
-def test_candidates_differ_and_cover_each_row():
-    for key in configs._configs():
-        if key[0] in fit.OWNED:
-            found = list(fit.candidates(key))
-            assert len(found) == len(set(found)) > 4
-            assert found[0].tf32x3 == fit.tensor_cores_pay(key)
-
-
 def test_tensor_cores_pay_where_they_are_over_three_times_as_fast():
     def pays(arch, precision="fp32"):
-        return fit.tensor_cores_pay(("attention_fwd", arch, precision, "32x64", "large"))
+        return tensor_cores_pay(("attention_fwd", arch, precision, "32x64", "large"))
 
     assert pays("80") and pays("90") and pays("100")
     assert not pays("86") and not pays("120") and not pays("gfx") and not pays("90", "bf16")
@@ -42,7 +35,7 @@ def test_tensor_cores_pay_where_they_are_over_three_times_as_fast():
 def test_launches_of_a_row_run_its_kernel_with_its_config():
     config = LaunchConfig(BLOCK_N=64, BLOCK_M=32, num_warps=4)
     with fit.shipped(KEY, config):
-        plans = fit.plans_of(KEY)
+        plans = fit.plans_of(KEY, 86)
     assert len(plans) == 3 and {plan.name for plan in plans} == {"attention_bwd_dq"}
     assert {plan.config for plan in plans} == {str(config)}
     assert KEY not in configs._configs()
@@ -72,11 +65,11 @@ def test_where_nothing_fits_nothing_is_written_and_the_status_says_so(compiled, 
     monkeypatch.setattr(configs, "FILE", path)
     rows = dict(configs._configs())
     monkeypatch.setattr(configs, "_configs", lambda: rows)
-    command = ["--arch", "86", "--precision", "bf16", "--kernel", "attention_bwd_dq", "--width", "32x64"]
+    command = ["--arch", "86", "--dtype", "bf16", "--kernel", "attention_bwd_dq"]
     assert fit.main(command) == 1
     assert path.read_text() == configs.FILE.read_text() and "(None)" in capsys.readouterr().out
-    found = LaunchConfig(BLOCK_N=32, BLOCK_M=32, num_warps=4)
-    compiled[str(found)] = {}
+    monkeypatch.setattr(fit, "resources", lambda uses: {**FITS, "stack": 0 if "BLOCK_M=32" in uses else 8})
     assert fit.main(command) == 0
-    written = {key: row for row in configs.read_rows(path) for key in row.keys}
-    assert written[KEY].config == found and written[KEY].origin == "from the machine code"
+    written = {key: row for row in configs.read_rows(path) for key in row.keys if key[:2] == KEY[:2]}
+    assert written and {row.config.BLOCK_M for row in written.values()} == {32}
+    assert {row.origin for row in written.values()} == {"from the machine code"}

@@ -22,16 +22,17 @@ def test_every_kernel_and_shape_has_a_row_and_every_row_candidates_without_repea
             s.name for s in BLOCK_SHAPES
         )
     for row in ALL:
-        found = list(candidates(row))
+        found = list(candidates(row.key, row.shipped))
         assert row.shipped not in found and len(found) == len(set(found)) >= 20
     forward = next(row for row in ALL if row.kernel == "attention_fwd")
-    assert {config.maxnreg for config in candidates(forward)} == {None, 128, 168}
+    assert {config.maxnreg for config in candidates(forward.key, forward.shipped)} == {None, 128, 168}
 
 
 def test_a_dry_run_lists_them_and_a_real_one_needs_a_gpu(capsys):
     assert main(["--dry-run", "--kernel", "attention_bwd_dq"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == sum(len(list(candidates(row))) for row in ALL if row.kernel == "attention_bwd_dq")
+    found = [row for row in ALL if row.kernel == "attention_bwd_dq"]
+    assert len(lines) == sum(len(list(candidates(row.key, row.shipped))) for row in found)
     assert all(line.startswith("attention_bwd_dq 90 bf16 ") for line in lines)
     if not torch.cuda.is_available():
         assert main([]) == 2
@@ -68,7 +69,7 @@ def test_the_fastest_that_is_right_is_written_and_launched(tmp_path, monkeypatch
     assert row.shipped.num_warps == 8 and row.shipped.num_stages == 2
     config, ratio, measured = tune(row, "bf16", time.monotonic() + 60, fake, timed)
     assert (config.num_warps, config.num_stages, ratio) == (8, 3, pytest.approx(0.5))
-    assert measured == len(list(candidates(row)))
+    assert measured == len(list(candidates(row.key, row.shipped)))
     assert tune(row, "bf16", time.monotonic() - 1, fake, timed) == (row.shipped, 1.0, 0)
 
     path = tmp_path / "configs.csv"
