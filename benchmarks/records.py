@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KEY = ("benchmark", "shape", "dtype", "mode", "provider", "method")
 """What names a measurement: a later record with the same values replaces an earlier one in tables."""
+EXECUTED = "executed"
+"""The file of what tools without a GPU said of the kernels (tests/evidence.py); its lines are no measurements."""
 MODES = ("forward", "forward+backward")
 OURS = ("triton", "auto", "group", "ours")
 """The provider that is ours in each benchmark; all others are its peers."""
@@ -112,7 +114,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def gpus(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
     """Return the records of each GPU that has any, by the name of its file, the one with most records first."""
-    found = {path.stem: read(path) for path in sorted(folder.glob("*.jsonl")) if path.name != "cpu.jsonl"}
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if path.stem not in ("cpu", EXECUTED)]
+    found = {path.stem: read(path) for path in paths}
     return dict(sorted(((name, records) for name, records in found.items() if records), key=lambda item: -len(item[1])))
 
 

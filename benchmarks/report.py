@@ -7,6 +7,7 @@ What has no record reads "not measured".
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -15,7 +16,7 @@ from typing import Any
 
 from benchmarks.bench_loader import IMAGES
 from benchmarks.figures import available, draw
-from benchmarks.records import MODES, OURS, RESULTS, ROOT, gpus, read
+from benchmarks.records import EXECUTED, MODES, OURS, RESULTS, ROOT, gpus, read
 from benchmarks.shapes import BLOCK_SHAPES
 from benchmarks.text import replaced, table
 
@@ -144,7 +145,42 @@ def readme_block(folder: Path) -> str:
         parts += ["Spectral norm of SAGAN's 44 matrices on a CPU.", peers_table(cpu, "spectral_norm", "wall")]
     else:
         parts += ["On a CPU: not measured."]
+    parts += [
+        "What each kernel went through without a GPU: ttsem executed on the CPU the IR that Triton compiles for sm_90. "
+        "sentryward proved that no two threads of its sm_80 machine code race. Triton compiled all widths for the "
+        "compute capabilities and AMD chips named; \\* marks those where some width spills registers.",
+        evidence_table(folder),
+    ]
     return "\n\n".join(parts)
+
+
+def evidence_table(folder: Path) -> str:
+    """Return what each kernel went through without a GPU, from the last record of each kind (tests/evidence.py)."""
+    path = folder / f"{EXECUTED}.jsonl"
+    latest: dict[str, dict[tuple[str, ...], Found]] = {}
+    for record in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
+        key = record["evidence"], str(record.get("arch", "")), record.get("dtype", ""), record.get("width", "")
+        latest.setdefault(record["kernel"], {})[key] = record
+
+    def chips(records: Sequence[Found]) -> str:
+        names = {r["arch"]: f"{r['arch'] / 10}" if isinstance(r["arch"], int) else r["arch"] for r in records}
+        spilling = {r["arch"] for r in records if r["faults"]}
+        said = ", ".join(name + "\\*" * (arch in spilling) for arch, name in names.items())
+        return f"{said} ({_names(r['dtype'] for r in records)})" if said else "no record"
+
+    rows = []
+    for kernel, records in latest.items():
+        of = {
+            kind: [r for r in records.values() if r["evidence"] == kind] for kind in ("executed", "proved", "compiled")
+        }
+        executed = _names(dtype for r in of["executed"] for dtype in r["dtypes"])
+        proved = _names(r["dtype"] for r in of["proved"] if r["result"] == "race_free")
+        rows.append([f"`{kernel}`", executed or "no", proved or "no", chips(of["compiled"])])
+    return _table("kernel | executed as compiled IR | race-free by proof on sm_80 | compiled for", rows)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

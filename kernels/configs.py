@@ -46,7 +46,7 @@ The rows for 80 stay below the shared memory of the smallest of them, 101376 byt
 """
 
 AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
-"""AMD's chips that the kernels are compiled for. All run the rows "gfx", which stay below 65536 bytes of LDS."""
+"""AMD's chips that the kernels are compiled for. All run the rows "gfx", and those for 80 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _configs() -> dict[tuple[str, ...], LaunchConfig]:
 def served_by(arch: Arch) -> Arch:
     """Return whose rows `arch` runs. An unknown compute capability runs those of the next lower known one."""
     if isinstance(arch, str):
-        return "gfx"
+        return MIN_ARCH
     known = sorted(SERVED_BY)
     return SERVED_BY[known[max(bisect_right(known, arch) - 1, 0)]]
 
@@ -195,7 +195,8 @@ def lookup(kernel: str, arch: Arch, precision: str, D_QK: int, D_V: int, positio
     `MAX_D_QK` and `MAX_D_V`.
     """
     rest = (row_precision(precision), row_width(kernel, D_QK, D_V), row_size(positions))
-    own = _configs().get((kernel, str(arch), *rest))
+    names = (str(arch), "gfx") if isinstance(arch, str) else (str(arch),)
+    own = next((_configs()[key] for name in names if (key := (kernel, name, *rest)) in _configs()), None)
     return own or _configs()[(kernel, str(served_by(arch)), *rest)]
 
 

@@ -21,17 +21,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "build" / "sanitize"
-RESULTS = ROOT / "benchmarks" / "results" / "executed.jsonl"
 
 
 def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
     """Add a line: which kernel, what kind of evidence, from which tool, and what was found."""
-    from benchmarks.records import environment
+    from benchmarks.records import EXECUTED, RESULTS, environment
 
     where = {name: environment("cpu")[name] for name in ("triton", "commit", "date")}
     line = {"kernel": kernel, "evidence": evidence, "tool": f"{tool} {metadata.version(tool)}", **found, **where}
     print(line, flush=True)
-    with RESULTS.open("a") as file:
+    with (RESULTS / f"{EXECUTED}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -143,6 +142,33 @@ def validate(dtypes: list[str]) -> None:
                 said = Counter(stage["verdict"] for stage in launch["passes"])
                 record(name, "validated", "ttsem", dtype=dtype, width=f"{D_QK}x{D_V}", stages=dict(said),
                        first_bad=launch["first_bad_pass"])  # fmt: skip
+
+
+def compile(dtypes: list[str]) -> None:
+    """Compile each kernel at each width, on ragged maps, for each chip: what spills or does not fit is listed."""
+    from benchmarks.compile import compile_plan, resources
+    from benchmarks.machine import LDS_BYTES, MACHINES
+    from benchmarks.shipped import block_plans, spectral_norm_plans
+    from sagan_fast.kernels.configs import AMD, SERVED_BY, WIDTHS
+
+    for arch, dtype in ((arch, dtype) for arch in (*SERVED_BY, *AMD) for dtype in dtypes):
+        found: dict[str, list[str]] = {}
+        plans = spectral_norm_plans([(64, 576), (70, 1201)], arch=arch) if dtype == dtypes[0] else []
+        for D_QK, D_V in WIDTHS:
+            plans += block_plans(2, max(32, 2 * D_V), 63, 64, D_QK, D_V, dtype=dtype, arch=arch)
+        for plan in plans:
+            faults = found.setdefault(plan.name, [])
+            what = f"{plan.constexprs.get('D_QK', '')}x{plan.constexprs.get('D_V', '')} {plan.config}"
+            try:
+                uses = resources(compile_plan(plan, arch))
+            except Exception as error:
+                faults.append(f"{what}: {type(error).__name__}")
+                continue
+            most = LDS_BYTES if isinstance(arch, str) else MACHINES[arch].smem_block if arch in MACHINES else 10**9
+            if uses["stack"] or uses["smem"] > most:
+                faults.append(f"{what}: {uses['stack']} bytes of stack, {uses['smem']} of shared memory")
+        for name, faults in found.items():
+            record(name, "compiled", "triton", arch=arch, dtype=dtype, faults=faults)
 
 
 if __name__ == "__main__":
