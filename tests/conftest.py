@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sanitizer
 import torch
+from torch.utils._device import _device_constructors
 
 from shared_by_tests import teach_interpreter_bfloat16
 
@@ -17,6 +18,8 @@ if "ttsem" in sys.modules:  # `make sanitize`
 elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
     teach_interpreter_bfloat16()
+
+_device_constructors()  # kept at the first call, so before torch.empty is replaced below
 
 SEED = int(os.environ.get("SAGAN_FAST_TEST_SEED", random.SystemRandom().randrange(2**31)))
 seeds = [SEED]
