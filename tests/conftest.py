@@ -11,7 +11,7 @@ import sanitizer
 import torch
 from torch.utils._device import _device_constructors
 
-from shared_by_tests import teach_interpreter_bfloat16
+from shared_by_tests import leave_broken_device, teach_interpreter_bfloat16
 
 if "ttsem" in sys.modules:  # `make sanitize`
     sanitizer.install()
@@ -72,6 +72,14 @@ def seed(request):
     yield drawn
     if not by_hypothesis and "generator" not in request.fixturenames and torch.equal(before, torch.get_rng_state()):
         draws_nothing.add(test)
+
+
+@pytest.fixture(autouse=True)
+def working_device(request):
+    """End the process whose device a GPU test broke."""
+    yield
+    if "gpu" in request.keywords and "ttsem" not in sys.modules:
+        leave_broken_device(hasattr(request.config, "workerinput"))
 
 
 @pytest.fixture

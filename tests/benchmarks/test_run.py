@@ -291,6 +291,19 @@ def test_warming_compiles_its_share_and_times_nothing(capsys):
     assert capsys.readouterr().out == "t bad: RuntimeError\n"
 
 
+def test_warmers_take_half_of_the_gpus_memory_at_most_and_one_set_of_inputs(monkeypatch, capsys):
+    shares, targets = [], []
+
+    def listed(target):
+        targets.append(target)
+        yield Case("b", "s", "fp32", "forward", [Provider("a", list, compile_s=1.0)], list)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    assert main(["--device", "cuda", "--warm", "1/4"], [Part("x", listed), Part("gate", None, timed=False)]) == 0
+    assert shares == [0.125] and targets == [Target("cuda", compile_only=True)]
+
+
 def test_parts_in_one_process_share_the_time(capsys):
     """With no minutes nothing is begun, in no part."""
     parts = [Part(name, lambda target: cases(target, SMALL[:2])) for name in ("one", "two")]
