@@ -26,7 +26,8 @@ from benchmarks.records import RESULTS, ROOT
 
 TESTS_S = 110.0
 """About what the tests take on an H200 with sixteen cores, four at a time; they are stopped after a fifth more."""
-FIRST = ("tests/kernels", "tests/ops", "tests/layers")
+FIRST = ["tests/kernels", "tests/ops", "tests/layers"]
+OTHERS = sorted({f"tests/{path.relative_to(ROOT).parts[1]}" for path in ROOT.glob("tests/**/test_*.py")} - {*FIRST})
 """Tests of the kernels come before all others."""
 
 
@@ -56,13 +57,7 @@ def test_command(dry: bool) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfE", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-n", "4"] if find_spec("xdist") else []
     command += ["--timeout", "100"] if find_spec("pytest_timeout") else []
-    others = sorted({f"tests/{path.name}" for path in (ROOT / "tests").glob("*") if holds_tests(path)} - {*FIRST})
-    return [*command, *(["--collect-only", "-q"] if dry else []), *FIRST, *others]
-
-
-def holds_tests(path: Path) -> bool:
-    """Return whether pytest finds tests in the file or folder."""
-    return path.match("test_*.py") or any(path.glob("test_*.py"))
+    return [*command, *(["--collect-only", "-q"] if dry else []), *FIRST, *OTHERS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,16 +137,10 @@ def _keep_log(path: Path) -> None:
     """Write to `path` too what this process and its children print from now on."""
     tee = subprocess.Popen(["tee", str(path)], stdin=subprocess.PIPE, start_new_session=True)
     assert tee.stdin is not None
-    screen = os.dup(1)
     for stream in (1, 2):
         os.dup2(tee.stdin.fileno(), stream)
-
-    def close() -> None:
-        for stream in (1, 2):
-            os.dup2(screen, stream)
-        tee.communicate()
-
-    atexit.register(close)
+    tee.stdin.close()
+    atexit.register(lambda: (sys.stdout.flush(), os.closerange(1, 3), tee.wait(5)))
 
 
 if __name__ == "__main__":

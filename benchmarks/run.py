@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -41,8 +42,7 @@ class Part:
 
     `seconds` is about what one provider takes on one case on an H200, without compiling. `gpu` and `cpu` say where the
     part is run. With `timed` off, results are held against the truth and not timed. With `by_default` off, the part
-    runs only when it is named. Peers compiled by torch.compile run, beside ours and those named eager, only in a part
-    whose name says so.
+    runs only when it is named. Blocks, norms and models that torch.compile compiles run in a part named so alone.
     """
 
     name: str
@@ -55,20 +55,17 @@ class Part:
 
     def cases(self, target: Target) -> Iterator[Case]:
         """Yield the cases with the part's providers."""
-        if self.name.endswith("-compiled"):
-            yield from (case.only(lambda p: p.name.startswith(ALWAYS) or is_compiled(p)) for case in self.build(target))
-        else:
-            yield from (case.only(lambda p: not is_compiled(p)) for case in self.build(target))
+        wanted = self.name.endswith("-compiled")
+
+        def keep(provider: Provider) -> bool:
+            compiled = provider.name.endswith("-compiled")
+            return compiled or provider.name.startswith(BESIDE) if wanted else not compiled
+
+        yield from (case.only(keep) for case in self.build(target))
 
 
-ALWAYS = (*OURS, "function", "eager", "parametrization")
-"""Beside whom the compiled peers run: ours, and what they were compiled from."""
-
-
-def is_compiled(provider: Provider) -> bool:
-    """Return whether torch.compile compiled the whole of it; FlexAttention is compiled, but part of a plain block."""
-    return provider.name.endswith("-compiled")
-
+BESIDE = ("eager", "parametrization", *OURS)
+"""Who runs beside the compiled peers: what they were compiled from, and ours."""
 
 PARTS = (
     Part("gate", bench_attention.gate, 0.4, cpu=False, timed=False),
@@ -91,20 +88,18 @@ START_S = 8.0
 """Until a process has imported PyTorch and made its CUDA context."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """How long a part takes: `runs` (a provider on a case each), seconds to run them all and to compile."""
+class Estimate(NamedTuple):
+    """How long a part takes: `runs`, a provider on a case each, and seconds; the warmers compile some of it before."""
 
     name: str
     runs: int
     run_s: float
     compile_s: float = 0.0
     warmed_s: float = 0.0
-    """of `compile_s`, what the warmers do before; to read its results takes a fifth"""
 
     @property
     def seconds(self) -> float:
-        """Of the whole part."""
+        """Of the whole part. To read what was compiled before takes a fifth of the time."""
         return self.run_s + self.compile_s - 0.8 * self.warmed_s
 
 
@@ -118,15 +113,12 @@ def estimates(
     found, pool, start, seen = [], 0.0, START_S, set()
     for part in parts:
         runs = [(case, p) for case in part.cases(target) if text in case.title for p in case.providers]
-        compile_s = 0.0
-        for case, provider in runs:
-            key = (case.shape, case.dtype, case.mode, provider.name)
-            compile_s += 0.0 if key in seen or (cached and provider.name in OURS) else provider.compile_s
-            seen.add(key)
+        costs = {(case.shape, case.dtype, case.mode, p.name): p.compile_s for case, p in runs}
+        compile_s = sum(s for key, s in costs.items() if key not in seen and not (cached and key[-1] in OURS))
+        seen |= costs.keys()
         warmed = min(pool, compile_s)
-        pool -= warmed
         found.append(Estimate(part.name, len(runs), start + part.seconds * len(runs), compile_s, warmed))
-        start = 0.0
+        pool, start = pool - warmed, 0.0
         if part.name == "gate" and tests_s:
             found.append(Estimate("tests", 0, tests_s))
             pool, start = WARMERS * sum(one.seconds for one in found), START_S
@@ -135,20 +127,16 @@ def estimates(
 
 def schedule(found: Sequence[Estimate], minutes: float) -> str:
     """Return the estimates as a table, and a sentence on the parts that do not fit into so many minutes."""
-    rows, end, late = [], 0.0, []
-    for one in found:
-        end += one.seconds
-        late += [one.name] if end > 60 * minutes else []
-        numbers = (one.run_s, one.compile_s, one.warmed_s, one.seconds, end)
-        rows.append([one.name, one.runs, *(f"{number:.0f}" for number in numbers)])
-    fits = sum(one.seconds for one in found if one.name not in late)
-    lines = [
-        table("part | runs | run s | compile s | of it before s | estimate s | ends at s", rows),
-        f"Estimates for an H200. Total: {end:.0f} s, of which {fits:.0f} s fit the {60 * minutes:.0f} s given.",
+    ends = list(itertools.accumulate(one.seconds for one in found))
+    rows = [
+        [*one[:2], *(f"{s:.0f}" for s in (*one[2:], one.seconds, end))] for one, end in zip(found, ends, strict=True)
     ]
+    late = [one.name for one, end in zip(found, ends, strict=True) if end > 60 * minutes]
+    fits = max((end for end in ends if end <= 60 * minutes), default=0.0)
+    said = f"Estimates for an H200: {fits:.0f} s of a total of {ends[-1]:.0f} s fit the {60 * minutes:.0f} s given.\n"
     if late:
-        lines.append(f"Left for a second call, where no time is left: --only {','.join(late)}")
-    return "\n".join([*lines, ""])
+        said += f"Left for a second call, where no time is left: --only {','.join(late)}\n"
+    return table("part | runs | run s | compile s | of it before s | estimate s | ends at s", rows) + "\n" + said
 
 
 def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> int:

@@ -228,6 +228,7 @@ def test_the_ops_of_triton_pass_opcheck(pool, out_proj, bias, channels_last, gen
         opcheck(backward, (torch.ones_like(args[0]), *args, *kept, pool, *needs))
 
 
+@on_a_real_gpu  # ttsem's device is the CPU in the thread of a backward pass, where the block runs again
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_triton_under_activation_checkpointing(use_reentrant, device, generator):
