@@ -109,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"benchmarks.gpu: the tests are left out: {reason}", file=sys.stderr)
             passed = False
         elif tests_s:
-            passed = tests(test_command(options.dry_run), 1.2 * TESTS_S) and passed
+            left = deadline - time.monotonic()
+            most = left if options.only else min(left, 1.2 * TESTS_S)
+            passed = tests(test_command(options.dry_run), most) and passed
     finally:
         for process in warmers:
             end(process)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, run
 from benchmarks.records import ROOT
 from sagan_fast.kernels.launch import device_arch
 
@@ -47,6 +47,32 @@ def test_the_tests_of_the_kernels_come_first_and_none_is_left_out():
     folders = {f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if any(path.rglob("test_*.py"))}
     files = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py")}
     assert {*folders, *files} <= set(gpu.test_command(False))
+
+
+@pytest.mark.parametrize("only", ["", "attention-compiled,sweep N256", "tests"])
+def test_the_gate_then_the_tests_then_the_rest_in_one_process(only, monkeypatch, tmp_path, capsys):
+    did = []
+
+    def supervised(names, given, deadline):
+        assert given[:2] == ["--device", "cuda"] and 420 < deadline - time.monotonic() <= 490
+        did.append(names)
+        return names != ["gate"]
+
+    monkeypatch.setattr(gpu, "missing", lambda: None)
+    monkeypatch.setattr(gpu, "_keep_log", lambda path: None)
+    monkeypatch.setattr(gpu.gpu_cache, "unpack", lambda: False)
+    monkeypatch.setattr(gpu, "_warmer", lambda i, n: did.append("warm") or i)
+    monkeypatch.setattr(gpu, "end", lambda process: did.append("end"))
+    monkeypatch.setattr(gpu, "tests", lambda command, seconds: did.append("tests") or True)
+    monkeypatch.setattr(run, "supervised", supervised)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    status = gpu.main(["--out", str(tmp_path), "--only", only])
+    if only == "":
+        rest = [part.name for part in run.PARTS if part.timed and part.by_default]
+        assert (status, did) == (1, ["warm"] * 4 + [["gate"], "tests"] + ["end"] * 4 + [rest]), "a wrong gate is said"
+    else:
+        assert (status, did) == (0, ["tests"] if only == "tests" else [["attention-compiled", "sweep"]])
+    assert ("Estimates for an H200" in capsys.readouterr().out) == (only != "tests")
 
 
 def test_a_dry_run_prints_what_fits_and_a_cut_leaves_whole_records(tmp_path):
