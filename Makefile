@@ -12,7 +12,7 @@ GPU_PATH := build/path
 SANITIZER := build/sanitize
 SANITIZERS := ttsem==0.1.0 sentryward==0.1.1
 
-.PHONY: demo test test-all test-seeds sanitize sanitize-all lint format clean bench gpu gpu-train gpu-path report
+.PHONY: demo test test-all test-seeds sanitize sanitize-all lint format clean bench gpu gpu-cache gpu-train gpu-path report
 
 ## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
 demo: $(STAMP)
@@ -70,9 +70,13 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.kernel_report --arch 90 --dtype bf16 --only 64x64
 	$(BIN)/python -m benchmarks.report
 
-## gpu: GPU tests and benchmarks on one NVIDIA GPU, under nine minutes; GPU_ARGS="--only attention" for a part
+## gpu: gate, GPU tests, benchmarks on one NVIDIA GPU, under nine minutes; GPU_ARGS="--only attention" for a part
 gpu: gpu-path
 	PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+
+## gpu-cache: compile the kernels for `make gpu` without a GPU, into build/gpu-cache.tar.xz; see benchmarks/gpu_cache.py
+gpu-cache: gpu-path
+	PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_PATH)$(if $(PYTHONPATH),:$(PYTHONPATH)) $(GPU_PYTHON) -m benchmarks.gpu_cache $(GPU_ARGS)
 
 ## gpu-train: eager against our kernels on real data, minutes a call, resumable; DATA="--data cifar-32=folder:PATH"
 gpu-train: gpu-path

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,16 +53,10 @@ def swept(target: Target) -> list[BlockShape]:
     return sized + [replace(base, name=f"{prefix}-B{b}", B=b) for b in (1, 4, 16, 64, 256)]
 
 
-def cases(
-    target: Target, shapes: Sequence[BlockShape], dtypes: Sequence[str] = ("bf16",), compiled: bool = False
-) -> Iterator[Case]:
-    """Yield the block's cases: every dtype and shape, forward and forward+backward; on the CPU in float32 alone.
-
-    Providers that take long to compile are left out without `compiled`.
-    """
-    for dtype, shape, mode in product(dtypes if target.device == "cuda" else ("fp32",), shapes, MODES):
-        made = case(replace(shape, B=1, H=8, W=8) if target.dry_run else shape, dtype, mode, target)
-        yield made.only(lambda p: compiled or not p.compiles)
+def cases(target: Target, shapes: Sequence[BlockShape], dtypes: Sequence[str] = ("bf16",)) -> Iterator[Case]:
+    """Yield the block's cases: every dtype and shape, forward and forward+backward; on the CPU in float32 alone."""
+    for dtype, shape, mode in product(dtypes if target.gpu and not target.dry_run else ("fp32",), shapes, MODES):
+        yield case(replace(shape, B=1, H=8, W=8) if target.dry_run else shape, dtype, mode, target)
 
 
 def gate(target: Target) -> Iterator[Case]:
@@ -70,19 +65,19 @@ def gate(target: Target) -> Iterator[Case]:
         yield replace(one, benchmark="gate").only(lambda p: p.name in ("eager", "triton"))
 
 
-def standard(target: Target, compiled: bool = True) -> Iterator[Case]:
-    """Yield the shapes that targets are stated for, with all providers."""
-    return cases(target, BLOCK_SHAPES if target.gpu else CPU_SHAPES, compiled=compiled)
-
-
-def quick(target: Target) -> Iterator[Case]:
-    """Yield the same without the providers that take long to compile."""
-    return standard(target, compiled=False)
+def standard(target: Target) -> Iterator[Case]:
+    """Yield the shapes that targets are stated for."""
+    return cases(target, BLOCK_SHAPES if target.gpu else CPU_SHAPES)
 
 
 def sweep(target: Target) -> Iterator[Case]:
-    """Yield the shapes of `swept`."""
-    return cases(target, swept(target))
+    """Yield the shapes of `swept`, without FlexAttention, which is compiled for each."""
+    return (one.only(lambda p: "flex" not in p.name) for one in cases(target, swept(target)))
+
+
+def float32(target: Target) -> Iterator[Case]:
+    """Yield two of the standard shapes in float32 and TF32."""
+    return cases(target, STANDARD_SHAPES[:4:3], ("fp32", "tf32"))
 
 
 def dtypes(target: Target) -> Iterator[Case]:
@@ -94,7 +89,7 @@ def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
     """Return the case of one block. Its providers share inputs, made when the first of them is prepared."""
     backward, device = mode != "forward", target.device
     x_bytes = shape.B * shape.C * shape.N * DTYPES[dtype].itemsize
-    num_sets = max(1, min(MOST_SETS, -(-CACHE_BYTES[device] // x_bytes)))
+    num_sets = 1 if target.compile_only else max(1, min(MOST_SETS, -(-CACHE_BYTES[device] // x_bytes)))
 
     @functools.cache
     def sets() -> list[Inputs]:
@@ -107,7 +102,8 @@ def case(shape: BlockShape, dtype: str, mode: str, target: Target) -> Case:
 
     def provider(name: str, make: Callable[[], Block]) -> Provider:
         note = chosen if name == "sdpa" and device == "cuda" else str
-        return Provider(name, lambda: runner(make(), sets(), backward), note, compiles=name in COMPILED)
+        compile_s = COMPILE_S.get(name, 0.0) * (2 if backward else 1)
+        return Provider(name, lambda: runner(make(), sets(), backward), note, compile_s=compile_s)
 
     def truth() -> Sequence[Tensor]:
         d_y, *given = (t if t is None else t.detach().double() for t in sets()[0])
@@ -156,7 +152,8 @@ def runner(function: Block, sets: Sequence[Inputs], backward: bool) -> Run:
 
 # Providers, ours last
 
-COMPILED = {"eager-compiled", "sdpa-compiled", "flex"}
+COMPILE_S = {"eager-compiled": 5.0, "sdpa-compiled": 5.0, "flex": 6.0, "triton": 2.0}
+"""Seconds to compile a forward pass, by provider; one with a backward pass takes twice as long."""
 SDPA_BACKENDS = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -177,7 +174,10 @@ def blocks(pool: bool, target: Target) -> dict[str, Callable[[], Block]]:
         makers["sdpa-compiled"] = lambda: torch.compile(fused, dynamic=False)
         for name in SDPA_BACKENDS:
             makers[name] = functools.partial(block, forced(name), pool)
-        for name, make in {"flex": flex, "flash-attention-4": flash_attention_4, "xformers": xformers}.items():
+        flash = functools.partial(flex, "FLASH")
+        for name, make in {
+            "flex": flex, "flex-flash": flash, "flash-attention-4": flash_attention_4, "xformers": xformers,
+        }.items():  # fmt: skip
             makers[name] = lambda make=make: block(make(), pool)
     return {**makers, target.backend: lambda: ours}
 
@@ -230,15 +230,28 @@ def widened(q: Tensor, k: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return (F.pad(q, (0, missing)), F.pad(k, (0, missing))) if missing > 0 else (q, k)
 
 
-def flex() -> Core:
-    """Return compiled FlexAttention, scale 1, q and k padded to the 16 channels that it asks for."""
-    from torch.nn.attention.flex_attention import flex_attention
+def flex(backend: str = "TRITON") -> Core:
+    """Return compiled FlexAttention, scale 1, q and k padded to the 16 channels that it asks for.
 
-    compiled = torch.compile(flex_attention, dynamic=False)
+    `backend` is "TRITON" or "FLASH", FlashAttention-4's kernels. Raises ImportError or RuntimeError without the latter.
+    """
+    from torch.nn.attention import flex_attention as library
+
+    offered = "BACKEND" in getattr(getattr(library, "FlexKernelOptions", None), "__annotations__", ())
+    if backend == "FLASH":
+        if not offered:
+            raise RuntimeError("FlexAttention has no backend FLASH in this PyTorch")
+        import flash_attn.cute  # noqa: F401 - without it PyTorch compiles before it says so
+    options: Any = {"BACKEND": backend} if offered else None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return library.flex_attention(q, k, v, scale=1.0, kernel_options=options)
+
+    compiled = torch.compile(attend, dynamic=False)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = widened(q, k, 16)
-        return compiled(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]
+        return compiled(q[:, None], k[:, None], v[:, None])[:, 0]
 
     return run
 

@@ -78,10 +78,12 @@ def case(mode: str, matrices: Sequence[tuple[int, int]], target: Target) -> Case
     providers = [Provider(kind, functools.partial(prepare, kind), truth=own) for kind, own in truths.items()]
     for kind in ("parametrization", "biggan") if target.gpu else ():
         compiled = functools.partial(prepare, kind, compiled=True)
-        providers.append(Provider(f"{kind}-compiled", compiled, truth=truths[kind], compiles=True))
+        providers.append(
+            Provider(f"{kind}-compiled", compiled, truth=truths[kind], compile_s=60.0 if backward else 30.0)
+        )
     providers.append(Provider("function", function))  # new memory for W/sigma at every call
     # what fuse_spectral_norm gives a model: memory that stays
-    providers.append(Provider("group", functools.partial(prepare, "ours")))
+    providers.append(Provider("group", functools.partial(prepare, "ours"), compile_s=12.0 if target.gpu else 0.0))
     return Case(
         "spectral_norm", f"{len(matrices)}-matrices", "fp32", mode, providers, truth,
         repeatable=False,  # u and v move on

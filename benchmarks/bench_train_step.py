@@ -6,7 +6,7 @@ existing code bases.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,20 +23,22 @@ from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import Noise, prepare_batch, train_step
 
-GPU_SIZES = (
-    ("official-128-feat64", 256),
-    ("official-128-feat32", 256),
-    ("official-128-feat64", 64),
-    ("tiny-imagenet-64", 64),
-)
+SIZES = {"cpu": (("shapes-32", 32),), "cuda": (("official-128-feat64", 64), ("tiny-imagenet-64", 64))}
+LARGE = (("official-128-feat64", 256), ("official-128-feat32", 256))
+"""Of a GPU, with the batch of the paper."""
 
 
-def cases(target: Target) -> Iterator[Case]:
-    """Yield one case for each preset and batch size; bfloat16 on CUDA."""
+def cases(target: Target, sizes: Sequence[tuple[str, int]] = ()) -> Iterator[Case]:
+    """Yield one case for each preset and batch size, by default those of SIZES; bfloat16 on CUDA."""
     if target.dry_run:
         yield case("shapes-32", 2, target, {"base_channels": 4})
     else:
-        yield from (case(*size, target) for size in (GPU_SIZES if target.gpu else (("shapes-32", 32),)))
+        yield from (case(*size, target) for size in sizes or SIZES[target.device])
+
+
+def large(target: Target) -> Iterator[Case]:
+    """Yield the large batches."""
+    return cases(target, LARGE)
 
 
 def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None = None) -> Case:
@@ -62,7 +64,11 @@ def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None 
         return run
 
     def plain(name: str, **options: bool) -> Provider:
-        return Provider(name, lambda: plain_step(config("eager"), device, **options), compiles="compiled" in options)
+        return Provider(
+            name,
+            lambda: plain_step(config("eager"), device, **options),
+            compile_s=90.0 * options.get("compiled", False),
+        )
 
     providers = [plain("eager-amp"), plain("eager-amp-channels_last", channels_last=True)]
     if target.gpu:

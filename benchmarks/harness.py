@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,16 +33,18 @@ class Target:
     """Where cases run, and whose providers they have.
 
     `device`, "cuda" or "cpu", holds the tensors. With `dry_run` the CPU walks what a GPU would be given: a GPU's
-    providers, in float32 and with sizes cut down.
+    providers, in float32 and with sizes cut down. With `compile_only` there is one set of inputs, also on the CPU of a
+    GPU's sizes: enough to compile what a GPU runs.
     """
 
     device: str
     dry_run: bool = False
+    compile_only: bool = False
 
     @property
     def gpu(self) -> bool:
         """Whether the providers, and the list of cases, are a GPU's."""
-        return self.dry_run or self.device == "cuda"
+        return self.dry_run or self.compile_only or self.device == "cuda"
 
     @property
     def backend(self) -> str:
@@ -58,8 +61,8 @@ class Provider:
     note: Callable[[], str] = str
     truth: Callable[[], Sequence[Tensor]] | None = None
     """where it rightly computes something else than the case's truth"""
-    compiles: bool = False
-    """whether it takes seconds to tens of seconds to compile"""
+    compile_s: float = 0.0
+    """seconds that compiling takes, a guess, where nothing is cached"""
     timer: Callable[[], float] | None = None
     """takes one sample itself, in microseconds of one call, where the work is no call that can be repeated"""
 
@@ -180,10 +183,17 @@ def measure(
             record(provider, method, p20_us=p20, p50_us=p50, p80_us=p80, samples=len(times), **values)
         timed.clear()
     runs.clear()
+    forget_compiled()
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
     return records
+
+
+def forget_compiled() -> None:
+    """Make torch.compile forget what it compiled: after eight shapes of one function it would go on in eager mode."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _synchronize(device: str) -> None:
@@ -223,7 +233,8 @@ def _timer(run: Run, case: Case, method: str, warmup: int) -> Callable[[], float
                 run(i)
         if case.repeatable:
             check_replay(graph.replay, results, run(0), case.gate)
-        return lambda: sample_us(graph.replay, num_sets, "cuda", ahead=True)
+        busy = busy_clocks(graph.replay)
+        return lambda: sample_us(graph.replay, num_sets, "cuda", busy)
     return lambda: sample_us(calls, num_sets, "cuda")
 
 
@@ -243,14 +254,31 @@ def _worst(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return max(errors, key=lambda error: (math.isnan(error), error))  # max alone passes over a later NaN
 
 
-BUSY_CLOCKS = 2_000_000
-"""About a millisecond of the GPU: longer than the launch of a graph of up to 16 calls takes."""
+CLOCKS_PER_S = 2e9
+"""No GPU here is clocked higher by much; one that is slower is kept busy for longer."""
 
 
-def sample_us(work: Callable[[], Any], calls: int, device: str, ahead: bool = False) -> float:
+def busy_clocks(launch: Callable[[], Any]) -> int:
+    """Return for how many clocks the GPU must be busy so that `launch`, of a CUDA graph, returns before it is done.
+
+    That is twice what the longest of three launches takes, and a millisecond at least: a graph of 1,000 nodes takes
+    the host much longer than one of ten. Otherwise the first event passes at once and the launch is timed too.
+    """
+    longest = 0.0
+    for turn in range(4):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        launch()
+        if turn > 0:  # the first uploads the graph
+            longest = max(longest, time.perf_counter() - began)
+    torch.cuda.synchronize()
+    return int(max(1e-3, 2 * longest) * CLOCKS_PER_S)
+
+
+def sample_us(work: Callable[[], Any], calls: int, device: str, busy_clocks: int = 0) -> float:
     """Return microseconds of one of the `calls` that `work` makes.
 
-    On CUDA the time is the GPU's, between two events. With `ahead` the GPU gets all of the work before it begins.
+    On CUDA the time is the GPU's, between two events. It is kept busy for `busy_clocks` before.
     """
     if device == "cpu":
         began = time.perf_counter()
@@ -258,8 +286,8 @@ def sample_us(work: Callable[[], Any], calls: int, device: str, ahead: bool = Fa
         return (time.perf_counter() - began) / calls * 1e6
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    if ahead:  # else the first event would pass at once, and the launch would be timed too
-        torch.cuda._sleep(BUSY_CLOCKS * -(-calls // 16))
+    if busy_clocks:
+        torch.cuda._sleep(busy_clocks)
     start.record()
     work()
     end.record()

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import ROOT
+from benchmarks.records import ROOT, append_line
 
 MOST_TRIES = 12
-"""A part is started at most so many times."""
+"""A process is started at most so many times."""
+
+
+GRACE = 20
+"""Seconds in which a process ends the case that it is at when its time is up."""
 
 
 class Journal:
@@ -44,8 +48,7 @@ class Journal:
     def _write(self, **line: str) -> None:
         self._take(**line)
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.path, line)
 
     def _take(self, case: str, provider: str = "", lost: str = "") -> None:
         self.last = (case, provider) if provider and not lost else None
@@ -59,14 +62,16 @@ def supervise(command: Sequence[str], path: Path, deadline: float, stall: float)
     """Run `command` with its journal at `path` until it is done; start it again after a crash or a hang.
 
     If the process died or wrote nothing for `stall` seconds, the provider it was at is not run again on that case.
-    During the timing all providers take turns, so then the case is left out. Nothing runs after `deadline`, a reading
-    of time.monotonic. Returns whether all was done, or as much as time allowed: a slow machine is no failure.
+    During the timing all providers take turns, so then the case is left out. `command` is also given the --minutes
+    that are left. It is killed GRACE seconds after `deadline`, a reading of time.monotonic. Returns whether all was
+    done, or as much as time allowed: a slow machine is no failure.
     """
     outside = 0
     for _ in range(MOST_TRIES):
         print("$ " + " ".join(command), flush=True)
         path.touch()
-        status = run_until(deadline, [*command, "--journal", str(path)], path, stall)
+        left = f"--minutes={(deadline - time.monotonic()) / 60:.2f}"
+        status = run_until(deadline + GRACE, [*command, left, "--journal", str(path)], path, stall)
         if status == 0:
             return True
         if time.monotonic() >= deadline:

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+import os
 import platform
 import re
 import subprocess
@@ -94,8 +95,21 @@ def append(record: Record, device: str, folder: Path = RESULTS) -> None:
     """Add `record` with its environment to the device's file at once, so that a run cut off loses nothing."""
     path = results_file(device, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps({**asdict(record), **environment(device)}) + "\n")
+    append_line(path, {**asdict(record), **environment(device)})
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add `values` to the file as one whole line of JSON, on the disk when this returns.
+
+    A line that another process began and did not end is ended first.
+    """
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        whole = file.read(1) in (b"", b"\n")
+        file.write((b"" if whole else b"\n") + json.dumps(values).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

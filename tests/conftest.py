@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import sanitizer
 import torch
+from torch.utils._device import _device_constructors
 
-from shared_by_tests import teach_interpreter_bfloat16
+from shared_by_tests import leave_broken_device, teach_interpreter_bfloat16
 
 if "ttsem" in sys.modules:  # `make sanitize`
     sanitizer.install()
 elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
     teach_interpreter_bfloat16()
+
+_device_constructors()  # kept at the first call, so before torch.empty is replaced below
 
 SEED = int(os.environ.get("SAGAN_FAST_TEST_SEED", random.SystemRandom().randrange(2**31)))
 seeds = [SEED]
@@ -81,6 +84,14 @@ def seed(request):
     yield drawn
     if not by_hypothesis and "generator" not in request.fixturenames and torch.equal(before, torch.get_rng_state()):
         draws_nothing.add(test)
+
+
+@pytest.fixture(autouse=True)
+def working_device(request):
+    """End the process whose device a GPU test broke."""
+    yield
+    if "gpu" in request.keywords and "ttsem" not in sys.modules:
+        leave_broken_device(hasattr(request.config, "workerinput"))
 
 
 @pytest.fixture

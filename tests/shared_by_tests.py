@@ -7,15 +7,36 @@ import inspect
 import multiprocessing
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE, rel_rms
+
+on_a_real_gpu = pytest.mark.skipif("ttsem" in sys.modules, reason="ttsem has no CUDA graphs, nor Inductor's kernels")
+"""Beside the mark gpu: tests of what ttsem's fake CUDA device cannot do."""
+
+
+def leave_broken_device(in_worker: bool) -> None:
+    """End this process if its CUDA device computes nothing more: after an illegal access, every test would fail.
+
+    In a worker of pytest-xdist the process dies, which is reported as this test's failure, and another worker goes on.
+    Else the session ends.
+    """
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        message = f"the CUDA device is lost to this process: {error}"
+        if in_worker:
+            print(message, file=sys.__stderr__, flush=True)
+            os._exit(1)
+        pytest.exit(f"{message}; pytest-xdist would go on in another process", returncode=1)
 
 
 def assert_close_to_truth(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import bench_attention
-from benchmarks.bench_attention import COMPILED, CPU_SHAPES, blocks, case, inputs, runner, swept
+from benchmarks.bench_attention import COMPILE_S, CPU_SHAPES, blocks, case, inputs, runner, swept
 from benchmarks.harness import Target, measure
 from benchmarks.shapes import BLOCK_SHAPES
 from sagan_fast.functional import self_attention_2d
@@ -60,12 +60,37 @@ def test_the_sweep_covers_small_and_large():
 
 
 def test_a_dry_run_has_a_gpus_providers_and_a_small_float32_shape():
-    (one, *_) = bench_attention.cases(DRY, BLOCK_SHAPES[:1], ("bf16", "fp16"), compiled=True)
+    (one, *_) = bench_attention.cases(DRY, BLOCK_SHAPES[:1], ("bf16", "fp16"))
     assert [p.name for p in one.providers] == list(blocks(True, CUDA)) and one.providers[-1].name == "triton"
     assert one.dtype == "fp32" and (one.config["B"], one.config["H"], one.config["W"]) == (1, 8, 8)
-    assert {p.name for p in one.providers if p.compiles} == COMPILED
-    (left, *_) = bench_attention.cases(DRY, BLOCK_SHAPES[:1])
-    assert {p.name for p in one.providers} - {p.name for p in left.providers} == COMPILED
+    assert {p.name for p in one.providers if p.compile_s} == set(COMPILE_S)
+
+
+def test_what_is_compiled_only_has_a_gpus_shapes_and_dtypes_and_one_set():
+    (one, *_) = bench_attention.cases(Target("cpu", compile_only=True), BLOCK_SHAPES[:1])
+    (real, *_) = bench_attention.cases(CUDA, BLOCK_SHAPES[:1])
+    assert (one.title, one.config, one.num_sets) == (real.title, real.config, 1) and real.num_sets > 1
+
+
+def test_flex_names_its_backend_where_pytorch_has_several(monkeypatch):
+    from torch.nn.attention import flex_attention as library
+
+    given = []
+    monkeypatch.setattr(library, "flex_attention", lambda q, k, v, **options: given.append(options) or v)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(cute=None))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    q = k = v = torch.randn(1, 8, 16)
+    bench_attention.flex()(q, k, v)
+    with pytest.raises(ImportError):
+        bench_attention.flex("FLASH")
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", SimpleNamespace())
+    bench_attention.flex("FLASH")(q, k, v)
+    monkeypatch.delattr(library, "FlexKernelOptions")  # as before PyTorch 2.10
+    bench_attention.flex()(q, k, v)
+    with pytest.raises(RuntimeError, match="no backend FLASH in this PyTorch"):
+        bench_attention.flex("FLASH")
+    assert [one["kernel_options"] for one in given] == [{"BACKEND": "TRITON"}, {"BACKEND": "FLASH"}, None]
 
 
 def of_eight(q, k, v, scale):

@@ -1,9 +1,10 @@
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.harness import Case, Provider, Target, check_replay, measure
+from benchmarks.harness import CLOCKS_PER_S, Case, Provider, Target, busy_clocks, check_replay, measure
 
 
 def case(providers, mode="forward", truth=lambda: [torch.ones(4)]):
@@ -124,3 +125,15 @@ def test_a_dry_run_is_a_gpus_list_on_the_cpu():
     assert (cpu.gpu, cuda.gpu, dry.gpu) == (False, True, True)
     assert (cpu.backend, cuda.backend, dry.backend) == ("auto", "triton", "triton")
     assert dry.device == "cpu"
+
+
+def test_the_gpu_is_busy_for_as_long_as_a_graphs_launch_takes(monkeypatch):
+    """A graph of 1,000 nodes takes the host milliseconds; the number of calls in it says nothing."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    launches = []
+
+    def launch():
+        launches.append(time.sleep(0.03 if not launches else 0.01))
+
+    assert 2 * 0.01 * CLOCKS_PER_S <= busy_clocks(launch) < 2 * 0.03 * CLOCKS_PER_S, "the first launch does not count"
+    assert busy_clocks(lambda: None) == CLOCKS_PER_S // 1000

@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import spectral_norm as legacy_spectral_norm
 from benchmarks.accuracy import rel_rms
 from sagan_fast.kernels.spectral_norm import reference
 from sagan_fast.layers.spectral_norm import fuse_spectral_norm, spectral_norm
-from shared_by_tests import assert_close_to_truth
+from shared_by_tests import assert_close_to_truth, on_a_real_gpu
 
 EVERY = [spectral_norm, parametrizations.spectral_norm, legacy_spectral_norm]
 
@@ -323,15 +323,27 @@ def test_backward_through_earlier_weights_is_refused_with_triton_too(generator):
         loss.backward()
 
 
+GPU = [pytest.mark.gpu, on_a_real_gpu]
+
+
 @pytest.mark.parametrize("update", ["step", "forward"])
-def test_compiles_without_graph_breaks_under_the_same_policy(generator, update):
-    model = net()
+@pytest.mark.parametrize(
+    ("device", "options"),
+    [
+        pytest.param("cpu", {"backend": "aot_eager"}, id="traced"),
+        pytest.param("cuda", {"mode": "default"}, id="inductor", marks=GPU),
+        pytest.param("cuda", {"mode": "reduce-overhead"}, id="reduce-overhead", marks=GPU),
+    ],
+)
+def test_compiles_without_graph_breaks_under_the_same_policy(generator, device, options, update):
+    """With reduce-overhead the third step is the first that CUDA graphs replay."""
+    model = net().to(device)
     plain = copy.deepcopy(model)
     groups = [fuse_spectral_norm(m, update=update) for m in (model, plain)]
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, **options)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in (model, plain)]
-    for _ in range(3):
-        x = images(generator)
+    for _ in range(3 if device == "cpu" else 6):
+        x = images(generator).to(device)
         for run, optimizer, group in zip((compiled, plain), optimizers, groups, strict=True):
             optimizer.zero_grad()
             run(x).square().sum().backward()
@@ -394,6 +406,35 @@ def test_weights_too_large_for_the_kernels_are_a_pass_of_their_own(monkeypatch):
     ]  # fmt: skip
 
 
+@on_a_real_gpu
+@pytest.mark.gpu
+def test_a_captured_step_reads_a_transposed_convolution_anew_at_each_replay(generator):
+    """Its weight is copied to lie row after row; the graph holds the copy and the table of its address."""
+    model = net().cuda()
+    group = fuse_spectral_norm(model, backend="triton")
+    twin = copy.deepcopy(model)
+    twin_group = fuse_spectral_norm(twin, backend="triton")
+    for each, m in ((group, model), (twin_group, twin)):
+        m(images(generator).cuda())
+        each.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        group.step()
+    for _ in range(3):
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            changed = torch.randn(a.shape, generator=generator).cuda()
+            with torch.no_grad():
+                a.copy_(changed), b.copy_(changed)
+        graph.replay()
+        twin_group.step()
+        assert torch.empty(1 << 20, device="cuda").isnan().all()  # memory of a copy outside the graph would be taken
+        x = images(generator).cuda()
+        torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
+    for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert rel_rms(a, b) < 1e-5
+
+
+@on_a_real_gpu
 @pytest.mark.gpu
 def test_step_and_accesses_in_a_cuda_graph(generator):
     model = net().cuda()

@@ -12,11 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.accuracy import DTYPE_NAMES, RMS_TOLERANCE
 from sagan_fast.functional import self_attention_2d
-from shared_by_tests import assert_close_to_truth, attention_terms, largest_is_clear, randn
+from shared_by_tests import assert_close_to_truth, attention_terms, largest_is_clear, on_a_real_gpu, randn
 
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"
 )
+DEVICES = (pytest.param("cpu", marks=needs_interpreter), pytest.param("cuda", marks=pytest.mark.gpu))
 BACKENDS = ("eager", "sdpa", pytest.param("triton", marks=needs_interpreter))
 SHAPES = [  # B, C, H, W, D_QK, D_V
     (2, 16, 8, 8, 2, 8),
@@ -227,26 +228,29 @@ def test_the_ops_of_triton_pass_opcheck(pool, out_proj, bias, channels_last, gen
         opcheck(backward, (torch.ones_like(args[0]), *args, *kept, pool, *needs))
 
 
-@needs_interpreter
+@on_a_real_gpu  # ttsem's device is the CPU in the thread of a backward pass, where the block runs again
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_triton_under_activation_checkpointing(use_reentrant, generator):
+def test_triton_under_activation_checkpointing(use_reentrant, device, generator):
     made = arguments((2, 16, 6, 6, 2, 8), generator, dtype=torch.float32)
+    made = {name: t.to(device) for name, t in made.items()}
     x = made.pop("x").requires_grad_()
 
     def block(x):
         return self_attention_2d(x, **made, backend="triton")
 
     plain, checkpointed = block(x), checkpoint(block, x, use_reentrant=use_reentrant)
-    d_y = torch.randn(plain.shape, generator=generator)
+    d_y = torch.randn(plain.shape, generator=generator).to(device)
     (truth,) = torch.autograd.grad(plain, x, d_y)
     checkpointed.backward(d_y)
     assert torch.equal(checkpointed, plain) and torch.equal(x.grad, truth)
 
 
-@needs_interpreter
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("stretch", [lambda b: b.repeat_interleave(2)[::2], lambda b: b[:1].expand(len(b))])
-def test_triton_takes_biases_of_any_stride(stretch, generator):
+def test_triton_takes_biases_of_any_stride(stretch, device, generator):
     made = arguments((2, 16, 6, 6, 2, 8), generator, dtype=torch.float32)
+    made = {name: t.to(device) for name, t in made.items()}
     made |= {name: stretch(made[name]) for name in ("b_theta", "b_phi", "b_g", "b_o")}
     exact = {name: t.double() for name, t in made.items()}
     leaves = [made[name].detach().requires_grad_() for name in ("b_theta", "b_g", "b_o")]
@@ -341,6 +345,28 @@ def test_on_a_gpu_every_gradient_matches_float64(dtype, channels_last, generator
         assert error <= limit + RMS_TOLERANCE[DTYPE_NAMES[dtype]] * truth.norm().clamp_min(1e-3), name
 
 
+@on_a_real_gpu
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=[needs_interpreter, pytest.mark.slow]), DEVICES[1]])
+@pytest.mark.parametrize("bias", [False, True])
+def test_inductor_compiles_the_block_and_its_gradients(bias, device, generator):
+    made = arguments((2, 32, 16, 16, 4, 16), generator, bias=bias, dtype=torch.float32)
+    made = {name: t if t is None else t.to(device) for name, t in made.items()}
+    made["x"] = made["x"].to(memory_format=torch.channels_last)
+
+    def block(made):
+        return self_attention_2d(**made, backend="triton").sigmoid() * 2  # for Inductor to fuse with
+
+    found = []
+    for function in (torch.compile(block, fullgraph=True), block):
+        leaves = leaves_of(made)
+        y = function(leaves)
+        y.square().sum().backward()
+        found.append([y.detach(), *(t.grad for t in leaves.values() if t is not None)])
+    for name, ours, plain in zip(("y", *leaves), *found, strict=False):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@on_a_real_gpu
 @pytest.mark.gpu
 def test_on_a_gpu_a_cuda_graph_replays_the_block(generator):
     made = arguments((2, 64, 16, 16, 8, 32), generator, dtype=torch.float64)
