@@ -1,7 +1,6 @@
 """Put the kernels through tools that need no GPU, and add what they said to benchmarks/results/executed.jsonl.
 
 python tests/evidence.py prove      sentryward proves synchronisation and race freedom of the machine code for sm_80
-python tests/evidence.py validate   ttsem runs each kernel after every pass of the compiler, and compares
 python tests/evidence.py compile    Triton compiles all standard launches for every chip
 
 `make sanitize` installs both tools in build/sanitize. It adds the kernels that the tests executed itself.
@@ -10,10 +9,8 @@ python tests/evidence.py compile    Triton compiles all standard launches for ev
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -97,53 +94,6 @@ def prove(dtypes: list[str]) -> None:
             record(plan.name, "proved", "sentryward", dtype=dtype, result=result["result"], why=why)
 
 
-PROGRAM = """
-import os, sys
-sys.path.insert(0, {tests!r})
-import torch
-from shared_by_tests import randn, teach_interpreter_bfloat16
-from sagan_fast.kernels.self_attention.backward import self_attention_bwd
-from sagan_fast.kernels.self_attention.forward import self_attention_fwd
-from sagan_fast.kernels.self_attention.inputs import BlockInputs
-
-def main():
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        teach_interpreter_bfloat16()
-    torch.cuda.is_current_stream_capturing = lambda: False
-    g, C, D_QK, D_V = torch.Generator().manual_seed(0), 40, {D_QK}, {D_V}
-    sizes = [(1, C, 9, 7), (D_QK, C), (D_QK, C), (D_V, C), (C, D_V), (), (D_QK,), (D_QK,), (D_V,), (C,)]
-    inputs = BlockInputs(*(randn(*size, generator=g, scale=0.3).to(torch.{dtype}) for size in sizes))
-    y, saved = self_attention_fwd(inputs, pool=True)
-    self_attention_bwd(y, inputs, saved)
-"""
-"""A small ragged block, forward and backward: what ttsem validates."""
-
-
-def validate(dtypes: list[str]) -> None:
-    """Run the kernels of a block after every pass of the compiler, at each width of the configs."""
-    from sagan_fast.kernels.configs import WIDTHS
-    from sagan_fast.kernels.launch import DTYPES
-
-    path = os.pathsep.join((str(TOOLS), str(ROOT), os.environ.get("PYTHONPATH", "")))
-    for dtype in dtypes:
-        for D_QK, D_V in WIDTHS:
-            with tempfile.TemporaryDirectory() as folder:
-                program, found = Path(folder, "block.py"), Path(folder, "found.json")
-                name = str(DTYPES[dtype]).removeprefix("torch.")
-                program.write_text(PROGRAM.format(tests=str(ROOT / "tests"), D_QK=D_QK, D_V=D_V, dtype=name))
-                command = [sys.executable, "-m", "ttsem.validate", str(program), "--json", str(found)]
-                done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-                if not found.exists():
-                    print(f"{D_QK}x{D_V} {dtype}: {done.stderr[-500:]}", file=sys.stderr)
-                    continue
-                launched = json.loads(found.read_text())["launches"]
-            names = [plan.name for plan, _ in launches(dtype, 90)]
-            for name, launch in zip(names, launched, strict=False):
-                said = Counter(stage["verdict"] for stage in launch["passes"])
-                record(name, "validated", "ttsem", dtype=dtype, width=f"{D_QK}x{D_V}", stages=dict(said),
-                       first_bad=launch["first_bad_pass"])  # fmt: skip
-
-
 def compile(dtypes: list[str]) -> None:
     """Compile each kernel at each width, on ragged maps, for each chip: what spills or does not fit is listed."""
     from benchmarks.compile import compile_plan, resources
@@ -175,7 +125,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(TOOLS)]
     os.environ.pop("TRITON_INTERPRET", None)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("prove", "validate", "compile"))
+    parser.add_argument("what", choices=("prove", "compile"))
     parser.add_argument("--dtype", action="append", choices=("bf16", "fp16", "tf32", "fp32"))
     options = parser.parse_args()
     globals()[options.what](options.dtype or ["bf16", "fp16", "tf32", "fp32"])
