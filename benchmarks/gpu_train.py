@@ -67,20 +67,12 @@ def score(run: Path, spec: str, features: str, count: int, device: str) -> float
     """
     path = run / f"frechet-{count}.json"
     if not path.exists():
-        from sagan_fast.data import open_dataset
-        from sagan_fast.evaluation.evaluate import evaluate
-        from sagan_fast.evaluation.features import open_extractor
-        from sagan_fast.evaluation.protocol import Protocol
-        from sagan_fast.evaluation.streams import GeneratedImages
-        from sagan_fast.models.checkpoint import load_generator
+        from sagan_fast.cli import main
 
-        generator = load_generator(run / "checkpoints" / "last.pt", average=True, device=device)
-        dataset = open_dataset(spec, resolution=generator.config.resolution)
-        extractor = open_extractor(features, device=device)
-        protocol = Protocol(count=count, reference_count=count, keep=min(count, 2000))
-        result = evaluate(GeneratedImages(generator, protocol), dataset, extractor, protocol, metrics=("fid",))
-        assert result is not None  # one process
-        path.write_text(json.dumps(result))
+        given = dict(data=spec, features=features, count=count, reference_count=count, keep=min(count, 2000))
+        given |= dict(device=device, metrics="fid", json=path)
+        if status := main(["evaluate", str(run), *(f"--{name}={value}" for name, value in given.items())]):
+            raise SystemExit(status)
     return float(json.loads(path.read_text())["fid"])
 
 

@@ -10,7 +10,7 @@ Sources
 - [fa3] FlashAttention-3, https://arxiv.org/abs/2407.08608: 3.9 T exponentials/s on H100, so 16 a clock and SM.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,21 @@ class Machine:
 SMEM_RESERVED = 1024
 """Bytes of shared memory that CUDA keeps for itself in every resident block [guide]."""
 
+RTX_3090 = Machine(
+    arch=86,
+    device="NVIDIA GeForce RTX 3090",
+    sms=82,
+    clock_hz=1.695e9,
+    tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 71 and 35.6 TFLOP/s, accumulated in float32
+    mufu_lanes=16,  # [guide]
+    fp32_lanes=128,  # [guide]
+    hbm_bytes_per_s=0.936e12,  # [geforce]
+    smem_block=101376,  # [guide] 99 KB
+    smem_sm=100 << 10,  # [guide]
+    warps_sm=48,  # [guide]
+    blocks_sm=16,  # [guide]
+)
+
 LDS_BYTES = 65536
 """Local data share of a program on AMD's CDNA and RDNA chips [AMD's ISA documents]."""
 
@@ -90,34 +105,9 @@ MACHINES = {
             smem_block=166912,  # [guide] 163 KB
             smem_sm=164 << 10,  # [guide]
         ),
-        Machine(
-            arch=86,
-            device="NVIDIA GeForce RTX 3090",
-            sms=82,
-            clock_hz=1.695e9,
-            tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 71 and 35.6 TFLOP/s, accumulated in float32
-            mufu_lanes=16,  # [guide]
-            fp32_lanes=128,  # [guide]
-            hbm_bytes_per_s=0.936e12,  # [geforce]
-            smem_block=101376,  # [guide] 99 KB
-            smem_sm=100 << 10,  # [guide]
-            warps_sm=48,  # [guide]
-            blocks_sm=16,  # [guide]
-        ),
-        Machine(
-            arch=89,
-            device="NVIDIA GeForce RTX 4090",
-            sms=128,
-            clock_hz=2.52e9,
-            tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 165.2 and 82.6 TFLOP/s, accumulated in float32
-            mufu_lanes=16,  # [guide]
-            fp32_lanes=128,  # [guide]
-            hbm_bytes_per_s=1.008e12,  # [geforce]
-            smem_block=101376,  # [guide]
-            smem_sm=100 << 10,  # [guide]
-            warps_sm=48,  # [guide]
-            blocks_sm=24,  # [guide]
-        ),
+        RTX_3090,
+        replace(RTX_3090, arch=89, device="NVIDIA GeForce RTX 4090", sms=128, clock_hz=2.52e9,
+                hbm_bytes_per_s=1.008e12, blocks_sm=24),  # [geforce] 165.2 TFLOP/s, [guide]
         Machine(
             arch=90,
             device="NVIDIA H200",
@@ -141,20 +131,8 @@ MACHINES = {
             smem_sm=228 << 10,  # [guide]
             tmem_columns=512,  # [white]
         ),
-        Machine(
-            arch=120,
-            device="NVIDIA GeForce RTX 5090",
-            sms=170,
-            clock_hz=2.407e9,
-            tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 209.5 and 104.8 TFLOP/s, accumulated in float32
-            mufu_lanes=16,  # [guide]
-            fp32_lanes=128,  # [guide]
-            hbm_bytes_per_s=1.792e12,  # [geforce]
-            smem_block=101376,  # [guide]
-            smem_sm=100 << 10,  # [guide]
-            warps_sm=48,  # [guide]
-            blocks_sm=24,  # [guide]
-        ),
+        replace(RTX_3090, arch=120, device="NVIDIA GeForce RTX 5090", sms=170, clock_hz=2.407e9,
+                hbm_bytes_per_s=1.792e12, blocks_sm=24),  # [geforce] 209.5 TFLOP/s, [guide]
     )
-}
+}  # fmt: skip
 """One chip for each compilation target, by compute capability times ten."""

@@ -87,18 +87,17 @@ START_S = 8.0
 
 
 class Estimate(NamedTuple):
-    """How long a part takes: `runs`, a provider on a case each, and seconds; the warmers compile some of it before."""
+    """How long a part takes: `runs`, a provider on a case each, and the seconds they run and compile."""
 
     name: str
     runs: int
     run_s: float
     compile_s: float = 0.0
-    warmed_s: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Of the whole part. To read what was compiled before takes a fifth of the time."""
-        return self.run_s + self.compile_s - 0.8 * self.warmed_s
+        """Of the whole part."""
+        return self.run_s + self.compile_s
 
 
 def estimates(
@@ -106,35 +105,33 @@ def estimates(
 ) -> list[Estimate]:
     """Return an estimate for each part, and for the tests after the gate where they take `tests_s`.
 
-    Nothing is compiled twice. With `cached` our kernels are at hand already.
+    Nothing is compiled twice. With `cached` our kernels are at hand already. What the warmers compile during the tests
+    is read in a fifth of the time.
     """
-    found, pool, start, seen = [], 0.0, START_S, set()
+    found, start, seen, share = [], START_S, set(), 1.0
     for part in parts:
         runs = [(case, p) for case in part.cases(target) if text in case.title for p in case.providers]
         costs = {(case.shape, case.dtype, case.mode, p.name): p.compile_s for case, p in runs}
         compile_s = sum(s for key, s in costs.items() if key not in seen and not (cached and key[-1] in OURS))
         seen |= costs.keys()
-        warmed = min(pool, compile_s)
-        found.append(Estimate(part.name, len(runs), start + part.seconds * len(runs), compile_s, warmed))
-        pool, start = pool - warmed, 0.0
+        found.append(Estimate(part.name, len(runs), start + part.seconds * len(runs), share * compile_s))
+        start = 0.0
         if part.name == "gate" and tests_s:
             found.append(Estimate("tests", 0, tests_s))
-            pool, start = WARMERS * sum(one.seconds for one in found), START_S
+            start, share = START_S, 0.2
     return found
 
 
 def schedule(found: Sequence[Estimate], minutes: float) -> str:
     """Return the estimates as a table, and a sentence on the parts that do not fit into so many minutes."""
     ends = list(itertools.accumulate(one.seconds for one in found))
-    rows = [
-        [*one[:2], *(f"{s:.0f}" for s in (*one[2:], one.seconds, end))] for one, end in zip(found, ends, strict=True)
-    ]
+    rows = [[*one[:2], *(f"{s:.0f}" for s in (*one[2:], end))] for one, end in zip(found, ends, strict=True)]
     late = [one.name for one, end in zip(found, ends, strict=True) if end > 60 * minutes]
     fits = max((end for end in ends if end <= 60 * minutes), default=0.0)
     said = f"Estimates for an H200: {fits:.0f} s of a total of {ends[-1]:.0f} s fit the {60 * minutes:.0f} s given.\n"
     if late:
         said += f"Left for a second call, where no time is left: --only {','.join(late)}\n"
-    return table("part | runs | run s | compile s | of it before s | estimate s | ends at s", rows) + "\n" + said
+    return table("part | runs | run s | compile s | ends at s", rows) + "\n" + said
 
 
 def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
