@@ -31,7 +31,6 @@ def install() -> None:
     from ttsem.memory import Memory
 
     from sagan_fast.kernels import launch
-    from sagan_fast.kernels.spectral_norm import addresses
 
     torch.cuda.is_current_stream_capturing = lambda: False
     torch._C._cuda_isCurrentStreamCapturing = lambda: False
@@ -40,14 +39,20 @@ def install() -> None:
         product = getattr(torch, name.partition(".")[0])
         _library.impl(name, lambda a, b, dtype, product=product: product(a.to(dtype), b.to(dtype)), "CPU")
 
-    launch_kernel, write_table, record_launch = launch.launch, addresses.addresses_of, harness.record_launch
+    launch_kernel, record_launch = launch.launch, harness.record_launch
     reached_now: list[Tensor] = []
 
     def noted(name: str, kernel: Any, tensors: Any, *rest: Any) -> None:
         launch_kernel(name, kernel, tensors, *rest)
-        if not getattr(kernel, "fn", noted).__module__.endswith("planted"):
+        home = getattr(kernel, "fn", noted).__module__
+        if home.startswith("sagan_fast.kernels.") and not home.endswith("planted"):
             floats = (t.dtype for t in tensors.values() if t is not None and t.is_floating_point())
             executed[name].add(launch.POINTERS[next(floats, torch.int64)][1:])
+
+    launch.launch = noted  # before the modules below take it
+    from sagan_fast.kernels.spectral_norm import addresses
+
+    write_table = addresses.addresses_of
 
     def addresses_of(*lists: Any) -> Tensor:
         table = write_table(*lists)
@@ -68,7 +73,7 @@ def install() -> None:
                     # Written in place: ttsem writes back the arguments of the launch alone.
                     self.register(base, _bytes_of(tensor))
 
-    launch.launch, addresses.addresses_of = noted, addresses_of
+    addresses.addresses_of = addresses_of
     harness.record_launch, harness.Memory = record, Reaching
 
 
