@@ -5,13 +5,21 @@ The launchers themselves run, on tensors without memory, while `kernels/launch.p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, BlockShape
+from sagan_fast.kernels.attention.backward import attention_bwd
+from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.configs import INTERPRETED_ARCH as HOPPER
 from sagan_fast.kernels.configs import Arch
-from sagan_fast.kernels.launch import Plan
+from sagan_fast.kernels.launch import DTYPES, Plan, recording
+from sagan_fast.kernels.self_attention.backward import self_attention_bwd
+from sagan_fast.kernels.self_attention.forward import self_attention_fwd
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
+from sagan_fast.kernels.spectral_norm.backward import spectral_norm_bwd
+from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
 
 BLOCK_DTYPES = ("bf16", "fp16", "tf32", "fp32")
 MATRICES = "sagan-44-matrices"
@@ -30,6 +38,10 @@ class Launch:
     plan: Plan
     shape: str
     part: str
+
+
+def _empty(dtype: str, *size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=DTYPES[dtype], device="meta")
 
 
 def block_plans(
@@ -52,14 +64,7 @@ def block_plans(
 
     `dtype` is "fp32", "tf32", "fp16" or "bf16".
     """
-    from sagan_fast.kernels.launch import DTYPES, recording
-    from sagan_fast.kernels.self_attention.backward import self_attention_bwd
-    from sagan_fast.kernels.self_attention.forward import self_attention_fwd
-    from sagan_fast.kernels.self_attention.inputs import BlockInputs
-
-    def empty(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=DTYPES[dtype], device="meta")
-
+    empty = partial(_empty, dtype)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = empty(B, C, H, W).contiguous(memory_format=memory_format)
     biases = [empty(D) if bias else None for D in (D_QK, D_QK, D_V, C)]
@@ -92,15 +97,8 @@ def block_launches(shape: BlockShape, dtype: str, arch: Arch, channels_last: boo
 
 def functional_launches(shape: BlockShape, dtype: str, arch: Arch) -> list[Launch]:
     """The launches of `functional.attention`, forward and backward, on q, k, v of the shape."""
-    from sagan_fast.kernels.attention.backward import attention_bwd
-    from sagan_fast.kernels.attention.forward import attention_fwd
-    from sagan_fast.kernels.launch import DTYPES, recording
-
-    def empty(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=DTYPES[dtype], device="meta")
-
     rows = ((shape.N, shape.d_qk), (shape.M, shape.d_qk), (shape.M, shape.d_v))
-    q, k, v = (empty(shape.B, *size) for size in rows)
+    q, k, v = (_empty(dtype, shape.B, *size) for size in rows)
     with recording(arch, dtype) as found:
         out, lse = attention_fwd(q, k, v)
         assert lse is not None
@@ -116,19 +114,12 @@ def spectral_norm_plans(
     `dtype` of the weights, `out_dtype` of W/sigma and of the gradient that comes back: "fp32", "fp16" or "bf16". Both
     orders of the iteration, the second iteration and the evaluation, which only reads u and v, are among them.
     """
-    from sagan_fast.kernels.launch import DTYPES, recording
-    from sagan_fast.kernels.spectral_norm.backward import spectral_norm_bwd
-    from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
-
-    def empty(*size: int, like: str = "fp32") -> torch.Tensor:
-        return torch.empty(size, dtype=DTYPES[like], device="meta")
-
-    weights = [empty(R, K, like=dtype) for R, K in matrices]
-    us, vs = [empty(R) for R, _ in matrices], [empty(K) for _, K in matrices]
+    weights = [_empty(dtype, R, K) for R, K in matrices]
+    us, vs = [_empty("fp32", R) for R, _ in matrices], [_empty("fp32", K) for _, K in matrices]
     with recording(arch, dtype) as found:
         for options in (dict(n_power_iterations=2), dict(update=False), dict(v_first=True, n_power_iterations=2)):
             kept = spectral_norm_fwd(weights, us, vs, out_dtype=DTYPES[out_dtype], **options)
-        grads = [empty(R, K, like=out_dtype) for R, K in matrices]
+        grads = [_empty(out_dtype, R, K) for R, K in matrices]
         spectral_norm_bwd(grads, weights, kept.sigmas, kept.u, kept.v)
     return [plan for i, plan in enumerate(found.plans) if plan not in found.plans[:i]]
 

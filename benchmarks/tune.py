@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import bench_attention
 from benchmarks.accuracy import RMS_TOLERANCE, rel_rms
 from benchmarks.machine import MACHINES
 from benchmarks.shapes import BLOCK_SHAPES, BlockShape
 from sagan_fast.kernels import configs
 from sagan_fast.kernels.configs import INTERPRETED_ARCH, Arch, LaunchConfig
-from sagan_fast.kernels.launch import DTYPES, device_arch
+from sagan_fast.kernels.launch import device_arch
 from sagan_fast.kernels.projection.forward import projection_fwd
 from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 from sagan_fast.kernels.self_attention.forward import block_fwd, self_attention_fwd
@@ -104,20 +105,10 @@ def tensor_cores_pay(key: Key) -> bool:
     return key[2] == "fp32" and machine is not None and machine.tensor["tf32"] > 3 * machine.flop_rate("fp32")
 
 
-def runner(
-    kernel: str, shape: BlockShape, dtype: torch.dtype
-) -> Callable[[LaunchConfig | None], tuple[Tensor | None, ...]]:
+def runner(kernel: str, shape: BlockShape, dtype: str) -> Callable[[LaunchConfig | None], tuple[Tensor | None, ...]]:
     """Return a function of a config (None for the shipped one) that runs `kernel` on random tensors of `shape`."""
-    generator = torch.Generator("cuda").manual_seed(0)
-
-    def randn(*size: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(size, device="cuda", generator=generator) * scale).to(dtype)
-
-    C = shape.C
-    x, d_y = (randn(shape.B, C, shape.H, shape.W).contiguous(memory_format=torch.channels_last) for _ in range(2))
-    w_theta, w_phi, w_g = (randn(d, C, scale=C**-0.5) for d in (shape.d_qk, shape.d_qk, shape.d_v))
-    w_o = randn(C, shape.d_v, scale=shape.d_v**-0.5) if shape.out_proj else None
-    gamma = torch.full((), 0.7, device="cuda")
+    d_y, x, *weights, gamma = (t if t is None else t.detach() for t in bench_attention.inputs(shape, dtype, "cuda", 0))
+    w_theta, w_phi, w_g, w_o = (t if t is None else t.flatten(1) for t in weights)
     inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma)
     _, saved = self_attention_fwd(inputs, pool=shape.pool)
     assert saved is not None
@@ -154,7 +145,7 @@ def tune(
         from triton.testing import do_bench
 
         timed = lambda call: do_bench(call, return_mode="median")  # noqa: E731
-    runs = [make(row.kernel, shape, DTYPES[dtype]) for shape in row.shapes]
+    runs = [make(row.kernel, shape, dtype) for shape in row.shapes]
     shipped = [run(None) for run in runs]
     best, least, measured = row.shipped, 1.0 - LEAST_GAIN, 0
     for config in candidates(row.key, row.shipped):

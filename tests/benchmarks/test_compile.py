@@ -82,7 +82,7 @@ def test_plans_that_compile_alike_have_one_key(found):
 
 
 def test_a_missing_argument_is_named(found):
-    assert found["error"] == "compile_plan: plan sample must give argument x_ptr of its kernel"
+    assert found["error"] == "compile_kernel: plan sample must give argument x_ptr of its kernel"
 
 
 def test_the_interpreters_kernels_are_refused():
