@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from sagan_fast.choices import OnBroken
 from sagan_fast.data.dataset import count
 from sagan_fast.data.images import BrokenImageError
-from sagan_fast.data.loader import ignore_stop_signals, load, shut_down_workers
+from sagan_fast.data.loader import ignore_stop_signals, load
 from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
 from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress
 from sagan_fast.data.sources.base import Source
@@ -164,16 +164,12 @@ class _Reader(Dataset[Any]):
 
 
 def _decoded(source: Source, resolution: int, num_workers: int, start: int) -> Generator[Chunk]:
-    """Yield the chunks from item `start` on, in order."""
+    """Return a generator of the chunks from item `start` on, in order."""
     size = source.items_per_task or max(1, TASK_BYTES // image_bytes(resolution))
     items = itertools.islice(source.items(), start, None)
     tasks: Iterator[list[Any]] = iter(lambda: list(itertools.islice(items, size)), [])
     begin = functools.partial(_begin_worker, os.getpid())
-    iterator = load(_Reader(source, resolution), tasks, num_workers, begin)
-    try:
-        yield from iterator
-    finally:
-        shut_down_workers(iterator)
+    return load(_Reader(source, resolution), tasks, num_workers, begin)
 
 
 def _begin_worker(parent: int, worker_id: int) -> None:

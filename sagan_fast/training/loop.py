@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -84,7 +83,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
 def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
     """Train from the current step to the last, or until asked to stop; raise `Diverged` when the guard does."""
     config, world, state, folder = run.config, run.world, run.state, run.folder
-    stream: Any = batches(
+    stream = batches(
         run.dataset,
         batch_size=config.batch_size // world.size,
         seed=config.seed,
