@@ -113,8 +113,8 @@ class _Batch:
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
         self.flat, self.sigmas, self.u, self.v = forward_all(
-            weights, us, vs, norm.n_power_iterations, norm.eps, update, v_first, weights[0].dtype, chosen, self.flat,
-            sigmas,
+            chosen, weights, us, vs, n_power_iterations=norm.n_power_iterations, eps=norm.eps, update=update,
+            v_first=v_first, out_dtype=weights[0].dtype, out=self.flat, sigmas=sigmas,
         )  # fmt: skip
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if update else [self.flat]
