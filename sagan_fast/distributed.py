@@ -95,14 +95,6 @@ class World:
         dist.broadcast_object_list(box, 0, group=self.control)
         return box[0]  # type: ignore[return-value]
 
-    def total(self, values: Sequence[float]) -> list[float]:
-        """Return the sums of `values` over all processes."""
-        return [sum(column) for column in zip(*self.gather(values), strict=True)]
-
-    def largest(self, values: Sequence[float]) -> list[float]:
-        """Return the largest of each of `values` over all processes."""
-        return [max(column) for column in zip(*self.gather(values), strict=True)]
-
     def agrees(self, numbers: Sequence[int]) -> bool:
         """Return whether all processes hold the same `numbers`."""
         return len({tuple(each) for each in self.gather(numbers)}) == 1

@@ -16,7 +16,6 @@ def words(folder):
     with connected("cpu", 60) as world:
         r, n = world.rank, world.size
         assert (world.is_main, n, world.device) == (r == 0, 3, CPU)
-        assert world.total([1.0, r]) == [3.0, 3.0] and world.largest([-r, r]) == [0.0, 2.0]
         assert world.agrees([5, 2**60]) and not world.agrees([5, r])
         assert world.gather(b"x" * r) == [b"", b"x", b"xx"] and world.gather(b"") == [b""] * 3
         assert world.share(b"bytes" if r == 0 else None) == b"bytes" and world.share(None) is None
@@ -50,7 +49,7 @@ def test_what_processes_tell_each_other(tmp_path):
 def restarted(port, start):
     os.environ.update({"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"})
     with connected("cpu", 60) as world:
-        assert world.total([1.0]) == [2.0]
+        assert world.gather(1.0) == [1.0, 1.0]
         if start == 0:
             os._exit(9)  # leaves its addresses in the store
 
@@ -65,7 +64,7 @@ def test_processes_started_again_on_the_same_store_do_not_look_for_the_dead():
 def test_alone_nothing_is_asked_of_anyone():
     with connected("auto", 1) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
-        assert world.total([2.0]) == [2.0] and world.agrees([1]) and world.gather(b"a") == [b"a"]
+        assert world.agrees([1]) and world.gather(b"a") == [b"a"]
         assert world.share(b"a") == b"a" and world.share(None) is None
         tensor = torch.ones(3)
         world.average([tensor])()

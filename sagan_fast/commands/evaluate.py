@@ -157,15 +157,13 @@ def _spec(generated: str) -> str | None:
 
 
 @contextmanager
-def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], None]] | None]:
-    """Yield a function that shows progress on a terminal; None elsewhere."""
-    if not sys.stderr.isatty() or not is_main:
-        yield None
-        return
+def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Yield a function that shows progress, on a terminal only."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    shown = is_main and sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
 
         def begin(label: str, count: int) -> Callable[[int], None]:
             task = bars.add_task(label, total=count)

@@ -5,6 +5,7 @@ continues bit for bit with any number of workers, and no epoch is padded with du
 """
 
 import atexit
+import functools
 import signal
 import weakref
 from collections import deque
@@ -72,7 +73,7 @@ def batches(
     if dataset.in_threads and num_workers:
         found = _read_ahead(dataset, order, num_workers, pin_memory)
     else:
-        found = load(_BatchReader(dataset), order, num_workers, ignore_stop_signals, pin_memory)
+        found = load(functools.partial(_read_batch, dataset), order, num_workers, ignore_stop_signals, pin_memory)
     stream = _noted(dataset, found)
     if num_workers:
         atexit.register(_close_if_alive, weakref.ref(stream))
@@ -108,17 +109,12 @@ def sample_order(
         position += batch_size * world_size
 
 
-class _BatchReader(Dataset[Any]):
-    """Reads whole batches. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, indices: list[int]) -> Batch | InputError:
-        try:
-            return self.dataset.read_batch(np.array(indices, np.int64))
-        except InputError as error:
-            return InputError(*error.args)
+def _read_batch(dataset: ImageDataset, indices: list[int]) -> Batch | InputError:
+    """Read a batch. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
+    try:
+        return dataset.read_batch(np.array(indices, np.int64))
+    except InputError as error:
+        return InputError(*error.args)
 
 
 def _read_ahead(
@@ -160,26 +156,27 @@ def _noted(dataset: ImageDataset, batches: Generator[Batch | InputError]) -> Gen
 
 def images_in_order(dataset: ImageDataset, batches: Sequence[list[int]], num_workers: int = 0) -> Iterator[Tensor]:
     """Yield the images uint8 (B, 3, R, R) of each batch of indices; InputError if one cannot be read."""
-    return (images for images, _ in _noted(dataset, load(_BatchReader(dataset), batches, num_workers)))
+    found = load(functools.partial(_read_batch, dataset), batches, num_workers)
+    return (images for images, _ in _noted(dataset, found))
 
 
 def load(
-    reader: Dataset[Any],
+    read: Callable[[list[Any]], Any],
     batches: Iterable[list[Any]],
     num_workers: int,
     begin: Callable[[int], None] | None = None,
     pin_memory: bool = False,
 ) -> Generator[Any]:
-    """Yield what `reader.__getitems__` gives for each of `batches`, read in `num_workers` processes.
+    """Yield what `read` gives for each of `batches`, read in `num_workers` processes.
 
     `begin` is called in each process at its start. SIGINT and SIGTERM are held back from it until then. The processes
     end when the generator is closed or dropped.
     """
     loader = DataLoader(
-        reader,
+        _Items(),
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=read,
         worker_init_fn=begin,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
@@ -199,8 +196,11 @@ def load(
             iterator._shutdown_workers()
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+class _Items(Dataset[Any]):
+    """Gives the items of a batch as they are, to `read`."""
+
+    def __getitems__(self, items: list[Any]) -> list[Any]:
+        return items
 
 
 def ignore_stop_signals(worker_id: int) -> None:

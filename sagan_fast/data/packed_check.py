@@ -16,10 +16,7 @@ from sagan_fast.files import explained
 
 
 def check(
-    folder: str | os.PathLike[str],
-    *,
-    num_threads: int | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    folder: str | os.PathLike[str], *, on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> Manifest:
     """Verify the packed set in `folder` and return its manifest.
 
@@ -31,7 +28,7 @@ def check(
     path = Path(folder).expanduser()
     manifest = read_manifest(path)
     wrong = _contradictions(manifest)
-    for look in (_wrong_labels, _wrong_list, functools.partial(_wrong_blocks, num_threads, on_progress)):
+    for look in (_wrong_labels, _wrong_list, functools.partial(_wrong_blocks, on_progress)):
         try:
             wrong += look(path, manifest)
         except InputError as error:
@@ -82,9 +79,7 @@ def _wrong_list(folder: Path, manifest: Manifest) -> list[str]:
     return [f"{BROKEN} has {lines} lines for {broken} broken images"] if lines != broken else []
 
 
-def _wrong_blocks(
-    num_threads: int | None, on_progress: Callable[[Progress], None], folder: Path, manifest: Manifest
-) -> list[str]:
+def _wrong_blocks(on_progress: Callable[[Progress], None], folder: Path, manifest: Manifest) -> list[str]:
     images = map_images(folder, manifest)
     per_block, digests = manifest.checksums["images_per_block"], manifest.checksums["images"]
     starts = range(0, len(images), per_block)
@@ -94,7 +89,7 @@ def _wrong_blocks(
         return bool(new_digest(images[start : start + per_block]).hexdigest() != digests[number])
 
     wrong = []
-    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         known = min(len(starts), len(digests))
         for number, bad in enumerate(pool.map(is_wrong, range(known))):
             if bad:

@@ -29,9 +29,9 @@ class Link:
 
     def normalised(self, weight: Tensor) -> Tensor | None:
         """Return W/sigma from the group, or None where `weight` is not the group's, or is being compiled."""
-        if self.group is None or torch.compiler.is_compiling() or not self.group.owns(self.index, weight):
+        if self.group is None or torch.compiler.is_compiling():
             return None
-        return self.group.normalised(self.index)
+        return self.group.normalised(self.index, weight)
 
     def updates(self, training: bool) -> bool:
         """Return whether an access that the group does not serve updates u and v."""
@@ -266,12 +266,13 @@ class SpectralNormGroup:
                 saved = torch.stack([state_dict[member.name].to(member.weight.device) for member in batch.members])
                 batch.compute(False, self.update == "forward", self.backend, saved)
 
-    def owns(self, index: int, weight: Tensor) -> bool:
-        """Return whether `weight` is this group's weight `index`, and not a replica's or a substitute."""
-        return weight is self._members[index].weight
+    def normalised(self, index: int, weight: Tensor) -> Tensor | None:
+        """Return W/sigma of weight `index`, or None if `weight` is not that one but a replica's or a substitute.
 
-    def normalised(self, index: int) -> Tensor:
-        """Return W/sigma of weight `index`: computed again, with u and v as they are, only if something changed."""
+        It is computed again, with u and v as they are, only if something changed.
+        """
+        if weight is not self._members[index].weight:
+            return None
         place = self._places.get(index)
         if place is None or self._members[index].state() != place[0].states[place[1]]:
             self.compute(update=False, fresh=self.update == "forward")

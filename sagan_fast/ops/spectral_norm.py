@@ -16,7 +16,7 @@ from torch import Tensor
 from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import eager, reference
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
-from sagan_fast.ops.backends import SPECTRAL_NORM_BACKENDS, check_backend, choose_spectral_norm, too_large
+from sagan_fast.ops.backends import choose_spectral_norm, too_large
 
 _OP = "spectral_norm_group"
 
@@ -42,7 +42,7 @@ def spectral_norm_group(
     "auto" is "triton" on CUDA and "eager" elsewhere. Raises ValueError for shapes that do not fit, TypeError for other
     dtypes than floats, RuntimeError if "triton" is asked for where it cannot run.
     """
-    _check(weights, us, vs, n_power_iterations, backend)
+    _check(weights, us, vs, n_power_iterations)
     outs: dict[int, Tensor] = {}
     for indices in batches(weights):
         chosen = choose_spectral_norm(_OP, backend, [weights[i] for i in indices]).backend
@@ -218,10 +218,7 @@ class _GradientFunction(torch.autograd.Function):
         return (*(None,) * 5, *found)
 
 
-def _check(
-    weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int, backend: str
-) -> None:
-    check_backend(_OP, backend, SPECTRAL_NORM_BACKENDS)
+def _check(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int) -> None:
     if not len(weights) == len(us) == len(vs):
         raise ValueError(
             f"{_OP}: us and vs must have the length of weights, {len(weights)}, got {len(us)} and {len(vs)}"

@@ -64,8 +64,8 @@ class Checkpoints:
         """Remove the checkpoints of later steps: the run went back."""
         self._drop([s for s in self.steps() if s > step])
 
-    def pin_best(self, step: int, metric: str, score: float, *, lower_is_better: bool = True) -> bool:
-        """Keep the checkpoint of `step` as best.pt if no earlier `score` was better; return whether it is the best.
+    def pin_best(self, step: int, metric: str, score: float) -> bool:
+        """Keep the checkpoint of `step` as best.pt if no earlier `score` was as low; return whether it is the best.
 
         best.json beside it holds {"step", "metric", "score"}; a best of another metric, or one that cannot be read,
         gives way. A score that is NaN is never the best. Raises InputError if that checkpoint is not there (call this
@@ -79,7 +79,7 @@ class Checkpoints:
         note = self.folder / "best.json"
         try:
             best = json.loads(note.read_text())
-            if best["metric"] == metric and (score >= best["score"] if lower_is_better else score <= best["score"]):
+            if best["metric"] == metric and score >= best["score"]:
                 return False
         except (OSError, ValueError, KeyError, TypeError):
             pass

@@ -87,10 +87,10 @@ def test_the_best_is_kept_when_its_time_has_passed(tmp_path):
         assert checkpoints.pin_best(step, "fid", score) is expected
     assert torch.load(best, weights_only=True) == {"step": 2}
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "metric": "fid", "score": 20.0}
-    assert checkpoints.pin_best(4, "is", 5.0, lower_is_better=False)
-    assert not checkpoints.pin_best(4, "is", 4.0, lower_is_better=False)
+    assert checkpoints.pin_best(4, "kid", 5.0)
+    assert not checkpoints.pin_best(4, "kid", 6.0)
     (tmp_path / "best.json").write_text("{")
-    assert checkpoints.pin_best(4, "is", 1.0, lower_is_better=False)
+    assert checkpoints.pin_best(4, "kid", 9.0)
     with pytest.raises(InputError, match="there is no checkpoint .*step-00000002.pt to keep as the best"):
         checkpoints.pin_best(2, "fid", 1.0)
 

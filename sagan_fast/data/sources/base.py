@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as Pillow
 
 from sagan_fast.data.images import BrokenImageError, crop_and_resize, to_tensor
 from sagan_fast.files import explained, reason
@@ -126,8 +127,6 @@ def fit(image: Image, resolution: int) -> Image:
     """Return pixels (H, W, 3), cropped and resized as an image file's are, as (3, resolution, resolution)."""
     if image.shape[:2] == (resolution, resolution):
         return np.ascontiguousarray(image.transpose(2, 0, 1))
-    from PIL import Image as Pillow
-
     return to_tensor(crop_and_resize(Pillow.fromarray(np.ascontiguousarray(image)), resolution)).numpy()
 
 

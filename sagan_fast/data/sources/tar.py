@@ -198,11 +198,8 @@ def _label_in_json(text: str) -> str | None:
         content = json.loads(text)
     except ValueError:
         return None
-    if isinstance(content, dict):
-        for key in LABEL_KEYS:
-            if isinstance(content.get(key), int | str):
-                return str(content[key])
-    return None
+    labels = (content.get(key) for key in LABEL_KEYS) if isinstance(content, dict) else ()
+    return next((str(label) for label in labels if isinstance(label, int | str)), None)
 
 
 def _check_kind(path: str) -> None:
