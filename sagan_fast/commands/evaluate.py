@@ -205,8 +205,7 @@ def _print(result: dict[str, Any]) -> None:
     console.print(table)
     per_class = result.get("intra_fid_per_class", {})
     for which in ("worst", "best"):
-        names = result.get(f"intra_fid_{which}", [])
-        if names:
+        if names := result.get(f"intra_fid_{which}"):
             listed = ", ".join(f"{name} {per_class[name]:.4g}" for name in names)
             console.print(f"{which} classes: {listed}", markup=False, highlight=False)
     for note in result["notes"]:

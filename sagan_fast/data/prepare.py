@@ -20,7 +20,7 @@ import PIL
 from PIL import features
 
 from sagan_fast.choices import OnBroken
-from sagan_fast.data.dataset import count
+from sagan_fast.data.dataset import MAX_BROKEN_IN_A_ROW, count
 from sagan_fast.data.images import BrokenImageError
 from sagan_fast.data.loader import ignore_stop_signals, load
 from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
@@ -31,8 +31,6 @@ from sagan_fast.errors import InputError
 TASK_BYTES = 2 * 2**20
 """Pixels a process decodes at a time."""
 SECONDS_BETWEEN_LOOKS = 1.0
-MAX_BROKEN_IN_A_ROW = 100
-"""So many mean a lost disk or a wrong option, not a few bad files."""
 
 
 def prepare(

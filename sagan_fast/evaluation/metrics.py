@@ -140,13 +140,8 @@ def precision_recall_density_coverage(generated: Tensor, real: Tensor, neighbour
         inside += int((distance < real_radius).sum())
         recalled |= (distance <= radius[:, None]).any(0)
         nearest = torch.minimum(nearest, distance.amin(0))
-    density = inside / (neighbours * len(generated))
-    return (
-        precise / len(generated),
-        float(recalled.double().mean()),
-        density,
-        float((nearest < real_radius).double().mean()),
-    )
+    recall, coverage = (float(hit.double().mean()) for hit in (recalled, nearest < real_radius))
+    return precise / len(generated), recall, inside / (neighbours * len(generated)), coverage
 
 
 BLOCK = 1024

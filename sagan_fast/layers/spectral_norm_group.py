@@ -37,6 +37,11 @@ class Link:
         """Return whether an access that the group does not serve updates u and v."""
         return training and (self.group is None or self.group.update == "forward")
 
+    def before_forward(self, module: nn.Module, inputs: Any) -> None:
+        """Update the group at a training forward of its whole model: the hook of `update="forward"`."""
+        if self.group is not None and module.training and not torch.compiler.is_compiling():
+            self.group.compute(update=True, fresh=True)
+
 
 class Norm(Protocol):
     """The common attributes of our parametrization, our hook and our BigGAN-PyTorch method."""
@@ -181,17 +186,6 @@ class _SharedFunction(torch.autograd.Function):
             d_weight.movedim(0, dim) if dim and d_weight is not None else d_weight
             for d_weight, dim in zip(d_weights, snapshot.dims, strict=True)
         )
-
-
-class UpdateHook:
-    """Forward pre-hook of the whole model under `update="forward"`; does nothing in a copy of the model."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        if self.link.group is not None and module.training and not torch.compiler.is_compiling():
-            self.link.group.compute(update=True, fresh=True)
 
 
 class SpectralNormGroup:

@@ -14,6 +14,7 @@ from sagan_fast.data.images import BrokenImageError, crop_and_resize, to_tensor
 from sagan_fast.files import explained, reason
 
 Image = npt.NDArray[np.uint8]
+GZIP = b"\x1f\x8b"
 MAX_LABEL = 10**6
 """A larger number in a file is no class."""
 
