@@ -1,15 +1,10 @@
 """The processes of a run: rank, size and device, and the operations that all processes do together.
 
-torchrun's environment is read here alone. Every process holds both networks whole and takes its share of each batch.
-Gradients are averaged by one all-reduce per network and step, not by DistributedDataParallel. The fused spectral norm
-returns all gradients of a network at the end of its backward, so buckets could not overlap with anything. Device
-tensors travel by NCCL (Gloo on the CPU), everything else by Gloo, so that a word between the processes never waits for
-the GPU.
-
-PyTorch is imported where it is used: an error in the command line asks for the rank and need not wait for more.
+Every process holds both networks whole and takes its share of each batch. Gradients are averaged by one all-reduce per
+network and step, not by DistributedDataParallel. The fused spectral norm returns all gradients of a network at the end
+of its backward, so buckets could not overlap with anything. Device tensors travel by NCCL (Gloo on the CPU), everything
+else by Gloo, so that a word between the processes never waits for the GPU.
 """
-
-from __future__ import annotations
 
 import os
 import socket
@@ -19,22 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from sagan_fast.choices import Device
 from sagan_fast.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 T = TypeVar("T")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
-
-
-def rank() -> int:
-    """Return the number of this process among those that torchrun started; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def environment_of_one() -> dict[str, str]:
@@ -44,8 +34,6 @@ def environment_of_one() -> dict[str, str]:
 
 def pick_device(name: Device) -> torch.device:
     """Return the device `name`; "auto" is cuda if available. InputError if the device does not exist."""
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -70,12 +58,10 @@ class World:
 
     def average(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         """Begin to average float32 `tensors` over all processes, in place; call the result before they are used."""
-        import torch
-
         if self.size == 1 or not tensors:
             return lambda: None
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).div_(self.size)
-        work = torch.distributed.all_reduce(flat, async_op=True)
+        work = dist.all_reduce(flat, async_op=True)
 
         def finish() -> None:
             work.wait()  # of a GPU's queue, not of this process
@@ -87,18 +73,14 @@ class World:
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         """Return the `tensor` of every process, by rank; all must be on the device and of one shape and dtype."""
-        import torch
-
         if self.size == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        torch.distributed.all_gather(parts, tensor)
+        dist.all_gather(parts, tensor)
         return parts
 
     def gather(self, content: T) -> list[T]:
         """Return the `content` of every process, any object that can be pickled, by rank."""
-        import torch.distributed as dist
-
         if self.size == 1:
             return [content]
         parts: list[Any] = [None] * self.size
@@ -107,21 +89,11 @@ class World:
 
     def share(self, content: T) -> T:
         """Return what the main process gave as `content`, any object that can be pickled."""
-        import torch.distributed as dist
-
         if self.size == 1:
             return content
         box = [content if self.is_main else None]
         dist.broadcast_object_list(box, 0, group=self.control)
         return box[0]  # type: ignore[return-value]
-
-    def total(self, values: Sequence[float]) -> list[float]:
-        """Return the sums of `values` over all processes."""
-        return [sum(column) for column in zip(*self.gather(values), strict=True)]
-
-    def largest(self, values: Sequence[float]) -> list[float]:
-        """Return the largest of each of `values` over all processes."""
-        return [max(column) for column in zip(*self.gather(values), strict=True)]
 
     def agrees(self, numbers: Sequence[int]) -> bool:
         """Return whether all processes hold the same `numbers`."""
@@ -170,8 +142,6 @@ _joined: list[World] = []
 
 def current_world(device: torch.device) -> World:
     """Return the world of `connected`, else that of PyTorch's process group, else of this process alone on `device`."""
-    import torch.distributed as dist
-
     if _joined:
         return _joined[-1]
     if dist.is_available() and dist.is_initialized():
@@ -187,15 +157,12 @@ def connected(device: Device, timeout: int) -> Iterator[World]:
     that does not answer is given up. Raises InputError if there are fewer devices than processes, ConnectionError where
     another process is lost.
     """
-    import torch
-    import torch.distributed as dist
-
     size = int(os.environ.get("WORLD_SIZE", "1"))
     here = pick_device(device)
     if size == 1:
         yield World(here)
         return
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     options: dict[str, Any] = {}
     if here.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -208,10 +175,10 @@ def connected(device: Device, timeout: int) -> Iterator[World]:
         options["device_id"] = here
     with _losses_named(size):
         wait = timedelta(seconds=timeout)
-        store = _fresh_store(rank(), size, wait)
+        store = _fresh_store(rank, size, wait)
         backend = "nccl" if here.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank(), world_size=size, timeout=wait, **options)
-        _joined.append(World(here, rank(), size, dist.new_group(backend="gloo", timeout=wait)))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, **options)
+        _joined.append(World(here, rank, size, dist.new_group(backend="gloo", timeout=wait)))
         try:
             yield _joined[-1]
         except BaseException:
@@ -230,8 +197,6 @@ def _fresh_store(rank: int, size: int, wait: timedelta) -> Any:
     reach. The number of restarts is no help, since it differs between machines. So each process writes a hello with a
     unique name. The first process, which may also read the hello of a dead one, answers every name it reads.
     """
-    import torch.distributed as dist
-
     store, _, _ = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
     me = uuid.uuid4().hex
     deadline = time.monotonic() + wait.total_seconds()
@@ -259,8 +224,6 @@ def _fresh_store(rank: int, size: int, wait: timedelta) -> Any:
 
 @contextmanager
 def _losses_named(size: int) -> Iterator[None]:
-    import torch.distributed as dist
-
     try:
         yield
     except (dist.DistError, RuntimeError) as error:

@@ -67,10 +67,9 @@ def run(args: list[str]) -> None:
     from sagan_fast.distributed import pick_device
     from sagan_fast.evaluation.sampling import class_name, classes, latents
     from sagan_fast.models.checkpoint import load_discriminator, load_generator
-    from sagan_fast.visualize.animation import save_animation
     from sagan_fast.visualize.attention_figure import figure, figure_row, sweep_frames
     from sagan_fast.visualize.attention_maps import attention_input, attention_layer, positions_at, spread_queries
-    from sagan_fast.visualize.grids import save_png
+    from sagan_fast.visualize.grids import save_animation, save_png
 
     device = pick_device(options.device)
     shown: Any
@@ -125,7 +124,7 @@ def read_points(text: str) -> list[tuple[float, float]]:
 
 def _check(options: Options, out: Path, sweep: Path | None) -> str:
     """Return the network to show; InputError for options that do not fit each other."""
-    from sagan_fast.visualize.animation import SUFFIXES
+    from sagan_fast.visualize.grids import SUFFIXES
 
     check_least(1, options, "count", "num_points", "frames")
     if out.suffix.lower() != ".png":

@@ -157,15 +157,13 @@ def _spec(generated: str) -> str | None:
 
 
 @contextmanager
-def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], None]] | None]:
-    """Yield a function that shows progress on a terminal; None elsewhere."""
-    if not sys.stderr.isatty() or not is_main:
-        yield None
-        return
+def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Yield a function that shows progress, on a terminal only."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    shown = is_main and sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
 
         def begin(label: str, count: int) -> Callable[[int], None]:
             task = bars.add_task(label, total=count)
@@ -207,8 +205,7 @@ def _print(result: dict[str, Any]) -> None:
     console.print(table)
     per_class = result.get("intra_fid_per_class", {})
     for which in ("worst", "best"):
-        names = result.get(f"intra_fid_{which}", [])
-        if names:
+        if names := result.get(f"intra_fid_{which}"):
             listed = ", ".join(f"{name} {per_class[name]:.4g}" for name in names)
             console.print(f"{which} classes: {listed}", markup=False, highlight=False)
     for note in result["notes"]:

@@ -32,10 +32,10 @@ class Options:
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast export`."""
     options = read_options("export", Options, args, positional=("checkpoint",))
-    formats = [name.strip() for name in options.format.split(",")]
-    for name in formats:
-        if name not in FORMATS:
-            raise InputError(f"format must be one or more of {','.join(FORMATS)}, got {name!r}")
+    asked = [name.strip() for name in options.format.split(",")]
+    if unknown := [name for name in asked if name not in FORMATS]:
+        raise InputError(f"format must be one or more of {','.join(FORMATS)}, got {unknown[0]!r}")
+    formats = [name for name in FORMATS if name in asked]
     folder = Path(options.out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out must name a folder, and {folder} is a file")
@@ -55,9 +55,7 @@ def run(args: list[str]) -> None:
     paths = {"safetensors": WEIGHTS, "onnx": export.ONNX, "torchscript": export.TORCHSCRIPT}
     inputs = export.example(generator, count=5, seed=1)
     expected = generator(*inputs)
-    for name in FORMATS:
-        if name not in formats:
-            continue
+    for name in formats:
         path = folder / paths[name]
         if name == "safetensors":
             export.save_folder(generator, folder, about)
@@ -71,7 +69,7 @@ def run(args: list[str]) -> None:
         if not difference <= TOLERANCE:
             raise RuntimeError(f"{path} differs from the checkpoint's samples by {difference:.2g}")
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from the checkpoint's samples by {difference:.1g}")
-    export.save_card(generator, folder, about, [paths[name] for name in FORMATS if name in formats])
+    export.save_card(generator, folder, about, [paths[name] for name in formats])
 
 
 def data_name(spec: str) -> str:

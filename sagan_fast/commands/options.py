@@ -3,12 +3,12 @@
 import dataclasses
 import inspect
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from sagan_fast.distributed import rank
 from sagan_fast.errors import InputError, nearest
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def said_once() -> Iterator[None]:
     try:
         yield
     except InputError:
-        if rank():
+        if int(os.environ.get("RANK", "0")):
             raise SystemExit(2) from None
         raise
 

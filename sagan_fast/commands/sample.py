@@ -66,29 +66,27 @@ def run(args: list[str]) -> None:
     import torch
 
     from sagan_fast.distributed import pick_device
-    from sagan_fast.evaluation import interpolation
-    from sagan_fast.evaluation.sampling import classes, latents, sample
+    from sagan_fast.evaluation import sampling
     from sagan_fast.models.checkpoint import load_generator
-    from sagan_fast.visualize.animation import save_animation
-    from sagan_fast.visualize.grids import grid, labelled_grid, save_grid, save_png, to_uint8
+    from sagan_fast.visualize.grids import grid, labelled_grid, save_animation, save_grid, save_png, to_uint8
 
     device = pick_device(options.device)
     generator = load_generator(options.checkpoint, average=not options.last, device=str(device))
     config, class_id, seed, labels = generator.config, options.class_id, options.seed, [""]
     if rows == "by_class":
         chosen = read_classes(options.classes, config.num_classes)
-        z, y, labels = interpolation.rows_by_class(generator, chosen, count, seed, truncations[0])
+        z, y, labels = sampling.rows_by_class(generator, chosen, count, seed, truncations[0])
     elif rows == "truncation":
-        z, y, labels = interpolation.rows_by_truncation(generator, truncations, count, seed, class_id)
+        z, y, labels = sampling.rows_by_truncation(generator, truncations, count, seed, class_id)
     elif rows == "interpolate":
-        z, y, labels = interpolation.rows_between(
+        z, y, labels = sampling.rows_between(
             generator, count, frames, seed, truncation=truncations[0], class_id=class_id, to_class=options.to_class,
             same_z=options.same_z,
         )  # fmt: skip
     else:
-        z = latents(count, config.z_dim, seed, truncations[0])
-        y = classes(count, config.num_classes, class_id)
-    images = sample(generator, z, y, options.batch_size)
+        z = sampling.latents(count, config.z_dim, seed, truncations[0])
+        y = sampling.classes(count, config.num_classes, class_id)
+    images = sampling.sample(generator, z, y, options.batch_size)
     if rows and moving:
         whole = torch.cat(list(images))
         there = [grid(whole[i::frames], min(4, count)) for i in range(frames)]

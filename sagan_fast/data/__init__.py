@@ -6,6 +6,8 @@ import os
 from sagan_fast.choices import OnBroken, check_choice
 from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.data.loader import batches
+from sagan_fast.data.packed import PackedDataset
+from sagan_fast.data.shapes import ShapesDataset
 from sagan_fast.errors import InputError
 
 __all__ = ["ImageDataset", "batches", "open_dataset"]
@@ -36,8 +38,6 @@ def open_dataset(
     if kind == "shapes":
         if colon:
             raise InputError(f"'{spec}': shapes is drawn in code and takes no path; write shapes")
-        from sagan_fast.data.shapes import ShapesDataset
-
         return ShapesDataset(resolution=resolution, num_classes=num_classes)
     if not path:
         raise InputError(f"'{spec}' names no folder; write {SPECS[kind]}")
@@ -46,8 +46,6 @@ def open_dataset(
 
         return Cifar10Dataset(path, resolution=resolution, num_classes=num_classes)
     if kind == "packed":
-        from sagan_fast.data.packed import PackedDataset
-
         return PackedDataset(path, resolution=resolution, num_classes=num_classes)
     from sagan_fast.data.folders import FolderDataset
 

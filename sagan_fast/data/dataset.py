@@ -18,8 +18,8 @@ from sagan_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-MAX_REPLACEMENTS = 100
-"""So many broken images in a row mean a lost disk or a wrong folder, not a few bad files."""
+MAX_BROKEN_IN_A_ROW = 100
+"""So many mean a lost disk, a wrong folder or option, not a few bad files."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -89,7 +89,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             broken[candidate] = self._broken[candidate]
             same = np.flatnonzero(self.labels == self.labels[index])
             candidate = int(same[(np.searchsorted(same, candidate) + 1) % len(same)])
-            if candidate == index or len(broken) == MAX_REPLACEMENTS:
+            if candidate == index or len(broken) == MAX_BROKEN_IN_A_ROW:
                 said = f"{len(broken)} images in a row could not be read; the first: {broken[index]}"
                 raise InputError(f"{self.name}: {said}")
 

@@ -90,10 +90,8 @@ class FolderDataset(ImageDataset):
         path, R = self.path_of(index), self.resolution
         if self._as_they_are and (size := image_size(path)) not in (None, (R, R)):
             raise InputError(f"{path} has {size[0]}x{size[1]} pixels where {R}x{R} are expected: {_RESIZE}")
-        try:
+        with explained(f"{path} cannot be read", kinds=(BrokenImageError,)):
             return read_image(path, R)
-        except BrokenImageError as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
 
     def _first_size(self) -> int:
         """Return the side of the first image that can be read; InputError if it is not square, or none can."""

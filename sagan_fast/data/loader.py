@@ -5,11 +5,13 @@ continues bit for bit with any number of workers, and no epoch is padded with du
 """
 
 import atexit
+import functools
 import signal
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -38,12 +40,12 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return an endless iterator over (images uint8 (batch_size, 3, R, R), labels int64 (batch_size,)).
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Return an endless generator of (images uint8 (batch_size, 3, R, R), labels int64 (batch_size,)).
 
     Every epoch is a fresh permutation of the data set; a batch runs on into the next epoch, so none is short. Neither
-    the global random state nor the number of workers matters. The returned object has a `close()` that ends its
-    workers; dropping it does the same.
+    the global random state nor the number of workers matters. The first `next` starts the workers; `close()` ends
+    them, and so does dropping the generator.
 
     Args:
         batch_size: images per rank and batch; a global batch is `batch_size * world_size` consecutive samples.
@@ -67,7 +69,15 @@ def batches(
     if not 0 <= rank < world_size:
         raise ValueError(f"batches: rank must be in range(world_size), range({world_size}), got {rank}")
     order = sample_order(len(dataset), batch_size, seed, start, rank, world_size)
-    return _Batches(dataset, order, num_workers, pin_memory)
+    pin_memory = pin_memory and torch.cuda.is_available()
+    if dataset.in_threads and num_workers:
+        found = _read_ahead(dataset, order, num_workers, pin_memory)
+    else:
+        found = load(functools.partial(_read_batch, dataset), order, num_workers, ignore_stop_signals, pin_memory)
+    stream = _noted(dataset, found)
+    if num_workers:
+        atexit.register(_close_if_alive, weakref.ref(stream))
+    return stream
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -99,121 +109,98 @@ def sample_order(
         position += batch_size * world_size
 
 
-class _BatchReader(Dataset[Any]):
-    """Reads whole batches. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, indices: list[int]) -> Batch | InputError:
-        try:
-            return self.dataset.read_batch(np.array(indices, np.int64))
-        except InputError as error:
-            return InputError(*error.args)
+def _read_batch(dataset: ImageDataset, indices: list[int]) -> Batch | InputError:
+    """Read a batch. A bad file comes back as a value: DataLoader would wrap an exception in a traceback."""
+    try:
+        return dataset.read_batch(np.array(indices, np.int64))
+    except InputError as error:
+        return InputError(*error.args)
 
 
-class _Threads(Iterator[Batch]):
-    """Yields batches that threads read ahead, in order: they only copy memory, without the interpreter lock."""
+def _read_ahead(
+    dataset: ImageDataset, order: Iterator[list[int]], num_threads: int, pin_memory: bool
+) -> Generator[Batch]:
+    """Yield batches that threads read ahead, in order: they only copy memory, without the interpreter lock."""
 
-    def __init__(self, dataset: ImageDataset, order: Iterator[list[int]], num_threads: int, pin_memory: bool) -> None:
-        self._dataset, self._order, self._pin_memory = dataset, order, pin_memory
-        self._pool = ThreadPoolExecutor(num_threads, "loader")
-        self._ahead = deque(self._submit() for _ in range(num_threads * BATCHES_AHEAD))
+    def read(indices: npt.NDArray[np.int64], out: Tensor) -> Batch:
+        images, labels, broken = dataset.read_batch(indices, out)
+        return images, labels.pin_memory() if pin_memory else labels, broken
 
-    def _submit(self) -> Future[Batch]:
-        indices = np.array(next(self._order), np.int64)
+    def submit() -> Future[Batch]:
+        indices = np.array(next(order), np.int64)
         # allocated here: what one thread frees of another's memory goes back to the system, to be mapped anew
-        shape = (len(indices), 3, self._dataset.resolution, self._dataset.resolution)
-        out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
-        return self._pool.submit(self._read, indices, out)
+        shape = (len(indices), 3, dataset.resolution, dataset.resolution)
+        return pool.submit(read, indices, torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory))
 
-    def _read(self, indices: npt.NDArray[np.int64], out: Tensor) -> Batch:
-        images, labels, broken = self._dataset.read_batch(indices, out)
-        return images, labels.pin_memory() if self._pin_memory else labels, broken
-
-    def __next__(self) -> Batch:
-        batch = self._ahead.popleft().result()
-        self._ahead.append(self._submit())
-        return batch
-
-    def _shutdown_workers(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(num_threads, "loader")
+    try:
+        ahead = deque(submit() for _ in range(num_threads * BATCHES_AHEAD))
+        while True:
+            batch = ahead.popleft().result()
+            ahead.append(submit())
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-class _Batches(Iterator[tuple[Tensor, Tensor]]):
-    def __init__(self, dataset: ImageDataset, order: Iterator[list[int]], num_workers: int, pin_memory: bool) -> None:
-        self._dataset = dataset
-        self._iterator: Iterator[Any]
-        pin_memory = pin_memory and torch.cuda.is_available()
-        if dataset.in_threads and num_workers:
-            self._iterator = _Threads(dataset, order, num_workers, pin_memory)
-            return
-        self._iterator = load(_BatchReader(dataset), order, num_workers, ignore_stop_signals, pin_memory)
-        if num_workers:
-            atexit.register(_close_if_alive, weakref.ref(self))
-
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        batch = next(self._iterator)
-        if isinstance(batch, InputError):
-            self.close()
-            raise batch
-        images, labels, broken = batch
-        self._dataset.note_broken(broken)
-        return images, labels
-
-    def close(self) -> None:
-        """End the workers; there are no batches after this."""
-        # By name, not by dropping it: a traceback that someone keeps may hold it, and with it the workers.
-        iterator, self._iterator = self._iterator, iter(())
-        shut_down_workers(iterator)
+def _noted(dataset: ImageDataset, batches: Generator[Batch | InputError]) -> Generator[tuple[Tensor, Tensor]]:
+    """Yield images and labels of `batches`, and note in `dataset` what is broken."""
+    with closing(batches):
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            images, labels, broken = batch
+            dataset.note_broken(broken)
+            yield images, labels
 
 
 def images_in_order(dataset: ImageDataset, batches: Sequence[list[int]], num_workers: int = 0) -> Iterator[Tensor]:
     """Yield the images uint8 (B, 3, R, R) of each batch of indices; InputError if one cannot be read."""
-    for batch in load(_BatchReader(dataset), batches, num_workers):
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch[0]
+    found = load(functools.partial(_read_batch, dataset), batches, num_workers)
+    return (images for images, _ in _noted(dataset, found))
 
 
 def load(
-    reader: Dataset[Any],
+    read: Callable[[list[Any]], Any],
     batches: Iterable[list[Any]],
     num_workers: int,
     begin: Callable[[int], None] | None = None,
     pin_memory: bool = False,
-) -> Iterator[Any]:
-    """Return an iterator over what `reader.__getitems__` gives for each of `batches`, read in `num_workers` processes.
+) -> Generator[Any]:
+    """Yield what `read` gives for each of `batches`, read in `num_workers` processes.
 
-    `begin` is called in each process at its start. SIGINT and SIGTERM are held back from it until then.
+    `begin` is called in each process at its start. SIGINT and SIGTERM are held back from it until then. The processes
+    end when the generator is closed or dropped.
     """
     loader = DataLoader(
-        reader,
+        _Items(),
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=read,
         worker_init_fn=begin,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # or it draws a number from the global generator
     )
-    if begin is None or not hasattr(signal, "pthread_sigmask"):  # Windows
-        return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    held = begin is not None and hasattr(signal, "pthread_sigmask")  # which Windows lacks
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if held else set()
     try:
-        return iter(loader)
+        iterator: Any = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield from iterator
+    finally:
+        # By name, not by dropping it: a traceback that someone keeps may hold it, and with it the workers.
+        if num_workers:
+            iterator._shutdown_workers()
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+class _Items(Dataset[Any]):
+    """Gives the items of a batch as they are, to `read`."""
 
-
-def shut_down_workers(iterator: Any) -> None:
-    """End the workers of a DataLoader's iterator, if it has any."""
-    shut_down = getattr(iterator, "_shutdown_workers", None)
-    if shut_down is not None:
-        shut_down()
+    def __getitems__(self, items: list[Any]) -> list[Any]:
+        return items
 
 
 def ignore_stop_signals(worker_id: int) -> None:
@@ -226,7 +213,7 @@ def ignore_stop_signals(worker_id: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def _close_if_alive(stream: weakref.ref[_Batches]) -> None:
+def _close_if_alive(stream: "weakref.ref[Generator[Any]]") -> None:
     # multiprocessing ends its workers with SIGTERM at exit, which ours ignore
     if (alive := stream()) is not None:
         alive.close()

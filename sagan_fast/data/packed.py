@@ -211,10 +211,8 @@ class PackedDataset(ImageDataset):
 def load_labels(folder: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
     """Return labels.npy, int64 (N,); InputError if it is not what the manifest says."""
     path = folder / LABELS
-    try:
+    with explained(f"{path} cannot be read", kinds=(OSError, ValueError, EOFError)):
         labels: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
     if labels.shape != (manifest.num_images,) or labels.dtype != np.int64:
         wanted = f"int64 ({manifest.num_images},)"
         raise InputError(f"{path} is damaged: it must hold {wanted}, and holds {labels.dtype} {labels.shape}")

@@ -1,25 +1,22 @@
 """Checks a packed set against its manifest: files, sizes, labels, and every pixel by its checksum."""
 
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from sagan_fast.data.dataset import list_some
 from sagan_fast.data.packed import BROKEN, Manifest, load_labels, map_images, new_digest, read_manifest
 from sagan_fast.data.packed_writer import Progress
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
+from sagan_fast.files import explained
 
 
 def check(
-    folder: str | os.PathLike[str],
-    *,
-    num_threads: int | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    folder: str | os.PathLike[str], *, on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> Manifest:
     """Verify the packed set in `folder` and return its manifest.
 
@@ -31,18 +28,11 @@ def check(
     path = Path(folder).expanduser()
     manifest = read_manifest(path)
     wrong = _contradictions(manifest)
-    try:
-        labels = load_labels(path, manifest)
-        wrong += _wrong_labels(labels, manifest)
-    except InputError as error:
-        wrong.append(str(error))
-    wrong += _wrong_list(path, manifest)
-    try:
-        images = map_images(path, manifest)
-    except InputError as error:
-        wrong.append(str(error))
-    else:
-        wrong += _wrong_blocks(images, manifest, num_threads, on_progress)
+    for look in (_wrong_labels, _wrong_list, functools.partial(_wrong_blocks, on_progress)):
+        try:
+            wrong += look(path, manifest)
+        except InputError as error:
+            wrong.append(str(error))
     if wrong:
         raise InputError(f"{path} is damaged: {'; '.join(wrong)}")
     return manifest
@@ -64,8 +54,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
     return wrong
 
 
-def _wrong_labels(labels: npt.NDArray[np.int64], manifest: Manifest) -> list[str]:
-    wrong = []
+def _wrong_labels(folder: Path, manifest: Manifest) -> list[str]:
+    wrong, labels = [], load_labels(folder, manifest)
     if new_digest(labels.tobytes()).hexdigest() != manifest.checksums["labels"]:
         wrong.append("labels.npy has a wrong checksum")
     classes = max(len(manifest.class_names), 1)
@@ -83,17 +73,14 @@ def _wrong_labels(labels: npt.NDArray[np.int64], manifest: Manifest) -> list[str
 
 
 def _wrong_list(folder: Path, manifest: Manifest) -> list[str]:
-    try:
+    with explained(f"{BROKEN} cannot be read"):
         lines = (folder / BROKEN).read_bytes().count(b"\n") if (folder / BROKEN).exists() else 0
-    except OSError as error:
-        return [f"{BROKEN} cannot be read: {reason(error)}"]
     broken = manifest.num_broken
     return [f"{BROKEN} has {lines} lines for {broken} broken images"] if lines != broken else []
 
 
-def _wrong_blocks(
-    images: npt.NDArray[np.uint8], manifest: Manifest, num_threads: int | None, on_progress: Callable[[Progress], None]
-) -> list[str]:
+def _wrong_blocks(on_progress: Callable[[Progress], None], folder: Path, manifest: Manifest) -> list[str]:
+    images = map_images(folder, manifest)
     per_block, digests = manifest.checksums["images_per_block"], manifest.checksums["images"]
     starts = range(0, len(images), per_block)
 
@@ -102,7 +89,7 @@ def _wrong_blocks(
         return bool(new_digest(images[start : start + per_block]).hexdigest() != digests[number])
 
     wrong = []
-    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         known = min(len(starts), len(digests))
         for number, bad in enumerate(pool.map(is_wrong, range(known))):
             if bad:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -96,23 +96,19 @@ class PackedWriter:
         self._digest = new_digest()
         self._pending: list[dict[str, Any]] = []
         self._num_safe = 0
-        self._files: list[IO[bytes]] = []
-        with self._sentences():
+        with self._sentences(), ExitStack() as opened:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / PROGRESS).exists() and any(path.name != LOCK for path in folder.iterdir()):
                 raise InputError(f"{folder} holds other files: give a folder that is empty or not there yet")
             taken = f"another process is preparing {folder}: wait for it or give another folder"
-            self._release = hold(folder / LOCK, taken)
-            try:
-                clean(folder)
-                self._journal = self._open(folder / PROGRESS)
-                if (folder / IMAGES).exists():  # killed between the last steps of finish
-                    move(folder / IMAGES, self._part)
-                self._images = self._open(self._part)
-                self._recover()
-            except BaseException:
-                self.close()
-                raise
+            opened.callback(hold(folder / LOCK, taken))
+            clean(folder)
+            self._journal = opened.enter_context(_open(folder / PROGRESS))
+            if (folder / IMAGES).exists():  # killed between the last steps of finish
+                move(folder / IMAGES, self._part)
+            self._images = opened.enter_context(_open(self._part))
+            self._recover()
+            self._opened = opened.pop_all()
         self._synced = time.monotonic()
 
     def append(self, chunk: Chunk) -> None:
@@ -184,14 +180,7 @@ class PackedWriter:
 
     def close(self) -> None:
         """Close the files; what is not committed is done again next time."""
-        for file in self._files:
-            file.close()
-        self._release()
-
-    def _open(self, path: Path) -> IO[bytes]:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", buffering=0)
-        self._files.append(file)
-        return file
+        self._opened.close()
 
     def _recover(self) -> None:
         """Read the journal, continue after what it lists, and cut off the rest."""
@@ -297,6 +286,11 @@ def _names(source: Source, given: list[str] | None, labels: npt.NDArray[np.int64
             "everything is packed, the same command with the right names finishes at once"
         )
     return given
+
+
+def _open(path: Path) -> IO[bytes]:
+    path.touch()
+    return path.open("r+b", buffering=0)
 
 
 def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+import PIL
+from PIL import features
 
 from sagan_fast.choices import OnBroken
-from sagan_fast.data.dataset import count
+from sagan_fast.data.dataset import MAX_BROKEN_IN_A_ROW, count
 from sagan_fast.data.images import BrokenImageError
-from sagan_fast.data.loader import ignore_stop_signals, load, shut_down_workers
+from sagan_fast.data.loader import ignore_stop_signals, load
 from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
 from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress
 from sagan_fast.data.sources.base import Source
@@ -30,8 +31,6 @@ from sagan_fast.errors import InputError
 TASK_BYTES = 2 * 2**20
 """Pixels a process decodes at a time."""
 SECONDS_BETWEEN_LOOKS = 1.0
-MAX_BROKEN_IN_A_ROW = 100
-"""So many mean a lost disk or a wrong option, not a few bad files."""
 
 
 def prepare(
@@ -96,9 +95,6 @@ def prepare(
 
 def made_with() -> dict[str, str]:
     """Return the versions of the libraries that decode and resize; other versions may give other bytes."""
-    import PIL
-    from PIL import features
-
     codecs = {"libjpeg": "jpg", "libwebp": "webp", "libjpeg_turbo": "libjpeg_turbo"}
     versions = {name: features.version(codec) for name, codec in codecs.items()}
     return {"pillow": PIL.__version__, **{name: version for name, version in versions.items() if version}}
@@ -142,38 +138,28 @@ def _why_stopped(chunk: Chunk, on_broken: str, in_a_row: int, done: Progress) ->
     )
 
 
-class _Reader(Dataset[Any]):
-    """Decodes the items of one task; in a worker process, where there are any."""
-
-    def __init__(self, source: Source, resolution: int) -> None:
-        self.source = source
-        self.resolution = resolution
-
-    def __getitems__(self, items: list[Any]) -> Chunk:
-        images = np.empty((len(items), 3, self.resolution, self.resolution), np.uint8)
-        labels: list[int] = []
-        broken = []
-        for item, read in zip(items, self.source.read_many(items, self.resolution), strict=True):
-            if isinstance(read, BrokenImageError):
-                broken.append((self.source.name_of(item), str(read)))
-            else:
-                images[len(labels)], label = read
-                labels.append(label)
-        # arrays travel through a pipe: tensors would need shared memory, of which containers have little
-        return Chunk(len(items), self.source.position(items[-1]), images[: len(labels)], labels, broken)
+def _decode(source: Source, resolution: int, items: list[Any]) -> Chunk:
+    """Return the items of one task, decoded; in a worker process, where there are any."""
+    images = np.empty((len(items), 3, resolution, resolution), np.uint8)
+    labels: list[int] = []
+    broken = []
+    for item, read in zip(items, source.read_many(items, resolution), strict=True):
+        if isinstance(read, BrokenImageError):
+            broken.append((source.name_of(item), str(read)))
+        else:
+            images[len(labels)], label = read
+            labels.append(label)
+    # arrays travel through a pipe: tensors would need shared memory, of which containers have little
+    return Chunk(len(items), source.position(items[-1]), images[: len(labels)], labels, broken)
 
 
 def _decoded(source: Source, resolution: int, num_workers: int, start: int) -> Generator[Chunk]:
-    """Yield the chunks from item `start` on, in order."""
+    """Return a generator of the chunks from item `start` on, in order."""
     size = source.items_per_task or max(1, TASK_BYTES // image_bytes(resolution))
     items = itertools.islice(source.items(), start, None)
     tasks: Iterator[list[Any]] = iter(lambda: list(itertools.islice(items, size)), [])
     begin = functools.partial(_begin_worker, os.getpid())
-    iterator = load(_Reader(source, resolution), tasks, num_workers, begin)
-    try:
-        yield from iterator
-    finally:
-        shut_down_workers(iterator)
+    return load(functools.partial(_decode, source, resolution), tasks, num_workers, begin)
 
 
 def _begin_worker(parent: int, worker_id: int) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import socket
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from sagan_fast.choices import Resize, check_choice
 from sagan_fast.errors import InputError
 from sagan_fast.files import written
+from sagan_fast.models.export import quiet
 from sagan_fast.ops.tf32 import tf32
 
 NAMES = ("inception", "efficientnet-lite0")
@@ -130,8 +130,7 @@ def save_extractor(extractor: Extractor, path: Path) -> None:
     The file remembers what it is: name, hash and resize are those of the original. InputError if it cannot be written.
     """
     module = extractor.module
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; what replaces it cannot take images of any size
+    with quiet():  # TorchScript is deprecated; what replaces it cannot take images of any size
         if isinstance(module, _Resized):
             example = torch.zeros(2, 3, module.size, module.size, device=extractor.device)
             module = _Resized(torch.jit.trace(module.network, example), module.size, module.resize).eval()  # type: ignore[no-untyped-call]
@@ -256,8 +255,7 @@ def _efficientnet() -> tuple[nn.Module, str]:
 def _open_file(path: Path, device: torch.device | str) -> Extractor:
     extra = {METADATA: ""}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             module = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         if not path.exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -113,8 +112,10 @@ def kernel_distance(generated: Tensor, real: Tensor, subsets: int, subset_size: 
     rng = np.random.RandomState(SHUFFLE_SEED)
     values = []
     for _ in range(subsets):
-        x = generated[_subset(rng, len(generated), subset_size).to(generated.device)].float()
-        y = real[_subset(rng, len(real), subset_size).to(real.device)].float()
+        x, y = (
+            rows[torch.from_numpy(rng.choice(len(rows), subset_size, replace=False)).to(rows.device)].float()
+            for rows in (generated, real)
+        )
         within = sum(kernel.sum() - kernel.trace() for kernel in (_kernel(x, x), _kernel(y, y)))
         across = _kernel(x, y).sum()
         values.append(within / (subset_size * (subset_size - 1)) - 2 * across / subset_size**2)
@@ -139,13 +140,8 @@ def precision_recall_density_coverage(generated: Tensor, real: Tensor, neighbour
         inside += int((distance < real_radius).sum())
         recalled |= (distance <= radius[:, None]).any(0)
         nearest = torch.minimum(nearest, distance.amin(0))
-    density = inside / (neighbours * len(generated))
-    return (
-        precise / len(generated),
-        float(recalled.double().mean()),
-        density,
-        float((nearest < real_radius).double().mean()),
-    )
+    recall, coverage = (float(hit.double().mean()) for hit in (recalled, nearest < real_radius))
+    return precise / len(generated), recall, inside / (neighbours * len(generated)), coverage
 
 
 BLOCK = 1024
@@ -155,11 +151,6 @@ def _radii(rows: Tensor, neighbours: int) -> Tensor:
     return torch.cat(
         [torch.cdist(block, rows).kthvalue(neighbours + 1, dim=1).values for block in torch.split(rows, BLOCK)]
     )
-
-
-def _subset(rng: np.random.RandomState, count: int, size: int) -> Tensor:
-    chosen: npt.NDArray[np.int64] = rng.choice(count, size, replace=False)
-    return torch.from_numpy(chosen)
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any, get_args
 
 import sagan_fast
@@ -100,14 +101,5 @@ def check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that influence the scores."""
-    import numpy as np
-    import PIL
-    import torch
-
-    return {
-        "sagan_fast": sagan_fast.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "python": platform.python_version(),
-    }
+    packages = {name: version(name) for name in ("torch", "numpy", "pillow")}
+    return {"sagan_fast": sagan_fast.__version__, **packages, "python": platform.python_version()}

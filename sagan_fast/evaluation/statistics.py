@@ -46,7 +46,7 @@ def collect(
     keep: int,
     on_class: Callable[[int, int, Gaussian], None] | None = None,
     inception: InceptionScore | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> SetStatistics | None:
     """Go through `images` once and return their statistics; None except on the first process.
 
@@ -64,8 +64,7 @@ def collect(
     remaining = torch.bincount(images.labels, minlength=max(images.num_classes, 1)).tolist()
     rows: dict[int, list[Tensor]] = {}
     for start, features, logits in features_in_order(images, extractor):
-        if progress is not None:
-            progress(len(features))
+        progress(len(features))
         if moments is None:
             continue
         samples = slice(start, start + len(features))
@@ -104,7 +103,7 @@ class Reference:
         *,
         keep: int,
         per_class: bool,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.identity = {"format": FORMAT, "keep": keep, "per_class": per_class, **identity}
         text = json.dumps(self.identity, sort_keys=True)

@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
 from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import reference
-from sagan_fast.layers.spectral_norm_group import Link, Member, SpectralNormGroup, UpdateHook, rows_first
+from sagan_fast.layers.spectral_norm_group import Link, Member, SpectralNormGroup, rows_first
 from sagan_fast.ops.spectral_norm import spectral_norm_group
 
 __all__ = ["SpectralNorm", "SpectralNormGroup", "fuse_spectral_norm", "spectral_norm"]
@@ -253,6 +253,6 @@ def fuse_spectral_norm(
             former.release()
     group = SpectralNormGroup(members, update, backend)
     if update == "forward":
-        hook = UpdateHook(Link(group))
+        hook = Link(group).before_forward
         group.release = model.register_forward_pre_hook(hook).remove  # type: ignore[method-assign]
     return group

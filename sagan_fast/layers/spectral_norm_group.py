@@ -29,13 +29,18 @@ class Link:
 
     def normalised(self, weight: Tensor) -> Tensor | None:
         """Return W/sigma from the group, or None where `weight` is not the group's, or is being compiled."""
-        if self.group is None or torch.compiler.is_compiling() or not self.group.owns(self.index, weight):
+        if self.group is None or torch.compiler.is_compiling():
             return None
-        return self.group.normalised(self.index)
+        return self.group.normalised(self.index, weight)
 
     def updates(self, training: bool) -> bool:
         """Return whether an access that the group does not serve updates u and v."""
         return training and (self.group is None or self.group.update == "forward")
+
+    def before_forward(self, module: nn.Module, inputs: Any) -> None:
+        """Update the group at a training forward of its whole model: the hook of `update="forward"`."""
+        if self.group is not None and module.training and not torch.compiler.is_compiling():
+            self.group.compute(update=True, fresh=True)
 
 
 class Norm(Protocol):
@@ -113,8 +118,8 @@ class _Batch:
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
         self.flat, self.sigmas, self.u, self.v = forward_all(
-            weights, us, vs, norm.n_power_iterations, norm.eps, update, v_first, weights[0].dtype, chosen, self.flat,
-            sigmas,
+            chosen, weights, us, vs, n_power_iterations=norm.n_power_iterations, eps=norm.eps, update=update,
+            v_first=v_first, out_dtype=weights[0].dtype, out=self.flat, sigmas=sigmas,
         )  # fmt: skip
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if update else [self.flat]
@@ -181,17 +186,6 @@ class _SharedFunction(torch.autograd.Function):
             d_weight.movedim(0, dim) if dim and d_weight is not None else d_weight
             for d_weight, dim in zip(d_weights, snapshot.dims, strict=True)
         )
-
-
-class UpdateHook:
-    """Forward pre-hook of the whole model under `update="forward"`; does nothing in a copy of the model."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        if self.link.group is not None and module.training and not torch.compiler.is_compiling():
-            self.link.group.compute(update=True, fresh=True)
 
 
 class SpectralNormGroup:
@@ -266,12 +260,13 @@ class SpectralNormGroup:
                 saved = torch.stack([state_dict[member.name].to(member.weight.device) for member in batch.members])
                 batch.compute(False, self.update == "forward", self.backend, saved)
 
-    def owns(self, index: int, weight: Tensor) -> bool:
-        """Return whether `weight` is this group's weight `index`, and not a replica's or a substitute."""
-        return weight is self._members[index].weight
+    def normalised(self, index: int, weight: Tensor) -> Tensor | None:
+        """Return W/sigma of weight `index`, or None if `weight` is not that one but a replica's or a substitute.
 
-    def normalised(self, index: int) -> Tensor:
-        """Return W/sigma of weight `index`: computed again, with u and v as they are, only if something changed."""
+        It is computed again, with u and v as they are, only if something changed.
+        """
+        if weight is not self._members[index].weight:
+            return None
         place = self._places.get(index)
         if place is None or self._members[index].state() != place[0].states[place[1]]:
             self.compute(update=False, fresh=self.update == "forward")

@@ -72,7 +72,7 @@ def save_torchscript(generator: Generator, path: Path) -> None:
     if it has classes, y (B,) int64; its output is images (B, 3, R, R) in [-1, 1].
     """
     traced = io.BytesIO()
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         script = torch.jit.trace(folded(generator, "sdpa"), example(generator), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(script, traced)  # type: ignore[no-untyped-call]
     with written(path) as file, zipfile.ZipFile(traced) as whole, zipfile.ZipFile(file, "w") as kept:
@@ -94,7 +94,7 @@ def save_onnx(generator: Generator, path: Path) -> None:
     inputs = example(generator)
     batch = torch.export.Dim("batch")
     names = ["z", "y"][: len(inputs)]
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             folded(generator, "eager"),
             inputs,
@@ -178,7 +178,7 @@ def read(path: Path) -> Callable[..., Tensor] | None:
     if path.suffix == ".safetensors":
         return Generator.from_pretrained(path.parent)
     if path.suffix != ".onnx":
-        with _quiet():
+        with quiet():
             return torch.jit.load(str(path))  # type: ignore[no-any-return,no-untyped-call]
     try:
         import onnxruntime
@@ -192,7 +192,7 @@ def read(path: Path) -> Callable[..., Tensor] | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide PyTorch's warnings about tracing: shapes checked in Python, TorchScript's deprecation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
+from sagan_fast.files import explained
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
 from sagan_fast.layers.self_attention import SelfAttention2d
@@ -91,11 +91,9 @@ class Generator(nn.Module):
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise InputError(f"{folder} holds no exported generator: there is no {name} in it")
-        try:
+        with explained(f"{folder} cannot be read", kinds=(OSError, ValueError, SafetensorError)):
             config = json.loads((folder / CONFIG).read_text())
             weights = load_file(folder / WEIGHTS, device=device)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{folder} cannot be read: {reason(error)}") from error
         if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
             raise InputError(f"{folder / CONFIG} does not describe a {ARCHITECTURE}")
         if config.get("format") != FORMAT:

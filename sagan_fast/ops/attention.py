@@ -72,7 +72,7 @@ def on_the_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """
     if not _differentiable(q, k, v):
         return cpu.attention_fwd(q, k, v, scale)[0]
-    return _CpuFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+    return _KernelFunction.apply(q, k, v, scale, "cpu")  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _differentiable(*tensors: Tensor) -> bool:
@@ -117,27 +117,33 @@ class _SdpaFunction(torch.autograd.Function):
         return (*gradients(out, inputs, grads[0], wanted), None)
 
 
-class _CpuFunction(torch.autograd.Function):
-    """kernels/attention/cpu.py both ways, unless a graph of the backward is asked for: then the reference.
+class _KernelFunction(torch.autograd.Function):
+    """The Triton kernels or kernels/attention/cpu.py, unless a graph of the backward is asked for: then the reference.
 
     Keeps q, k, v, the output and a number a query, O(N).
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out, lse = cpu.attention_fwd(q, k, v, scale)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, chosen: str) -> Tensor:
+        if chosen == "cpu":
+            out, lse = cpu.attention_fwd(q, k, v, scale)
+        else:
+            out, lse = torch.ops.sagan_fast.attention(q, k, v, scale, True)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale = scale
+        ctx.scale, ctx.chosen = scale, chosen
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
-            return (*gradients(reference.attention(q, k, v, ctx.scale), (q, k, v), grads[0], wanted), None)
-        found = cpu.attention_bwd(grads[0], q, k, v, out, lse, ctx.scale)
-        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with torch.autocast(q.device.type, enabled=False):
+                found = gradients(reference.attention(q, k, v, ctx.scale), (q, k, v), grads[0], wanted)
+            return (*found, None, None)
+        backward = cpu.attention_bwd if ctx.chosen == "cpu" else torch.ops.sagan_fast.attention_backward
+        found = backward(grads[0], q, k, v, out, lse, ctx.scale)
+        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None, None)
 
 
 def gradients(
@@ -163,33 +169,9 @@ def gradients(
 def _fused_by_triton(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     dtype = product_dtype(q)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _TritonFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
+    if _differentiable(q, k, v):
+        return _KernelFunction.apply(q, k, v, scale, "triton")  # type: ignore[no-any-return,no-untyped-call]
     return torch.ops.sagan_fast.attention(q, k, v, scale, False)[0]  # type: ignore[no-any-return]
-
-
-class _TritonFunction(torch.autograd.Function):
-    """Our kernels both ways, unless a graph of the backward is asked for: then the reference.
-
-    Keeps q, k, v, the output and a float32 a query, O(N).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out, lse = torch.ops.sagan_fast.attention(q, k, v, scale, True)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale = scale
-        return out  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with torch.autocast(q.device.type, enabled=False):
-                return (*gradients(reference.attention(q, k, v, ctx.scale), (q, k, v), grads[0], wanted), None)
-        found = torch.ops.sagan_fast.attention_backward(grads[0], q, k, v, out, lse, ctx.scale)
-        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
 
 
 # Opaque to torch.compile; differentiated by the Function above, so that a second derivative can take another way.

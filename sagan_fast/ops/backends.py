@@ -150,11 +150,9 @@ def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: in
     """
     check_backend(op, backend, BACKENDS)
     if backend == "triton":
-        refusal = too_wide(D_QK, D_V)
-        if refusal is not None:
+        if refusal := too_wide(D_QK, D_V):
             raise ValueError(f"{op}: backend must be 'sdpa' or 'eager' for these widths, got 'triton': {refusal}")
-        refusal = triton_refusal(like.device, product_dtype(like), MIN_ARCH)
-        if refusal is not None:
+        if refusal := triton_refusal(like.device, product_dtype(like), MIN_ARCH):
             raise RuntimeError(f"{op}: backend must be able to run here, got 'triton': {refusal}")
         return Choice("triton", "asked for")
     if backend != "auto":

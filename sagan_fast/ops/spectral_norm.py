@@ -16,7 +16,7 @@ from torch import Tensor
 from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import eager, reference
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
-from sagan_fast.ops.backends import SPECTRAL_NORM_BACKENDS, check_backend, choose_spectral_norm, too_large
+from sagan_fast.ops.backends import choose_spectral_norm, too_large
 
 _OP = "spectral_norm_group"
 
@@ -42,7 +42,7 @@ def spectral_norm_group(
     "auto" is "triton" on CUDA and "eager" elsewhere. Raises ValueError for shapes that do not fit, TypeError for other
     dtypes than floats, RuntimeError if "triton" is asked for where it cannot run.
     """
-    _check(weights, us, vs, n_power_iterations, backend)
+    _check(weights, us, vs, n_power_iterations)
     outs: dict[int, Tensor] = {}
     for indices in batches(weights):
         chosen = choose_spectral_norm(_OP, backend, [weights[i] for i in indices]).backend
@@ -75,20 +75,16 @@ def _forward_op(
     out_dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return forward_all(weights, us, vs, n_power_iterations, eps, update, False, out_dtype, backend, None)
+    return forward_all(
+        backend, weights, us, vs, n_power_iterations=n_power_iterations, eps=eps, update=update, out_dtype=out_dtype
+    )
 
 
 @_forward_op.register_fake
 def _(
-    weights: list[Tensor],
-    us: list[Tensor],
-    vs: list[Tensor],
-    n_power_iterations: int,
-    eps: float,
-    update: bool,
-    out_dtype: torch.dtype,
+    weights: list[Tensor], us: list[Tensor], vs: list[Tensor], n: int, eps: float, update: bool, out_dtype: torch.dtype,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     first, dtype = weights[0], accumulator_dtype(weights[0].dtype)
     return (
         first.new_empty(offsets([weight.numel() for weight in weights])[1], dtype=out_dtype),
@@ -115,48 +111,25 @@ def _(grads: list[Tensor | None], weights: list[Tensor], sigmas: Tensor, u: Tens
 
 
 def forward_all(
-    weights: Sequence[Tensor],
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
-    n_power_iterations: int,
-    eps: float,
-    update: bool,
-    v_first: bool,
-    out_dtype: torch.dtype,
-    backend: str,
-    out: Tensor | None,
-    sigmas: Tensor | None = None,
+    backend: str, weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], *, update: bool, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return flat W/sigma, sigmas (L,), and flat copies of u and v, which are updated in place; no autograd.
 
-    `weights` are dense and of one device and dtype, `us` and `vs` of any dtype. `v_first` is the order of torch's older
-    hook. `out` is an earlier flat W/sigma to write again, `sigmas` (L,) what to take instead of computing them.
+    `weights` are dense and of one device and dtype, `us` and `vs` of any dtype. `options` are those of the kernels'
+    `spectral_norm_fwd`: the settings, an earlier `out` to write again, `sigmas` to take instead of computing them.
     """
     dtype = accumulator_dtype(weights[0].dtype)
-    exact_us = [u if u.dtype == dtype and u.is_contiguous() else u.to(dtype).contiguous() for u in us]
-    exact_vs = [v if v.dtype == dtype and v.is_contiguous() else v.to(dtype).contiguous() for v in vs]
+    exact_us, exact_vs = ([x.to(dtype).contiguous() for x in vectors] for vectors in (us, vs))
     launcher: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = eager.spectral_norm_fwd
     if backend == "triton":
         from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
 
         launcher = spectral_norm_fwd
-    result = launcher(
-        [weight.detach() for weight in weights],
-        exact_us,
-        exact_vs,
-        n_power_iterations=n_power_iterations,
-        eps=eps,
-        update=update,
-        v_first=v_first,
-        out_dtype=out_dtype,
-        out=out,
-        sigmas=sigmas,
-    )
+    flat, sigmas, u, v = launcher([weight.detach() for weight in weights], exact_us, exact_vs, update=update, **options)
     for given, exact in zip((*us, *vs), (*exact_us, *exact_vs), strict=True):
         if update and given is not exact:
             given.copy_(exact)
-    flat, sigmas, flat_u, flat_v = result
-    return flat, sigmas, flat_u, flat_v
+    return flat, sigmas, u, v
 
 
 def split(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -177,8 +150,7 @@ class _SpectralNormFunction(torch.autograd.Function):
         weights, us, vs = (list(tensors[i * count : (i + 1) * count]) for i in range(3))
         out, sigmas, u, v = _forward_op(weights, us, vs, n_power_iterations, eps, update, out_dtype, backend)
         ctx.save_for_backward(sigmas, u, v, *weights)
-        ctx.backend = backend
-        ctx.count = count
+        ctx.backend, ctx.count = backend, count
         ctx.set_materialize_grads(False)
         return tuple(split(out, weights))
 
@@ -196,9 +168,7 @@ def gradient(
     """Return dW for every grad of W/sigma that is not None; differentiable in the grads and the weights."""
     if all(grad is None for grad in grads):
         return (None,) * len(grads)
-    if (
-        torch.compiler.is_compiling()
-    ):  # where there is no double backward, and 2.11 traces no Function inside a backward
+    if torch.compiler.is_compiling():  # no double backward there, and 2.11 traces no Function inside a backward
         return _gradients(backend, sigmas, u, v, grads, weights)
     out: tuple[Tensor | None, ...] = _GradientFunction.apply(backend, sigmas, u, v, len(weights), *grads, *weights)
     return out
@@ -248,10 +218,7 @@ class _GradientFunction(torch.autograd.Function):
         return (*(None,) * 5, *found)
 
 
-def _check(
-    weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int, backend: str
-) -> None:
-    check_backend(_OP, backend, SPECTRAL_NORM_BACKENDS)
+def _check(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], n_power_iterations: int) -> None:
     if not len(weights) == len(us) == len(vs):
         raise ValueError(
             f"{_OP}: us and vs must have the length of weights, {len(weights)}, got {len(us)} and {len(vs)}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
-
-_T = TypeVar("_T")
 
 
 @contextmanager
@@ -23,9 +21,11 @@ def tf32(allowed: bool) -> Iterator[None]:
     matmul, cpu, cudnn = backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn
     places = (matmul, cpu, cudnn.conv, cudnn.rnn)
     before = [place.fp32_precision for place in places]
-    # where somebody has left the two different, what it means
-    products = _read(torch.get_float32_matmul_precision, "high" if before[0] == "tf32" else "highest")
-    convolutions = _read(lambda: cudnn.allow_tf32, before[2] == "tf32")
+    products, convolutions = "high" if before[0] == "tf32" else "highest", before[2] == "tf32"
+    with suppress(RuntimeError):  # where somebody has left the two different
+        products = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        convolutions = cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     cudnn.allow_tf32 = allowed
     if allowed and before[1] in ("none", "ieee"):  # of the CPU's products nothing was said
@@ -40,10 +40,3 @@ def tf32(allowed: bool) -> Iterator[None]:
         for place, said in zip(places, before, strict=True):
             if place.fp32_precision != said:
                 place.fp32_precision = said
-
-
-def _read(setting: Callable[[], _T], otherwise: _T) -> _T:
-    try:
-        return setting()
-    except RuntimeError:
-        return otherwise

@@ -152,7 +152,9 @@ class TrainConfig:
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> TrainConfig:
         """Return the preset `name` with `overrides`; nested ones as dictionaries, `generator={"base_channels": 8}`."""
-        return cls.from_dict(merge(load_preset(name), overrides))
+        base = load_preset(name)
+        sections = {key: {**base.get(key, {}), **overrides.get(key, {})} for key in ("generator", "discriminator")}
+        return cls.from_dict({**base, **overrides, **sections})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the YAML form: plain values, with the values that both networks share given once."""
@@ -161,17 +163,6 @@ class TrainConfig:
             own = {name: value for name, value in dataclasses.asdict(plain[key]).items() if name not in SHARED}
             plain[key] = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return plain
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over`, nested dictionaries merged key by key."""
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sagan_fast.evaluation.features import Extractor, file_sha256, open_extracto
 from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.evaluation.streams import GeneratedImages
 from sagan_fast.files import explained, link, reason, written
-from sagan_fast.training.log import SilentLog
+from sagan_fast.training.log import Log
 from sagan_fast.training.run import Run
 
 NICENESS = 10
@@ -39,7 +39,7 @@ class Evaluations:
     Raises InputError at once, not at the first evaluation, if features or real images cannot be had.
     """
 
-    def __init__(self, run: Run, log: SilentLog) -> None:
+    def __init__(self, run: Run, log: Log) -> None:
         config = run.config
         self.run, self.log = run, log
         self.folder = run.folder.path / "evaluation"
@@ -106,10 +106,8 @@ class Evaluations:
                 time.sleep(0.1)
         self.poll()
 
-    def __enter__(self) -> Evaluations:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End an evaluation in the background that is not done."""
         if self.beside is not None:
             self.beside.end()
             self.beside = None
@@ -170,14 +168,18 @@ class _Beside:
         self.target = self.snapshot.with_suffix(".json")
         self.target.unlink(missing_ok=True)
         link(run.folder.checkpoints.path(step), self.snapshot)
+        options = {
+            "data": config.eval_data or config.data,
+            "json": self.target,
+            "protocol": protocol.name,
+            "count": protocol.count,
+            "reference-count": protocol.reference_count,
+            "features": config.eval_features,
+            "metrics": config.eval_metrics,
+            "device": config.eval_device if config.eval_device != "auto" else run.world.device.type,
+        }
         command = [sys.executable, "-m", "sagan_fast.cli", "evaluate", str(self.snapshot)]
-        command += ["--data", config.eval_data or config.data, "--json", str(self.target)]
-        command += ["--protocol", protocol.name, "--count", str(protocol.count), "--features", config.eval_features]
-        command += ["--metrics", config.eval_metrics]
-        if protocol.reference_count is not None:
-            command += ["--reference-count", str(protocol.reference_count)]
-        device = config.eval_device if config.eval_device != "auto" else run.world.device.type
-        command += ["--device", device]
+        command += [f"--{name}={value}" for name, value in options.items() if value is not None]
         if nice := shutil.which("nice"):
             command = [nice, "-n", str(NICENESS), *command]
         with self.said.open("w") as output:
@@ -215,8 +217,6 @@ class _Beside:
         self.snapshot.unlink(missing_ok=True)
 
 
-@contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Leave PyTorch's global random numbers as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+def _undisturbed(device: torch.device) -> AbstractContextManager[None]:
+    """Return the context that leaves PyTorch's global random numbers as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -1,15 +1,105 @@
-"""Checks, makes and locks the folder of a run."""
+"""The folder of a run: made, checked and locked; its checkpoints, which models/checkpoint.py reads."""
 
+import contextlib
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import clean, explained, hold, replacing
-from sagan_fast.training.checkpoint import Checkpoints
+from sagan_fast.files import clean, explained, hold, link, replacing, written
 from sagan_fast.training.config import TrainConfig
 
+_NAME = re.compile(r"step-(\d+)\.pt")
 PATIENCE = 15.0
 """Seconds to wait for a folder in use: a run that was asked to stop first writes its checkpoint."""
+_UNTOUCHED = "; the one before it is untouched"
+
+
+def save_atomically(content: dict[str, Any], path: Path) -> None:
+    """Write `content` (tensors, numbers, strings, lists, dictionaries) to `path`: after a crash the old file remains.
+
+    Raises InputError if the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    with written(path, f"the checkpoint {path}", _UNTOUCHED) as file:
+        torch.save(content, file)
+
+
+class Checkpoints:
+    """The checkpoints of a run: step-N.pt, of which the newest `keep` stay, last.pt (the newest) and best.pt.
+
+    last.pt and best.pt are hard links to other checkpoints, or copies where the file system has no links. So each
+    checkpoint is written once. Only the main process of a run uses this.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.last = folder / "last.pt"
+
+    def path(self, step: int) -> Path:
+        """Return the file of the checkpoint of `step`, which may not exist."""
+        return self.folder / f"step-{step:08d}.pt"
+
+    def steps(self) -> list[int]:
+        """Return the steps that are there, the oldest first."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.pt"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(self, content: dict[str, Any], step: int) -> Path:
+        """Write the checkpoint of `step`, let last.pt name it and drop those beyond the newest `keep`; return last.pt.
+
+        Raises InputError if it cannot be written; last.pt is then the one before, whole.
+        """
+        save_atomically(content, self.path(step))
+        self._link(self.path(step), self.last)
+        self._drop([s for s in self.steps() if s <= step][: -self.keep])
+        return self.last
+
+    def before(self, step: int) -> Path | None:
+        """Return the newest checkpoint of at most `step`, or the oldest there is, or None without any."""
+        steps = self.steps()
+        early = [s for s in steps if s <= step] or steps[:1]
+        return self.path(early[-1]) if early else None
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: the run went back."""
+        self._drop([s for s in self.steps() if s > step])
+
+    def pin_best(self, step: int, metric: str, score: float) -> bool:
+        """Keep the checkpoint of `step` as best.pt if no earlier `score` was as low; return whether it is the best.
+
+        best.json beside it holds {"step", "metric", "score"}; a best of another metric, or one that cannot be read,
+        gives way. A score that is NaN is never the best. Raises InputError if that checkpoint is not there (call this
+        right after it was saved) or the folder cannot be written.
+        """
+        path = self.path(step)
+        if not path.exists():
+            raise InputError(f"there is no checkpoint {path} to keep as the best")
+        if score != score:
+            return False
+        note = self.folder / "best.json"
+        try:
+            best = json.loads(note.read_text())
+            if best["metric"] == metric and score >= best["score"]:
+                return False
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self._link(path, self.folder / "best.pt")
+        with written(note) as file:
+            file.write(json.dumps({"step": step, "metric": metric, "score": score}).encode() + b"\n")
+        return True
+
+    def _link(self, path: Path, name: Path) -> None:
+        with explained(f"cannot write the checkpoint {name}", _UNTOUCHED):
+            link(path, name)
+
+    def _drop(self, steps: list[int]) -> None:
+        for step in steps:
+            with contextlib.suppress(OSError):  # one file too many is no reason to end a run
+                self.path(step).unlink()
 
 
 class RunFolder:
@@ -45,3 +135,18 @@ class RunFolder:
     def close(self) -> None:
         """Release the folder for other runs."""
         self._release()
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of PyTorch's global generators, for random numbers that are not drawn from (seed, step)."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Set PyTorch's global generators to what `rng_state` returned, on CUDA if the number of devices is the same."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

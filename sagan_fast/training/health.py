@@ -82,21 +82,19 @@ def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float
     The first: gamma of every attention block, the largest sigma of each network, steps skipped under fp16. Three
     transfers from the device.
     """
+    networks = (("g", state.generator, state.g_spectral), ("d", state.discriminator, state.d_spectral))
+    gammas = {
+        f"gamma/{letter}.{name}": module.gamma.detach().reshape(())
+        for letter, network, _ in networks
+        for name, module in network.named_modules()
+        if isinstance(module, SelfAttention2d)
+    }
+    values = dict(zip(gammas, torch.stack([*gammas.values()]).tolist(), strict=True)) if gammas else {}
     sigmas: dict[str, float] = {}
-    values: dict[str, float] = {}
-    gammas: dict[str, torch.Tensor] = {}
-    for letter, network, group in (
-        ("g", state.generator, state.g_spectral),
-        ("d", state.discriminator, state.d_spectral),
-    ):
-        for name, module in network.named_modules():
-            if isinstance(module, SelfAttention2d):
-                gammas[f"gamma/{letter}.{name}"] = module.gamma.detach().reshape(())
+    for letter, _, group in networks:
         found = group.sigmas()
         sigmas |= {f"sigma/{letter}.{name}": sigma for name, sigma in found.items()}
         values[f"sigma_max/{letter}"] = max(found.values())
-    if gammas:
-        values |= dict(zip(gammas, torch.stack(list(gammas.values())).tolist(), strict=True))
     values |= {"skipped_steps/g": state.g_scaler.skipped, "skipped_steps/d": state.d_scaler.skipped}
     return values, sigmas
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,32 +17,7 @@ HEARTBEAT = 60.0
 """Seconds of silence after which a run that has no terminal says how far it is."""
 
 
-class SilentLog:
-    """The log of a process that is not the main one: it says and writes nothing."""
-
-    def line(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
-        """Record `values` at `step`."""
-
-    def scores(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
-        """Record the scores of an evaluation of `step`, which may be some steps ago."""
-
-    def step_done(self, step: int) -> None:
-        """Note that `step` is done."""
-
-    def back_to(self, step: int) -> None:
-        """Take the lines after `step` out of the log."""
-
-    def say(self, sentence: str) -> None:
-        """Show `sentence` to the person watching."""
-
-    def __enter__(self) -> SilentLog:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Close the files."""
-
-
-class RunLog(SilentLog):
+class RunLog:
     """Writes lines of numbers to RUN/log.jsonl and RUN/tensorboard, and shows progress on a terminal.
 
     On a terminal a progress bar; elsewhere one plain line a call with the time left, and a heartbeat where lines are
@@ -118,6 +93,9 @@ class RunLog(SilentLog):
         else:
             print(sentence, file=self.stream, flush=True)
 
+    def __enter__(self) -> RunLog:
+        return self
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.progress is not None:
             self.progress.stop()
@@ -137,6 +115,22 @@ class RunLog(SilentLog):
 
     def _disk(self) -> contextlib.AbstractContextManager[None]:
         return explained(f"cannot write the log in {self.run}")
+
+
+class SilentLog:
+    """The log of a process that is not the main one: it has the methods of RunLog, which do nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: None
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+Log = RunLog | SilentLog
 
 
 def _drop_lines_after(path: Path, step: int) -> list[str]:

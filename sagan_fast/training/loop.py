@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Guard
-from sagan_fast.training.log import RunLog, SilentLog
+from sagan_fast.training.log import Log, RunLog, SilentLog
 from sagan_fast.training.meter import Meter
 from sagan_fast.training.profile import Profile
 from sagan_fast.training.run import Run
@@ -81,10 +80,10 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
             folder.close()
 
 
-def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
+def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
     """Train from the current step to the last, or until asked to stop; raise `Diverged` when the guard does."""
     config, world, state, folder = run.config, run.world, run.state, run.folder
-    stream: Any = batches(
+    stream = batches(
         run.dataset,
         batch_size=config.batch_size // world.size,
         seed=config.seed,
@@ -97,7 +96,7 @@ def _go_on(run: Run, log: SilentLog, stop: list[int], tracing: Profile) -> None:
     vote = StopVote(world)
     meter = Meter(config, world)
     stopping = vote(bool(stop))
-    with closing(stream), Evaluations(run, log) as evaluations:
+    with closing(stream), closing(Evaluations(run, log)) as evaluations:
         while state.step < config.steps and not stopping:
             with meter.waiting():
                 images, labels = next(stream)

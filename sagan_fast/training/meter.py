@@ -46,11 +46,12 @@ class Meter:
         assert self.sums is not None
         sums = (self.sums / self.steps).tolist()
         seconds = time.perf_counter() - self.began
-        *means, broken = self.world.total([*sums, float(dataset.num_broken)])
-        wait, memory = self.world.largest([self.waited / seconds, memory_gib(self.world.device)])
+        mine = [*sums, float(dataset.num_broken), self.waited / seconds, memory_gib(self.world.device)]
+        *columns, waits, memories = zip(*self.world.gather(mine), strict=True)
+        *means, broken = map(sum, columns)
         values = {name: mean / self.world.size for name, mean in zip(SUMMED, means, strict=True)}
         values["images_per_s"] = self.steps * self.config.batch_size / seconds
-        values |= {"loader_wait": round(wait, 4), "memory_gib": round(memory, 3)}
+        values |= {"loader_wait": round(max(waits), 4), "memory_gib": round(max(memories), 3)}
         networks, curves = network_values(state)
         values |= networks
         values |= {"broken_images": int(broken), "rollbacks": state.rollbacks}

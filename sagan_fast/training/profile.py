@@ -28,10 +28,7 @@ class Profile:
             return None
         self.seen += 1
         if self.tracing is None and self.seen >= WARM_UP:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self.tracing = torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True)
+            self.tracing = torch.profiler.profile(record_shapes=True, acc_events=True)
             self.tracing.start()
             self.start = step
         elif self.tracing is not None and step - self.start >= self.steps:

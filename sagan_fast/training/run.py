@@ -11,12 +11,12 @@ import torch
 
 import sagan_fast
 from sagan_fast.data import ImageDataset
+from sagan_fast.data.dataset import count
 from sagan_fast.distributed import World
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import FORMAT, load_checkpoint
-from sagan_fast.training.checkpoint import restore_rng, rng_state, save_atomically
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.folder import RunFolder
+from sagan_fast.training.folder import RunFolder, restore_rng, rng_state, save_atomically
 from sagan_fast.training.health import Guard
 from sagan_fast.training.state import TrainState
 
@@ -123,8 +123,9 @@ class Run:
             restore_rng(states[world.rank])
         else:
             sentences.append(
-                f"resumed with {_processes(world.size)} instead of {len(states)}: weights, optimizers, the order of "
-                "the images and the noise go on where they were; PyTorch's global random numbers start anew"
+                f"resumed with {count(world.size, 'process', 'processes')} instead of {len(states)}: weights, "
+                "optimizers, the order of the images and the noise go on where they were; PyTorch's global random "
+                "numbers start anew"
             )
         images = content.get("norm_batch", config.norm_batch(world.size))
         if images != config.norm_batch(world.size):
@@ -156,7 +157,7 @@ class Run:
         if self.config.on_divergence == "stop" or rollbacks >= self.config.max_rollbacks or back is None:
             if not self.world.is_main:
                 raise SystemExit(1)  # the main process says it
-            after = f" after {rollbacks} rollback{'s' if rollbacks > 1 else ''}" if rollbacks else ""
+            after = f" after {count(rollbacks, 'rollback', 'rollbacks')}" if rollbacks else ""
             raise Diverged(f"{error}; stopped{after}, with the state in {stopped}", error.healthy_until)
         saved = _decoded(back)
         self.state.load_state_dict(saved)
@@ -175,11 +176,7 @@ class Run:
         if self.world.size == 1 and parts == 1:
             return ""
         each = self.config.batch_size // (self.world.size * parts)
-        return f"{_processes(self.world.size)} x {parts} x {each} images a step, "
-
-
-def _processes(number: int) -> str:
-    return f"{number} process{'es' if number > 1 else ''}"
+        return f"{count(self.world.size, 'process', 'processes')} x {parts} x {each} images a step, "
 
 
 @torch.no_grad()

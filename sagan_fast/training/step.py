@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan_fast.distributed import World
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.ema import update_ema
-from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import TrainState
 
 LANE = 256
@@ -177,6 +176,39 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor
     state.g_spectral.step()
     state.discriminator.requires_grad_(True)
     return {"g_loss": torch.stack(losses).mean(), "grad_norm/g": norm}
+
+
+def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Return mean(relu(1 - real)) + mean(relu(1 + fake)), a scalar, from logits of shape (B,), in float32.
+
+    Source: Lim and Ye 2017; Zhang et al. 2019, eq. 4.
+    """
+    return F.relu(1.0 - real.float()).mean() + F.relu(1.0 + fake.float()).mean()
+
+
+def generator_hinge(fake: Tensor) -> Tensor:
+    """Return -mean(fake), a scalar, from logits (B,), in float32."""
+    return -fake.float().mean()
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the parameters of `average` a share 1 - d towards those of `model`, d = min(decay, (1 + step)/(10 + step)).
+
+    Batch norm's running averages move with them. Everything else that is not a parameter is copied, spectral norm's u
+    and v above all: an average of unit vectors is shorter than one, and sigma would come out too small.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    averages: list[Tensor] = list(average.parameters())
+    values = [p.detach() for p in model.parameters()]
+    buffers = dict(model.named_buffers())
+    for name, buffer in average.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            averages.append(buffer)
+            values.append(buffers[name])
+        else:
+            buffer.copy_(buffers[name])
+    torch._foreach_lerp_(averages, values, 1 - decay)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Colour = tuple[int, int, int]
@@ -70,8 +71,6 @@ def framed(picture: Tensor, border: int) -> Tensor:
 
 def text(words: str, size: int, colour: Colour = BLACK) -> Tensor:
     """Return `words` in letters of `size` pixels on white, as tall as a line and as wide as the words."""
-    from PIL import Image, ImageDraw
-
     width = int(font(size).getlength(words)) + 2
     image = Image.new("RGB", (max(1, width), round(size * 1.4)), WHITE)
     ImageDraw.Draw(image).text((1, image.height / 2), words, fill=colour, font=font(size), anchor="lm")
@@ -90,6 +89,4 @@ def shortened(words: str, size: int, width: int) -> str:
 @functools.lru_cache
 def font(size: int) -> Any:
     """Return the letters that Pillow brings along."""
-    from PIL import ImageFont
-
     return ImageFont.load_default(size)

@@ -48,16 +48,16 @@ def test_a_stop_signal_ends_it_with_0_and_the_command_again_finishes(images, tmp
     import sagan_fast.data.prepare as work
 
     monkeypatch.setattr(work, "TASK_BYTES", 1)
-    original = work._Reader.__getitems__
+    original = work._decode
 
-    def interrupted(reader, items):
+    def interrupted(*args):
         signal.raise_signal(signal.SIGTERM)
-        return original(reader, items)
+        return original(*args)
 
     before = signal.getsignal(signal.SIGTERM)
     what = ["prepare", str(images), str(tmp_path / "packed"), "--size=8", "--num_workers=0"]
     with monkeypatch.context() as patch:
-        patch.setattr(work._Reader, "__getitems__", interrupted)
+        patch.setattr(work, "_decode", interrupted)
         assert main(what) == 0
     assert "stopped as asked; the same command goes on" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before

@@ -8,8 +8,7 @@ from PIL import Image
 from sagan_fast import cli
 from sagan_fast.commands.sample import read_classes, read_truncations
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation.interpolation import truncated
-from sagan_fast.evaluation.sampling import latents, sample
+from sagan_fast.evaluation.sampling import latents, sample, truncated
 from sagan_fast.models.checkpoint import load_generator
 from sagan_fast.visualize.drawing import enlarged
 from sagan_fast.visualize.grids import to_uint8

@@ -71,5 +71,5 @@ def test_damaged_archive(archive):
 
 
 def test_wrong_number_of_classes(archive):
-    with pytest.raises(InputError, match=r"has 10 classes \(airplane, .*made for 20: .*`num_classes: 10`"):
+    with pytest.raises(InputError, match=r"has 10 classes \(airplane, .*made for 20: .*`--num-classes 10`"):
         open_dataset(f"cifar10:{archive[0]}", resolution=32, num_classes=20)

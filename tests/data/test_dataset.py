@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sagan_fast.data.dataset import MAX_REPLACEMENTS, ImageDataset, match_classes
+from sagan_fast.data.dataset import MAX_BROKEN_IN_A_ROW, ImageDataset, match_classes
 from sagan_fast.errors import InputError
 
 
@@ -66,9 +66,9 @@ def test_whole_class_broken():
 
 def test_lost_disk_ends_soon():
     data = Numbers([0] * 1000, bad=range(1000))
-    with pytest.raises(InputError, match=f"{MAX_REPLACEMENTS} images in a row could not be read"):
+    with pytest.raises(InputError, match=f"{MAX_BROKEN_IN_A_ROW} images in a row could not be read"):
         data[7]
-    assert data.num_broken == MAX_REPLACEMENTS
+    assert data.num_broken == MAX_BROKEN_IN_A_ROW
 
 
 def test_match_classes():

@@ -2,7 +2,7 @@ import pytest
 
 from sagan_fast.errors import InputError
 from sagan_fast.models.config import preset_names
-from sagan_fast.training.config import TrainConfig, merge, read_yaml
+from sagan_fast.training.config import TrainConfig, read_yaml
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -26,7 +26,6 @@ def test_what_both_networks_share_is_stated_once():
 def test_nested_overrides_keep_the_rest():
     config = TrainConfig.from_preset("shapes-32", out="x", generator={"base_channels": 4})
     assert config.generator.base_channels == 4 and config.generator.channel_multipliers == (8, 4, 2, 1)
-    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def steps(folder, count, dtype, overrides):
                 labels = torch.randint(10, (16,), generator=rng)
                 mine = slice(world.rank, None, world.size)
                 values = train_step(state, config, images[mine], labels[mine], world.device, world)
-                lines.append([total / world.size for total in world.total([v.item() for v in values.values()])])
+                lines.append(torch.tensor(world.gather([v.item() for v in values.values()])).mean(0).tolist())
         torch.save({"lines": torch.tensor(lines), **state.state_dict()}, folder / f"{world.size}-{world.rank}.pt")
     torch.set_default_dtype(torch.float32)
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from sagan_fast import Generator
 from sagan_fast.distributed import World
 from sagan_fast.errors import InputError
 from sagan_fast.training.config import TrainConfig
@@ -13,11 +14,14 @@ from sagan_fast.training.step import (
     LANE,
     Noise,
     discriminator_gradient,
+    discriminator_hinge,
+    generator_hinge,
     generator_parts,
     generator_step,
     prepare_batch,
     statistics_shared,
     train_step,
+    update_ema,
 )
 
 CPU = torch.device("cpu")
@@ -163,3 +167,40 @@ def test_unconditional_step(generator):
     state = new_state(config, CPU)
     train_step(state, config, *batch(4, generator), CPU)
     assert state.step == 1
+
+
+def test_hinge_by_hand():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    assert torch.isclose(discriminator_hinge(real, fake), torch.tensor((0 + 0.5 + 2.0) / 3 + (0 + 1.0 + 2.0) / 3))
+    assert torch.isclose(generator_hinge(fake), torch.tensor(2.0 / 3))
+
+
+def test_half_precision_logits_are_averaged_in_float32():
+    logits = torch.full((4096,), 0.1, dtype=torch.bfloat16)
+    for loss in (discriminator_hinge(logits, logits), generator_hinge(logits)):
+        assert loss.dtype == torch.float32
+    assert torch.isclose(generator_hinge(logits), -logits[0].float())
+
+
+def test_parameters_and_statistics_are_averaged_u_and_v_copied():
+    model = Generator.from_preset("shapes-32", base_channels=4)
+    average = copy.deepcopy(model)
+    before = copy.deepcopy(average.state_dict())
+    model(torch.randn(4, 128), torch.tensor([0, 1, 2, 3]))  # moves u, v and the running statistics
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    update_ema(average, model, decay=0.75, step=1000)
+    now, new = average.state_dict(), model.state_dict()
+    for name, value in now.items():
+        if name.endswith(("_u", "_v", "num_batches_tracked")):
+            assert torch.equal(value, new[name]), name
+        else:
+            torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * new[name], msg=name)
+
+
+def test_the_first_steps_forget_the_random_weights():
+    model, average = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    model.weight.data.fill_(1.0), average.weight.data.fill_(0.0)
+    update_ema(average, model, decay=0.9999, step=1)
+    torch.testing.assert_close(average.weight.item(), 1 - 2 / 11)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as Pillow
 
 from sagan_fast.data.images import BrokenImageError, crop_and_resize, to_tensor
 from sagan_fast.files import explained, reason
 
 Image = npt.NDArray[np.uint8]
+GZIP = b"\x1f\x8b"
 MAX_LABEL = 10**6
 """A larger number in a file is no class."""
 
@@ -126,8 +128,6 @@ def fit(image: Image, resolution: int) -> Image:
     """Return pixels (H, W, 3), cropped and resized as an image file's are, as (3, resolution, resolution)."""
     if image.shape[:2] == (resolution, resolution):
         return np.ascontiguousarray(image.transpose(2, 0, 1))
-    from PIL import Image as Pillow
-
     return to_tensor(crop_and_resize(Pillow.fromarray(np.ascontiguousarray(image)), resolution)).numpy()
 
 

@@ -14,17 +14,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sagan_fast.data.dataset import list_some
 from sagan_fast.data.folders import EXTENSIONS, NOT_DATA
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import FilesSource, Image, check_label, start_of
+from sagan_fast.data.sources.base import GZIP, FilesSource, Image, check_label, start_of
 from sagan_fast.errors import InputError
 
 LABEL_KEYS = ("cls", "label", "class")
 """Where a KEY.json may hold the class number; the first that is there."""
 MAX_LABEL_BYTES = 2**20
-GZIP = b"\x1f\x8b"
 OTHER_COMPRESSION = {"zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
 
 
@@ -158,24 +158,15 @@ def _open_tar(path: str) -> Iterator[tuple[tarfile.TarFile, bool]]:
     with open(path, "rb") as file:
         packed = file.read(len(GZIP)) == GZIP
         file.seek(0)
-        if not packed:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                yield tar, packed
-                _check_end(tar, os.fstat(file.fileno()).st_size)
-            return
         # not tarfile's own gzip, which does not check the sum at the end
-        with gzip.GzipFile(fileobj=file) as unpacked:
-            with tarfile.open(fileobj=unpacked, mode="r|") as tar:
-                yield tar, packed
-            while unpacked.read(2**20):
-                pass
-            _check_end(tar, unpacked.tell())
-
-
-def _check_end(tar: tarfile.TarFile, size: int) -> None:
-    """Raise ReadError unless a block of zeros marks the end; tarfile takes the end of the file for one."""
-    if size < tar.offset + tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it has no end mark")
+        stream: Any = gzip.GzipFile(fileobj=file) if packed else file
+        with tarfile.open(fileobj=stream, mode="r|" if packed else "r:") as tar:
+            yield tar, packed
+        while packed and stream.read(2**20):
+            pass
+        size = stream.tell() if packed else os.fstat(file.fileno()).st_size
+        if size < tar.offset + tarfile.BLOCKSIZE:  # tarfile takes the end of the file for a block of zeros
+            raise tarfile.ReadError("it has no end mark")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -198,11 +189,8 @@ def _label_in_json(text: str) -> str | None:
         content = json.loads(text)
     except ValueError:
         return None
-    if isinstance(content, dict):
-        for key in LABEL_KEYS:
-            if isinstance(content.get(key), int | str):
-                return str(content[key])
-    return None
+    labels = (content.get(key) for key in LABEL_KEYS) if isinstance(content, dict) else ()
+    return next((str(label) for label in labels if isinstance(label, int | str)), None)
 
 
 def _check_kind(path: str) -> None:

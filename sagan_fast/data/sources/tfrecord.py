@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import FilesSource, Image, check_label, fit, start_of
+from sagan_fast.data.sources.base import GZIP, FilesSource, Image, check_label, fit, start_of
 from sagan_fast.errors import InputError
 
 IMAGE_KEYS = ("image_raw", "image/encoded", "image")
 LABEL_KEYS = ("label", "image/class/label")
 HEIGHT_KEYS, WIDTH_KEYS, DEPTH_KEYS = ("height", "image/height"), ("width", "image/width"), ("depth", "image/channels")
-GZIP = b"\x1f\x8b"
 ENCODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 HEADER = struct.Struct("<QI")
 
