@@ -15,9 +15,7 @@ def rel_rms(actual: Tensor, truth: Tensor) -> float:
     """Return the root mean square of `actual - truth` over that of `truth`, in float64; NaN in either gives NaN."""
     actual, truth = actual.detach().double(), truth.detach().to(actual.device, torch.float64)
     if actual.shape != truth.shape:
-        raise ValueError(
-            f"rel_rms: actual must have the shape of truth = {tuple(truth.shape)}, got {tuple(actual.shape)}"
-        )
+        raise ValueError(f"rel_rms: actual must have shape {tuple(truth.shape)} of truth, got {tuple(actual.shape)}")
     if truth.numel() == 0:
         return 0.0
     error = (actual - truth).square().mean().sqrt()

@@ -4,8 +4,6 @@ All providers get the same channels_last maps, weights and scale 1. So rows of q
 backend of PyTorch refuses them. A provider that cannot do the work raises, and its reason is recorded.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -10,8 +10,6 @@ A sample opens a loader, takes what its workers may have read ahead, and times t
 256 images, whatever the batch. Decoding JPEGs is so much slower that its batches are smaller.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

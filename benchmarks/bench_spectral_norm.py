@@ -1,7 +1,5 @@
 """One update of all 44 spectral-normed weights of SAGAN, ours against torch's and BigGAN's."""
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence

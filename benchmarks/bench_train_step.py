@@ -4,8 +4,6 @@ The peers use the same layers with eager attention and torch's spectral norm, wh
 existing code bases.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

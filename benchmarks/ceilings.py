@@ -1,7 +1,5 @@
 """The rates this very device reaches on a copy, on matrix products and on exponentials, measured in the same run."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -25,9 +25,6 @@ from sagan_fast.kernels import configs
 from sagan_fast.kernels.configs import Arch, LaunchConfig
 from sagan_fast.kernels.launch import Plan
 
-ENOUGH = 4
-"""So many candidates that fit are compared."""
-
 
 @contextmanager
 def shipped(key: Key, config: LaunchConfig) -> Iterator[None]:
@@ -94,7 +91,7 @@ def fit(key: Key, given: LaunchConfig) -> tuple[LaunchConfig, float | None]:
         print(f"    {config}: {price and round(price[0], 3)}", flush=True)
         if price is not None:
             found.append((price[0], number, config))
-        if len(found) == ENOUGH:
+        if len(found) == 4:  # enough to compare
             break
     return (min(found)[2], min(found)[0]) if found else (given, None)
 

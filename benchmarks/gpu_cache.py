@@ -10,8 +10,6 @@ PyTorch's version is not among them. With --wheel, libtriton.so counts as the on
 Triton; then neither that Python nor another PyTorch is needed. The launchers, compiled from C, are not kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -5,15 +5,13 @@ provider with wrong results is recorded as wrong and never timed. A provider tha
 reason. The others take turns, so a change of clocks or load meets all of them.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -104,10 +102,6 @@ class Case:
             return self.tolerance
         # gradients are sums of signed terms in low precision: three times the table of values
         return RMS_TOLERANCE[self.dtype] * (1 if self.mode == "forward" else 3)
-
-    def only(self, keep: Callable[[Provider], bool]) -> Case:
-        """Return the case with those of its providers that `keep` is true for."""
-        return replace(self, providers=[p for p in self.providers if keep(p)])
 
 
 def measure(

@@ -83,9 +83,8 @@ def parts(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]
     x = torch.randn(1, C, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last)
     leaf = x.clone().requires_grad_()
     weights = [conv.weight.detach() for conv in (block.theta, block.phi, block.g, block.o)]
-    *qkv, w_o = flat = [w.flatten(1) for w in weights]
+    *qkv, w_o = [w.flatten(1) for w in weights]
     gamma = block.gamma.detach()
-    op = torch.ops.sagan_fast.self_attention_2d_inference.default
 
     def backward() -> None:
         y: Tensor = block(leaf)
@@ -104,7 +103,6 @@ def parts(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], object]
         "module, forward with grad": lambda: block(leaf),
         "module, forward+backward": backward,
         "function, forward": torch.no_grad()(lambda: self_attention_2d(x, *weights, gamma, backend="triton")),
-        "custom op, forward": torch.no_grad()(lambda: op(x, *flat, gamma, None, None, None, None, True)),
         "two launchers, forward": torch.no_grad()(launchers),
         "  nothing kept": torch.no_grad()(from_arguments),
     }

@@ -74,19 +74,11 @@ SMEM_RESERVED = 1024
 """Bytes of shared memory that CUDA keeps for itself in every resident block [guide]."""
 
 RTX_3090 = Machine(
-    arch=86,
-    device="NVIDIA GeForce RTX 3090",
-    sms=82,
-    clock_hz=1.695e9,
+    86, "NVIDIA GeForce RTX 3090", sms=82, clock_hz=1.695e9,
     tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 71 and 35.6 TFLOP/s, accumulated in float32
-    mufu_lanes=16,  # [guide]
-    fp32_lanes=128,  # [guide]
+    mufu_lanes=16, fp32_lanes=128, smem_block=101376, smem_sm=100 << 10, warps_sm=48, blocks_sm=16,  # [guide]
     hbm_bytes_per_s=0.936e12,  # [geforce]
-    smem_block=101376,  # [guide] 99 KB
-    smem_sm=100 << 10,  # [guide]
-    warps_sm=48,  # [guide]
-    blocks_sm=16,  # [guide]
-)
+)  # fmt: skip
 
 LDS_BYTES = 65536
 """Local data share of a program on AMD's CDNA and RDNA chips [AMD's ISA documents]."""

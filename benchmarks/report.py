@@ -165,8 +165,7 @@ def evidence_table(folder: Path) -> str:
     def chips(records: Sequence[Found]) -> str:
         names = {r["arch"]: f"{r['arch'] / 10}" if isinstance(r["arch"], int) else r["arch"] for r in records}
         spilling = {r["arch"] for r in records if r["faults"]}
-        said = ", ".join(name + "\\*" * (arch in spilling) for arch, name in names.items())
-        return f"{said} ({_names(r['dtype'] for r in records)})" if said else "no record"
+        return ", ".join(name + "\\*" * (arch in spilling) for arch, name in names.items()) or "no record"
 
     rows = []
     for kernel, records in latest.items():

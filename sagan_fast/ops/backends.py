@@ -90,17 +90,13 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
             if arch not in AMD:
                 return f"{name} is {arch}, and the kernels are compiled for {', '.join(AMD)}"
         elif arch < min_arch:
-            return f"{name} has compute capability {_dotted(arch)}, below {_dotted(min_arch)}"
+            return f"{name} has compute capability {arch / 10}, below {min_arch / 10}"
         return build_refusal() if dtype in FLOAT_DTYPES else f"{dtype} is not float32, float16 or bfloat16"
     if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device.type}, not on a CUDA device"
     if dtype not in (torch.float64, torch.float32, torch.float16) and not interpreter_computes(dtype):
         return f"Triton's interpreter does not compute {dtype} rightly"
     return None
-
-
-def _dotted(capability: int) -> str:
-    return f"{capability // 10}.{capability % 10}"
 
 
 def unmeasured(device: torch.device) -> str | None:

@@ -23,7 +23,6 @@ def test_it_times_calls_down_to_where_the_driver_would_be():
         "module, forward with grad": "2",
         "module, forward+backward": "5",
         "function, forward": "2",
-        "custom op, forward": "2",
         "two launchers, forward": "2",
         "nothing kept": "2",
     }
