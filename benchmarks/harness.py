@@ -103,6 +103,10 @@ class Case:
         # gradients are sums of signed terms in low precision: three times the table of values
         return RMS_TOLERANCE[self.dtype] * (1 if self.mode == "forward" else 3)
 
+    def only(self, keep: Callable[[Provider], bool]) -> "Case":
+        """Return the case with those of its providers that `keep` is true for."""
+        return replace(self, providers=[p for p in self.providers if keep(p)])
+
 
 def measure(
     case: Case,

@@ -59,7 +59,7 @@ class Part:
             compiled = provider.name.endswith("-compiled")
             return compiled or provider.name.startswith(BESIDE) if wanted else not compiled
 
-        yield from (replace(case, providers=[*filter(keep, case.providers)]) for case in self.build(target))
+        yield from (case.only(keep) for case in self.build(target))
 
 
 BESIDE = ("eager", "parametrization", *OURS)
