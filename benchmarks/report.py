@@ -165,7 +165,8 @@ def evidence_table(folder: Path) -> str:
     def chips(records: Sequence[Found]) -> str:
         names = {r["arch"]: f"{r['arch'] / 10}" if isinstance(r["arch"], int) else r["arch"] for r in records}
         spilling = {r["arch"] for r in records if r["faults"]}
-        return ", ".join(name + "\\*" * (arch in spilling) for arch, name in names.items()) or "no record"
+        order = sorted(names, key=lambda arch: (isinstance(arch, str), arch))
+        return ", ".join(names[arch] + "\\*" * (arch in spilling) for arch in order) or "no record"
 
     rows = []
     for kernel, records in latest.items():
