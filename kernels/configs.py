@@ -208,7 +208,7 @@ def lookup_size(kernel: str, size: int) -> LaunchConfig:
 
 
 @functools.cache
-def has_fast_float32(arch: Arch, D_QK: int, D_V: int) -> bool:
-    """Return whether the attention kernels' float32 products run on the tensor cores of `arch`."""
+def has_fast_float32(arch: Arch) -> bool:
+    """Return whether the attention kernels' float32 products run on the tensor cores of `arch`, at every width."""
     kernels = ("attention_fwd", "attention_bwd_dkv", "attention_bwd_dq")
-    return all(lookup(kernel, arch, "fp32", D_QK, D_V, SMALL + 1).tf32x3 for kernel in kernels)
+    return all(lookup(kernel, arch, "fp32", *width, SMALL + 1).tf32x3 for kernel in kernels for width in WIDTHS)

@@ -8,10 +8,10 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ CPU_FUSED_MIN_SCORES = 2**23
 CPU_FUSED_MIN_KEYS = 256
 
 _logger = logging.getLogger("sagan_fast")
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 class Choice(NamedTuple):
@@ -77,6 +78,16 @@ def check_backend(op: str, backend: str, backends: Sequence[str]) -> None:
         raise ValueError(f"{op}: backend must be one of {', '.join(backends)}, got {backend!r}")
 
 
+def _constant(function: _Function) -> _Function:
+    """Let torch.compile call `function` and keep what it returns: it asks the device and the disk, not to be traced.
+
+    `torch.compiler.assume_constant_result` sets the same mark, but importing Dynamo for it takes over a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) -> str | None:
     """Return why the Triton kernels cannot run on `device` with products in `dtype`, or None where they can.
 
@@ -99,6 +110,7 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
     return None
 
 
+@_constant
 def unmeasured(device: torch.device) -> str | None:
     """Return why "auto" does not take the kernels on `device`, where they would run but nobody has run them yet."""
     if isinstance(device_arch(device.index or 0), str):
@@ -106,11 +118,10 @@ def unmeasured(device: torch.device) -> str | None:
     return None
 
 
-def slow_float32(like: Tensor, D_QK: int, D_V: int) -> str | None:
+@_constant
+def slow_float32(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why "auto" does not take the attention kernels for float32, where they would not use the tensor cores."""
-    if product_dtype(like) != torch.float32 or precision_of(torch.float32) == "tf32":
-        return None
-    if has_fast_float32(device_arch(like.device.index or 0), D_QK, D_V):
+    if dtype != torch.float32 or precision_of(dtype) == "tf32" or has_fast_float32(device_arch(device.index or 0)):
         return None
     return "its float32 products would not run on the tensor cores (allow TF32, or ask for 'triton')"
 
@@ -165,7 +176,7 @@ def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Cho
             too_wide(D_QK, D_V)
             or triton_refusal(like.device, product_dtype(like), MIN_ARCH)
             or unmeasured(like.device)
-            or slow_float32(like, D_QK, D_V)
+            or slow_float32(like.device, product_dtype(like))
         )
         if refusal is None:
             return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")

@@ -89,8 +89,17 @@ def test_a_card_that_is_too_old_or_a_dtype_is_named(card):
     assert triton_refusal(device, torch.float16, MIN_ARCH) == "a card has compute capability 7.5, below 8.0"
 
 
+class Like:
+    """As much of a tensor on a card as a choice asks for."""
+
+    is_cuda, is_cpu, device = True, False, torch.device("cuda:0")
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+
 def test_amd_is_left_alone_unless_asked_for(card):
-    like = SimpleNamespace(is_cuda=True, device=torch.device("cuda:0"), dtype=torch.bfloat16, is_cpu=False)
+    like = Like(torch.bfloat16)
     assert choose("op", "auto", like, 1, 512, 512, 32, 64).backend == "triton"
     card(amd="gfx942")
     assert triton_refusal(like.device, torch.bfloat16, MIN_ARCH) is None
@@ -105,12 +114,23 @@ def test_amd_is_left_alone_unless_asked_for(card):
 @pytest.mark.parametrize("fast", [False, True])
 def test_float32_without_tensor_cores_goes_to_sdpa(card, monkeypatch, fast):
     monkeypatch.setattr("sagan_fast.ops.backends.has_fast_float32", lambda *_: fast)
-    like = SimpleNamespace(is_cuda=True, device=torch.device("cuda:0"), dtype=torch.float32, is_cpu=False)
+    like = Like(torch.float32)
     choice = choose("op", "auto", like, 1, 512, 512, 32, 64)
     assert choice.backend == ("triton" if fast else "sdpa")
     assert fast or "would not run on the tensor cores" in choice.reason
     monkeypatch.setattr("sagan_fast.ops.backends.precision_of", lambda dtype: "tf32")
     assert choose("op", "auto", like, 1, 512, 512, 32, 64).backend == "triton"
+
+
+@pytest.mark.parametrize("dtype, backend", [(torch.float32, "sdpa"), (torch.bfloat16, "triton")])
+def test_the_choice_on_a_card_is_compiled_without_a_graph_break(card, dtype, backend):
+    like = Like(dtype)
+
+    def add(x):
+        return x + (1 if choose("op", "auto", like, 1, 512, 512, 32, 64).backend == backend else 0)
+
+    torch.compiler.reset()
+    assert torch.compile(add, fullgraph=True, backend="eager")(torch.zeros(())) == 1
 
 
 def test_without_a_compiler_or_headers_triton_is_not_taken(card, monkeypatch, tmp_path):
