@@ -58,8 +58,7 @@ def plans_of(key: Key, arch: Arch) -> list[Plan]:
 
 def cost(key: Key, config: LaunchConfig) -> tuple[float, bool] | None:
     """Return warp instructions a score, and whether there is room for two; None where `config` does not fit."""
-    amd = not key[1].isdecimal()
-    arches: Sequence[Arch] = ("gfx90a", "gfx1100") if amd else (int(key[1]),)
+    arches: Sequence[Arch] = (int(key[1]),) if key[1].isdecimal() else ("gfx90a", "gfx1100")
     channels = config.BLOCK_C if key[0] in ("projection_fwd", "attention_bwd_preprocess") else 1
     area = prod(size for size in (config.BLOCK_N, config.BLOCK_M, channels) if size)
     worst, room = 0.0, True
@@ -70,7 +69,7 @@ def cost(key: Key, config: LaunchConfig) -> tuple[float, bool] | None:
             except Exception as error:  # a tile that the compiler refuses is no candidate
                 print(f"    {config}: {type(error).__name__} {str(error)[:80]}", flush=True)
                 return None
-            most = LDS_BYTES if isinstance(arch, str) else MACHINES[arch].smem_block
+            most = LDS_BYTES[arch] if isinstance(arch, str) else MACHINES[arch].smem_block
             if uses["stack"] or uses["spills"] or uses["smem"] > most:
                 return None
             worst = max(worst, uses["instructions"] * config.num_warps / area)

@@ -12,6 +12,8 @@ Sources
 
 from dataclasses import dataclass, replace
 
+from sagan_fast.kernels.configs import AMD
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -80,8 +82,8 @@ RTX_3090 = Machine(
     hbm_bytes_per_s=0.936e12,  # [geforce]
 )  # fmt: skip
 
-LDS_BYTES = 65536
-"""Local data share of a program on AMD's CDNA and RDNA chips [AMD's ISA documents]."""
+LDS_BYTES = dict.fromkeys(AMD, 65536) | {"gfx950": 163840}
+"""Local data share of a program, by AMD chip [AMD's ISA documents]."""
 
 MACHINES = {
     machine.arch: machine

@@ -112,20 +112,17 @@ class Row(NamedTuple):
         return rows
 
 
-def merged(rows: Sequence[Row]) -> list[Row]:
+def merged(rows: Sequence[Row]) -> Sequence[Row]:
     """Return fewer rows that serve the same: those that differ in one list alone become one."""
     for axis in (2, 1, 0, 3):
         together: dict[tuple[object, ...], Row] = {}
         for row in rows:
-            others = (row.kernel, *(values for i, values in enumerate(row.serves) if i != axis), row.config, row.origin)
-            former = together.get(others)
-            if former is None:
-                together[others] = row
-            else:
-                values = (*former.serves[axis], *(v for v in row.serves[axis] if v not in former.serves[axis]))
-                together[others] = row._replace(serves=(*row.serves[:axis], values, *row.serves[axis + 1 :]))
+            before, after = row.serves[:axis], row.serves[axis + 1 :]
+            others = row.kernel, before, after, row.config, row.origin
+            values = dict.fromkeys((*together.get(others, row).serves[axis], *row.serves[axis]))
+            together[others] = row._replace(serves=(*before, tuple(values), *after))
         rows = list(together.values())
-    return list(rows)
+    return rows
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -114,7 +114,10 @@ def compile(dtypes: list[str]) -> None:
             except Exception as error:
                 faults.append(f"{what}: {type(error).__name__}")
                 continue
-            most = LDS_BYTES if isinstance(arch, str) else MACHINES[arch].smem_block if arch in MACHINES else 10**9
+            limits = (
+                LDS_BYTES if isinstance(arch, str) else {chip: machine.smem_block for chip, machine in MACHINES.items()}
+            )
+            most = limits.get(arch, limits.get(SERVED_BY.get(arch)))
             if uses["stack"] or uses["smem"] > most:
                 faults.append(f"{what}: {uses['stack']} bytes of stack, {uses['smem']} of shared memory")
         for name, faults in found.items():
@@ -128,4 +131,4 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("prove", "compile"))
     parser.add_argument("--dtype", action="append", choices=("bf16", "fp16", "tf32", "fp32"))
     options = parser.parse_args()
-    globals()[options.what](options.dtype or ["bf16", "fp16", "tf32", "fp32"])
+    {"prove": prove, "compile": compile}[options.what](options.dtype or ["bf16", "fp16", "tf32", "fp32"])

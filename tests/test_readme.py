@@ -22,3 +22,17 @@ def test_pictures_and_presets_exist():
         assert (ROOT / picture).exists(), picture
     for name in preset_names():
         assert f"`{name}`" in README, name
+
+
+def test_the_estimate_of_several_gpus_follows_from_its_own_numbers():
+    page = (ROOT / "docs" / "multi-node.md").read_text()
+    found = re.search(r"`official-128-feat64`.*G ([\d,]+) parameters, D ([\d,]+)\)", README)
+    megabytes = 4 * sum(int(count.replace(",", "")) for count in found.groups()) / 1e6
+    assert f"S = {megabytes:.0f} MB" in page and f"at most {2 * megabytes:.0f} MB" in page
+    links = re.findall(r"\| ([\d.]+) \| ([\d.]+) \|\n", page)
+    assert len(links) == 3
+    for rate, milliseconds in links:
+        digits = len(milliseconds.partition(".")[2])
+        assert f"{2 * megabytes / (0.8 * float(rate)):.{digits}f}" == milliseconds
+    flop, images, milliseconds = 154.9e9, 64, 64 * 154.9e9 / (0.45 * 989e12) * 1e3
+    assert f"needs {milliseconds:.0f} ms for the {flop / 1e9} GFLOP an image of {images} images" in page

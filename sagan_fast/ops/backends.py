@@ -79,7 +79,7 @@ def check_backend(op: str, backend: str, backends: Sequence[str]) -> None:
 
 
 def _constant(function: _Function) -> _Function:
-    """Let torch.compile call `function` and keep what it returns: it asks the device and the disk, not to be traced.
+    """Let torch.compile call `function`, which asks the device and the disk, and keep its answer instead of tracing it.
 
     `torch.compiler.assume_constant_result` sets the same mark, but importing Dynamo for it takes over a second.
     """
@@ -113,9 +113,8 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
 @_constant
 def unmeasured(device: torch.device) -> str | None:
     """Return why "auto" does not take the kernels on `device`, where they would run but nobody has run them yet."""
-    if isinstance(device_arch(device.index or 0), str):
-        return "its kernels were compiled for AMD, but never run there (ask for 'triton')"
-    return None
+    said = "its kernels were compiled for AMD, but never run there (ask for 'triton')"
+    return said if isinstance(device_arch(device.index or 0), str) else None
 
 
 @_constant

@@ -1,9 +1,12 @@
 """Every width has a config, each launch one row, and a measured row comes before the others."""
 
+from dataclasses import replace
+
 import pytest
 
 from sagan_fast.kernels import configs
 from sagan_fast.kernels.configs import FILE, LaunchConfig, Row, format_rows, lookup, read_rows, served_by
+from sagan_fast.kernels.tiles import arithmetic
 
 OWNERS = ("attention_fwd", "attention_bwd_dkv", "attention_bwd_dq")
 
@@ -11,7 +14,7 @@ OWNERS = ("attention_fwd", "attention_bwd_dkv", "attention_bwd_dq")
 @pytest.fixture
 def rows_of(tmp_path, monkeypatch):
     """A function that makes other rows the shipped ones, for this test."""
-    caches = (configs._configs, configs.lookup, configs.lookup_size)
+    caches = (configs._configs, configs.lookup, configs.lookup_size, configs.has_fast_float32)
 
     def clear():
         for cache in caches:
@@ -102,3 +105,31 @@ def test_merged_rows_serve_the_same():
 
     assert served(configs.merged(rows)) == served(rows)
     assert len(configs.merged(rows)) < len(rows)
+
+
+def test_float32_is_fast_where_every_row_takes_three_tf32_products(rows_of):
+    rows = read_rows(FILE)
+    assert not configs.has_fast_float32(90)
+    fast = [row._replace(config=replace(row.config, tf32x3="fp32" in row.serves[1])) for row in rows]
+    rows_of(fast)
+    assert configs.has_fast_float32(90) and configs.has_fast_float32(80)
+    slow = next(i for i, row in enumerate(fast) if row.kernel == "attention_bwd_dq" and "fp32" in row.serves[1])
+    rows_of([*fast[:slow], rows[slow], *fast[slow + 1 :]])
+    assert not all(configs.has_fast_float32(arch) for arch in (80, 90, 100))
+
+
+@pytest.mark.parametrize(
+    "precision, tf32x3, said",
+    [("fp32", True, "tf32x3"), ("fp32", False, "ieee"), ("tf32", True, "tf32"), ("bf16", True, "ieee")],
+)
+def test_only_float32_is_three_tf32_products(precision, tf32x3, said):
+    assert arithmetic(precision, LaunchConfig(tf32x3=tf32x3))["PRECISION"] == said
+
+
+@pytest.mark.parametrize("arch", configs.AMD)
+def test_amd_runs_a_row_of_its_own_before_ampere_s(arch, rows_of):
+    assert lookup("attention_fwd", arch, "bf16", 32, 64, 4096) == lookup("attention_fwd", 80, "bf16", 32, 64, 4096)
+    own = LaunchConfig(BLOCK_N=16, BLOCK_M=16, num_warps=4)
+    key = (("gfx",), ("bf16",), ("32x64",), ("large",))
+    rows_of([*read_rows(FILE), Row("attention_fwd", key, own, "a test")])
+    assert lookup("attention_fwd", arch, "bf16", 32, 64, 4096) == own
