@@ -100,9 +100,9 @@ def functional_launches(shape: BlockShape, dtype: str, arch: Arch) -> list[Launc
     rows = ((shape.N, shape.d_qk), (shape.M, shape.d_qk), (shape.M, shape.d_v))
     q, k, v = (_empty(dtype, shape.B, *size) for size in rows)
     with recording(arch, dtype) as found:
-        out, lse = attention_fwd(q, k, v)
+        out, lse, lost = attention_fwd(q, k, v)
         assert lse is not None
-        attention_bwd(torch.empty_like(out), q, k, v, out, lse)
+        attention_bwd(torch.empty_like(out), q, k, v, out, lse, lost)
     return [Launch(plan, shape.name, FUNCTIONAL) for plan in found.plans]
 
 

@@ -103,6 +103,13 @@ def store_rows(ptr, stride_row, tile, offs_row, mask_row, FIRST: tl.constexpr, D
 
 
 @triton.jit
+def store_lost(ptr, stride_row, tile, offs_row, mask_row, FIRST: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Store what `store_rows` loses of `tile` by rounding it to the dtype of `ptr`."""
+    lost = tile - tile.to(ptr.dtype.element_ty).to(tile.dtype)
+    store_rows(ptr, stride_row, lost, offs_row, mask_row, FIRST, D, BLOCK)
+
+
+@triton.jit
 def load_chunk(ptrs, stride_c, c, mask_c, mask_n):
     """Load channels `c` of the positions at `ptrs` (BLOCK_N, 1): (BLOCK_N, BLOCK_C), zero where masked."""
     return tl.load(ptrs + c[None, :] * stride_c, mask=mask_n[:, None] & mask_c[None, :], other=0.0)

@@ -299,6 +299,7 @@ def attention_bwd(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    lost: Tensor | None = None,
     scale: float = 1.0,
     *,
     preprocess_config: LaunchConfig | None = None,
@@ -307,13 +308,13 @@ def attention_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq (B, N, D_QK), dk (B, M, D_QK), dv (B, M, D_V), contiguous, in the dtype of q.
 
-    `d_out` (B, N, D_V) of that dtype and any strides, as q, k and v; `out` and `lse` from `attention_fwd`.
+    `d_out` (B, N, D_V) of that dtype and any strides, as q, k and v; `out`, `lse` and `lost` from `attention_fwd`.
     """
-    check_contiguous("attention_bwd", ("out", "lse"), (out, lse))
+    check_contiguous("attention_bwd", ("out", "lse", "lost"), (out, lse, lost))
     dq, dk, dv = (torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (q, k, v))
     if k.shape[1] == 0 or q.shape[1] == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    delta = attention_bwd_preprocess(d_out, out, config=preprocess_config)
+    delta = attention_bwd_preprocess(d_out, out, lost, config=preprocess_config)
     attention_bwd_dkv(q, k, v, d_out, lse, delta, dk, dv, scale, config=dkv_config)
     attention_bwd_dq(q, k, v, d_out, lse, delta, dq, scale, config=dq_config)
     return dq, dk, dv

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import LOG2_E
 from ..configs import LaunchConfig, lookup
 from ..launch import Launch, Needs, accumulator_dtype, arch_of, launch, precision_of, size_of
-from ..tiles import arithmetic, cdiv, grid_of, load_rows, locate, padded, split, store_rows
+from ..tiles import arithmetic, cdiv, grid_of, load_rows, locate, padded, split, store_lost, store_rows
 
 
 @triton.jit
@@ -98,7 +98,8 @@ def attend(
 
 @triton.jit
 def _fwd_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,  # (B, N, D_QK), (B, M, D_QK), (B, M, D_V), (B, N, D_V), (B, N) or None
+    q_ptr, k_ptr, v_ptr, out_ptr,  # (B, N, D_QK), (B, M, D_QK), (B, M, D_V), (B, N, D_V)
+    lse_ptr, lost_ptr,  # (B, N), (B, N, D_V); None where backward needs none
     stride_q_b, stride_q_n, stride_q_d,
     stride_k_b, stride_k_m, stride_k_d,
     stride_v_b, stride_v_m, stride_v_d,
@@ -125,9 +126,15 @@ def _fwd_kernel(
     )  # fmt: skip
     rows = b * N + offs_n
     inverse = (1.0 / row_sum)[:, None]
-    store_rows(out_ptr, D_V, out * inverse, rows, mask_n, 0, D_V, BLOCK_D_V)
+    out *= inverse
+    store_rows(out_ptr, D_V, out, rows, mask_n, 0, D_V, BLOCK_D_V)
+    if lost_ptr is not None:
+        store_lost(lost_ptr, D_V, out, rows, mask_n, 0, D_V, BLOCK_D_V)
     if BLOCK_REST > 0:
-        store_rows(out_ptr, D_V, rest * inverse, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
+        rest *= inverse
+        store_rows(out_ptr, D_V, rest, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
+        if lost_ptr is not None:
+            store_lost(lost_ptr, D_V, rest, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
     if lse_ptr is not None:
         tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), mask=mask_n)
 
@@ -139,18 +146,22 @@ def is_packed(*tensors: Tensor) -> bool:
 
 def attention_fwd(
     q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, *, save: bool = True, config: LaunchConfig | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Return softmax(scale q kᵀ) v, (B, N, D_V) contiguous, and with `save` its base-2 log-sum-exp (B, N), else None.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return softmax(scale q kᵀ) v, (B, N, D_V) contiguous, and what backward needs with `save`: log-sum-exp and rest.
 
     `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V) share a dtype and may have any strides. The log-sum-exp is
-    float32 (float64 for float64). With M = 0 the output is zero, as a product with nothing is.
+    (B, N), to base 2, float32 (float64 for float64). The rest is what the output lost by rounding to 16 bits, in its
+    shape and dtype. Both are None without `save`, the rest also for wider dtypes. With M = 0 the output is zero, as a
+    product with nothing is.
     """
     (B, N, D_QK), (_, M, D_V) = q.shape, v.shape
     out = torch.empty((B, N, D_V), device=q.device, dtype=q.dtype)
     precision = precision_of(q.dtype)
     lse = torch.empty((B, N), device=q.device, dtype=accumulator_dtype(q.dtype)) if save else None
+    lost = torch.empty_like(out) if save and q.dtype != accumulator_dtype(q.dtype) else None
     if M == 0:
-        return out.zero_(), lse if lse is None else lse.fill_(-math.inf)
+        lost = None if lost is None else lost.zero_()
+        return out.zero_(), lse if lse is None else lse.fill_(-math.inf), lost
 
     def describe() -> Launch:
         chosen = config or lookup("attention_fwd", arch_of(q), precision, D_QK, D_V, N)
@@ -175,12 +186,12 @@ def attention_fwd(
                 flops=2 * B * N * M * (D_QK + D_V),
                 exps=B * N * M,
                 bytes_read=size_of(q, k, v),
-                bytes_written=size_of(out, lse),
+                bytes_written=size_of(out, lse, lost),
             ),
         )  # fmt: skip
 
     tensors = dict(
-        q_ptr=q, k_ptr=k, v_ptr=v, out_ptr=out, lse_ptr=lse,
+        q_ptr=q, k_ptr=k, v_ptr=v, out_ptr=out, lse_ptr=lse, lost_ptr=lost,
     )  # fmt: skip
     launch(
         "attention_fwd",
@@ -189,4 +200,4 @@ def attention_fwd(
         (B, N, M, D_QK, D_V, q.stride(), k.stride(), v.stride(), scale, precision, config),
         describe,
     )
-    return out, lse
+    return out, lse, lost

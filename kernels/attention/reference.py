@@ -18,3 +18,48 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """Return softmax(scale q kᵀ) v, (B, N, D_V), from `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V)."""
     beta = attention_map(q, k, scale)
     return torch.bmm(beta if beta.dtype == v.dtype else beta.to(v.dtype), v)  # autocast's softmax returns float32
+
+
+def attention_tangent(
+    q: Tensor, k: Tensor, v: Tensor, t_q: Tensor, t_k: Tensor, t_v: Tensor, scale: float = 1.0
+) -> Tensor:
+    """Return the tangent of `attention(q, k, v, scale)`, (B, N, D_V), for the tangents of q, k and v.
+
+    With P the map and T = scale (t_q kᵀ + q t_kᵀ) the tangent of its logits, that is P (T - rowsum(P T)) v + P t_v.
+    """
+    beta = attention_map(q, k, scale)
+    t_beta = beta * _centred(_logits_tangent(q, k, t_q, t_k, scale), beta)
+    return torch.bmm(t_beta, v) + torch.bmm(beta, t_v)
+
+
+def attention_second(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, t_q: Tensor, t_k: Tensor, t_v: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the tangent of attention, (B, N, D_V), and the gradients of <d_out, tangent> for q, k and v.
+
+    They are a second backward, for the gradients t_q, t_k, t_v of (d_q, d_k, d_v), and the tangent of a backward. With
+    P and T as in `attention_tangent`, X = d_out vᵀ, Y = d_out t_vᵀ, all but P less their mean under P (X', T'):
+
+        dS = P X',  R = P (T' X' + Y - rowsum(P (T' X' + Y))),
+        d_q = scale (dS t_k + R k),  d_k = scale (dSᵀ t_q + Rᵀ q),  d_v = (P T')ᵀ d_out.
+    """
+    beta = attention_map(q, k, scale)
+    centred_t = _centred(_logits_tangent(q, k, t_q, t_k, scale), beta)
+    centred_x = _centred(torch.bmm(d_out, v.transpose(1, 2)), beta)
+    t_beta, d_s = beta * centred_t, beta * centred_x
+    r = beta * _centred(centred_t * centred_x + torch.bmm(d_out, t_v.transpose(1, 2)), beta)
+    return (
+        torch.bmm(t_beta, v) + torch.bmm(beta, t_v),
+        scale * (torch.bmm(d_s, t_k) + torch.bmm(r, k)),
+        scale * (torch.bmm(d_s.transpose(1, 2), t_q) + torch.bmm(r.transpose(1, 2), q)),
+        torch.bmm(t_beta.transpose(1, 2), d_out),
+    )
+
+
+def _logits_tangent(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, scale: float) -> Tensor:
+    return scale * (torch.bmm(t_q, k.transpose(1, 2)) + torch.bmm(q, t_k.transpose(1, 2)))
+
+
+def _centred(rows: Tensor, beta: Tensor) -> Tensor:
+    """Return `rows` (B, N, M) less, in each row, their mean under the weights `beta`."""
+    return rows - (beta * rows).sum(-1, keepdim=True)

@@ -62,7 +62,7 @@ def _unpooled_dkv(
     saved: Saved, d_o: Tensor, delta: Tensor, dk: Tensor, dv: Tensor, W: int, config: LaunchConfig | None
 ) -> None:
     """Fill dk (B, N, D_QK) and dv (B, N, D_V) of maps W wide, as they are before the max-pool."""
-    q, k, v, _, lse, argmax = saved
+    q, k, v, _, lse, _, argmax = saved
 
     def describe() -> Launch:
         plain = describe_dkv(q, k, v, d_o, lse, delta, dk, dv, 1.0, config)
@@ -96,11 +96,11 @@ def self_attention_bwd(
     dtype, that of gamma in the dtype of lse.
     """
     x, w_o, gamma, b_o = inputs.x, inputs.w_o, inputs.gamma, inputs.b_o
-    q, k, v, o, lse, argmax = saved
+    q, k, v, o, lse, lost, argmax = saved
     (B, _, H, W), (_, N, D_QK), D_V = x.shape, q.shape, v.shape[2]
     channels_last = is_channels_last(x)
     d_y = d_y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    d_o, delta, d_gamma = block_bwd_preprocess(d_y, w_o, b_o, o, gamma, config=preprocess_config)
+    d_o, delta, d_gamma = block_bwd_preprocess(d_y, w_o, b_o, o, lost, gamma, config=preprocess_config)
     has_gaps = argmax is not None and (H % 2 == 1 or W % 2 == 1)  # rows and columns in no window
     allocate = torch.zeros if has_gaps else torch.empty
     G = allocate((B, N, 2 * D_QK + D_V), device=q.device, dtype=q.dtype)

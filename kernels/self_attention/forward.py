@@ -27,6 +27,7 @@ from ..tiles import (
     locate,
     padded,
     split,
+    store_lost,
     store_rows,
     strides_of,
 )
@@ -37,7 +38,7 @@ from .inputs import BlockInputs, Saved
 def _fwd_kernel(
     x_ptr, q_ptr, k_ptr, v_ptr,  # (B, C, N), (B, N, D_QK), (B, M, D_QK), (B, M, D_V)
     w_o_ptr, b_o_ptr, gamma_ptr, y_ptr,  # (C, D_V) or None, (C,) or None, one element, (B, C, N)
-    o_ptr, lse_ptr,  # (B, N, D_V), (B, N); None where backward will not be
+    o_ptr, lse_ptr, lost_ptr,  # (B, N, D_V), (B, N), (B, N, D_V); None where backward needs none
     stride_x_b, stride_x_c, stride_x_n,  # and of y
     N, M, C,
     D_QK: tl.constexpr, D_V: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, EVEN_C: tl.constexpr,
@@ -66,8 +67,12 @@ def _fwd_kernel(
     inverse = 1.0 / row_sum
     if o_ptr is not None:
         store_rows(o_ptr, D_V, out * inverse[:, None], rows, mask_n, 0, D_V, BLOCK_D_V)
+        if lost_ptr is not None:
+            store_lost(lost_ptr, D_V, out * inverse[:, None], rows, mask_n, 0, D_V, BLOCK_D_V)
         if BLOCK_REST > 0:
             store_rows(o_ptr, D_V, rest * inverse[:, None], rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
+            if lost_ptr is not None:
+                store_lost(lost_ptr, D_V, rest * inverse[:, None], rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST)
         tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), mask=mask_n)
 
     gamma = tl.load(gamma_ptr).to(ACC)
@@ -118,8 +123,8 @@ def self_attention_fwd(inputs: BlockInputs, *, pool: bool, save: bool = True) ->
     """
     x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o = inputs
     q, k, v, argmax = projection_fwd(x, w_theta, w_phi, w_g, b_theta, b_phi, b_g, pool=pool, save=save)
-    y, o, lse = block_fwd(x, q, k, v, w_o, gamma, b_o, save=save)
-    return y, None if o is None or lse is None else Saved(q, k, v, o, lse, argmax)
+    y, o, lse, lost = block_fwd(x, q, k, v, w_o, gamma, b_o, save=save)
+    return y, None if o is None or lse is None else Saved(q, k, v, o, lse, lost, argmax)
 
 
 _DENSE = ("q", "k", "v", "w_o", "b_o")
@@ -136,8 +141,8 @@ def block_fwd(
     *,
     save: bool = True,
     config: LaunchConfig | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return y = x + gamma * (W_o softmax(q kᵀ) v + b_o), and with `save` o (B, N, D_V) and lse (B, N).
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return y = x + gamma * (W_o softmax(q kᵀ) v + b_o), and with `save` the o, lse and lost of `Saved`.
 
     x, the weights and gamma as in `self_attention_fwd`; `q` (B, N, D_QK), `k` (B, M, D_QK) and `v` (B, M, D_V) are
     contiguous. gamma is read by the kernel.
@@ -146,10 +151,11 @@ def block_fwd(
     (B, C), (_, N, D_QK), (_, M, D_V) = x.shape[:2], q.shape, v.shape
     y = torch.empty_like(x)
     precision = precision_of(k.dtype)
-    o = lse = None
+    o = lse = lost = None
     if save:
         o = torch.empty((B, N, D_V), device=x.device, dtype=k.dtype)
         lse = torch.empty((B, N), device=x.device, dtype=accumulator_dtype(k.dtype))
+        lost = torch.empty_like(o) if k.dtype != lse.dtype else None
 
     def describe() -> Launch:
         chosen = config or lookup("attention_fwd", arch_of(x), precision, D_QK, D_V, N)
@@ -174,13 +180,13 @@ def block_fwd(
                 flops=2 * B * N * (M * (D_QK + D_V) + (0 if w_o is None else C * D_V)),
                 exps=B * N * M,
                 bytes_read=size_of(x, q, k, v, w_o, b_o, gamma),
-                bytes_written=size_of(y, o, lse),
+                bytes_written=size_of(y, o, lse, lost),
             ),
         )  # fmt: skip
 
     tensors = dict(
         x_ptr=x, q_ptr=q, k_ptr=k, v_ptr=v,
-        w_o_ptr=w_o, b_o_ptr=b_o, gamma_ptr=gamma, y_ptr=y, o_ptr=o, lse_ptr=lse,
+        w_o_ptr=w_o, b_o_ptr=b_o, gamma_ptr=gamma, y_ptr=y, o_ptr=o, lse_ptr=lse, lost_ptr=lost,
     )  # fmt: skip
     launch(
         "self_attention_fwd",
@@ -189,4 +195,4 @@ def block_fwd(
         (x.shape, is_channels_last(x), M, D_QK, D_V, precision, config),
         describe,
     )
-    return y, o, lse
+    return y, o, lse, lost

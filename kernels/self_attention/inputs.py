@@ -39,7 +39,8 @@ class Saved(NamedTuple):
     """What the forward pass keeps for backward: O(N) elements, never the N x M map.
 
     `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V), `o` (B, N, D_V), the attention's output; `lse` (B, N), the
-    base-2 log-sum-exp of its scores; `argmax` (B, M, D_QK + D_V) uint8, the winners of the max-pool, None without it.
+    base-2 log-sum-exp of its scores; `lost`, what o lost by rounding to 16 bits, like o, None for wider dtypes;
+    `argmax` (B, M, D_QK + D_V) uint8, the winners of the max-pool, None without it.
     """
 
     q: Tensor
@@ -47,6 +48,7 @@ class Saved(NamedTuple):
     v: Tensor
     o: Tensor
     lse: Tensor
+    lost: Tensor | None
     argmax: Tensor | None
 
 

@@ -24,7 +24,8 @@ def round_as(values, ptr):
 
 @triton.jit
 def _bwd_preprocess_kernel(
-    d_y_ptr, w_o_ptr, b_o_ptr, o_ptr, gamma_ptr,  # (B, C, N), (C, D_V) or None, (C,) or None, (B, N, D_V), one
+    d_y_ptr, w_o_ptr, b_o_ptr,  # (B, C, N), (C, D_V) or None, (C,) or None
+    o_ptr, lost_ptr, gamma_ptr,  # (B, N, D_V), the same or None, one element
     d_o_ptr, delta_ptr, d_gamma_ptr,  # (B, N, D_V), (B, N), (programs,)
     stride_d_y_b, stride_d_y_c, stride_d_y_n,
     N, C,
@@ -59,8 +60,12 @@ def _bwd_preprocess_kernel(
         if BLOCK_REST > 0:
             d_rest = load_rows(d_y_tile, stride_d_y_n, stride_d_y_c, offs_n, mask_n, BLOCK_D_V, D_V, BLOCK_REST).to(ACC)
     o = load_rows(o_ptr, D_V, 1, rows, mask_n, 0, D_V, BLOCK_D_V).to(ACC)
+    if lost_ptr is not None:
+        o += load_rows(lost_ptr, D_V, 1, rows, mask_n, 0, D_V, BLOCK_D_V).to(ACC)
     if BLOCK_REST > 0:
         o_rest = load_rows(o_ptr, D_V, 1, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST).to(ACC)
+        if lost_ptr is not None:
+            o_rest += load_rows(lost_ptr, D_V, 1, rows, mask_n, BLOCK_D_V, D_V, BLOCK_REST).to(ACC)
     through_o = tl.sum(d_o * o, 1)
     gamma = tl.load(gamma_ptr).to(ACC)
     d_o = round_as(d_o * gamma, d_o_ptr)  # delta belongs to d_o as the products d_o vᵀ read it
@@ -79,14 +84,21 @@ def _bwd_preprocess_kernel(
 
 
 def block_bwd_preprocess(
-    d_y: Tensor, w_o: Tensor | None, b_o: Tensor | None, o: Tensor, gamma: Tensor, *, config: LaunchConfig | None = None
+    d_y: Tensor,
+    w_o: Tensor | None,
+    b_o: Tensor | None,
+    o: Tensor,
+    lost: Tensor | None,
+    gamma: Tensor,
+    *,
+    config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return d_o like `o` (B, N, D_V), delta (B, N) and d_gamma (), the last two float32.
 
-    `d_y` (B, C, H, W), contiguous or channels_last, of any float dtype; `o`, `w_o` (C, D_V) and `b_o` (C,) as in
-    `self_attention_fwd`.
+    `d_y` (B, C, H, W), contiguous or channels_last, of any float dtype; `o` and `lost` as in `Saved`, `w_o` (C, D_V)
+    and `b_o` (C,) as in `self_attention_fwd`.
     """
-    check_contiguous("block_bwd_preprocess", ("o", "w_o", "b_o"), (o, w_o, b_o))
+    check_contiguous("block_bwd_preprocess", ("o", "lost", "w_o", "b_o"), (o, lost, w_o, b_o))
     (B, N, D_V), C = o.shape, o.shape[2] if w_o is None else w_o.shape[0]
     precision = precision_of(o.dtype)
     chosen = config or lookup("attention_bwd_preprocess", arch_of(o), precision, 1, D_V)
@@ -111,13 +123,13 @@ def block_bwd_preprocess(
             ),
             lambda: Needs(
                 flops=2 * B * N * D_V * (1 if w_o is None else C + 1),
-                bytes_read=size_of(d_y, w_o, b_o, o, gamma),
+                bytes_read=size_of(d_y, w_o, b_o, o, lost, gamma),
                 bytes_written=size_of(d_o, delta, d_gamma),
             ),
         )  # fmt: skip
 
     tensors = dict(
-        d_y_ptr=d_y, w_o_ptr=w_o, b_o_ptr=b_o, o_ptr=o, gamma_ptr=gamma,
+        d_y_ptr=d_y, w_o_ptr=w_o, b_o_ptr=b_o, o_ptr=o, lost_ptr=lost, gamma_ptr=gamma,
         d_o_ptr=d_o, delta_ptr=delta, d_gamma_ptr=d_gamma,
     )  # fmt: skip
     key = (B, N, C, D_V, strides, precision, config)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sagan_fast.kernels.attention import cpu, reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
-from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.ops.backends import choose, is_autocast_on, product_dtype
+from sagan_fast.ops.derivatives import Attention, Gradients, is_transformed
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: str = "auto") -> Tensor:
@@ -57,26 +57,28 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """Return softmax(scale q kᵀ) v, (B, N, D_V), by `scaled_dot_product_attention`, laid out so that it really fuses.
 
     The fused kernels want rows without gaps, on CUDA widths that are multiples of 8, and on the CPU one width for all
-    three: what is missing is padded with zeros, which changes neither the scores nor the columns kept. They cannot be
-    differentiated twice, so a second derivative goes through the reference.
+    three: what is missing is padded with zeros, which changes neither the scores nor the columns kept. They have one
+    derivative. Second ones, tangents and transforms of `torch.func` go a chunk of the map at a time.
     """
-    if not _differentiable(q, k, v) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _differentiable(q, k, v):
         return _fused(q, k, v, scale)
+    if is_transformed():
+        return Attention.apply(q, k, v, scale, "cpu")[0]  # type: ignore[no-any-return,no-untyped-call]
     return _SdpaFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def on_the_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """Return softmax(scale q kᵀ) v, (B, N, D_V), on the CPU, a chunk of the map at a time.
 
-    Takes what `cpu.supports`. A second derivative goes through the reference.
+    Takes what `cpu.supports`.
     """
     if not _differentiable(q, k, v):
         return cpu.attention_fwd(q, k, v, scale)[0]
-    return _KernelFunction.apply(q, k, v, scale, "cpu")  # type: ignore[no-any-return,no-untyped-call]
+    return Attention.apply(q, k, v, scale, "cpu")[0]  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _differentiable(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return is_transformed() or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -109,41 +111,29 @@ class _SdpaFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
-            q, k, v = inputs = ctx.saved_tensors
-            out = reference.attention(q, k, v, ctx.scale)
-        else:
-            inputs, out = ctx.leaves, ctx.out
-        return (*gradients(out, inputs, grads[0], wanted), None)
+        if not torch.is_grad_enabled():
+            return (*gradients(ctx.out, ctx.leaves, grads[0], wanted), None)
+        q, k, v = ctx.saved_tensors
+        with torch.no_grad():
+            saved = Attention.forward(q.detach(), k.detach(), v.detach(), ctx.scale, "cpu")
+        found = Gradients.apply(grads[0], q, k, v, *saved, ctx.scale, "cpu")  # type: ignore[no-untyped-call]
+        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
 
 
-class _KernelFunction(torch.autograd.Function):
-    """The Triton kernels or kernels/attention/cpu.py, unless a graph of the backward is asked for: then the reference.
-
-    Keeps q, k, v, the output and a number a query, O(N).
-    """
+class _CompiledFunction(torch.autograd.Function):
+    """The Triton kernels under torch.compile, which takes no function with a `jvp`."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, chosen: str) -> Tensor:
-        if chosen == "cpu":
-            out, lse = cpu.attention_fwd(q, k, v, scale)
-        else:
-            out, lse = torch.ops.sagan_fast.attention(q, k, v, scale, True)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale, ctx.chosen = scale, chosen
-        return out
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        out, lse, lost = torch.ops.sagan_fast.attention(q, k, v, scale, True, "triton")
+        ctx.save_for_backward(q, k, v, out, lse, lost)
+        ctx.scale = scale
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with torch.autocast(q.device.type, enabled=False):
-                found = gradients(reference.attention(q, k, v, ctx.scale), (q, k, v), grads[0], wanted)
-            return (*found, None, None)
-        backward = cpu.attention_bwd if ctx.chosen == "cpu" else torch.ops.sagan_fast.attention_backward
-        found = backward(grads[0], q, k, v, out, lse, ctx.scale)
-        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None, None)
+        found = torch.ops.sagan_fast.attention_gradients(grads[0], *ctx.saved_tensors, ctx.scale, "triton")
+        return (*found, None)
 
 
 def gradients(
@@ -169,53 +159,8 @@ def gradients(
 def _fused_by_triton(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     dtype = product_dtype(q)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if torch.compiler.is_compiling():
+        return _CompiledFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
     if _differentiable(q, k, v):
-        return _KernelFunction.apply(q, k, v, scale, "triton")  # type: ignore[no-any-return,no-untyped-call]
-    return torch.ops.sagan_fast.attention(q, k, v, scale, False)[0]  # type: ignore[no-any-return]
-
-
-# Opaque to torch.compile; differentiated by the Function above, so that a second derivative can take another way.
-LIBRARY = torch.library.Library("sagan_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
-
-
-def define(schema: str) -> None:
-    """Define an op of `LIBRARY` that keeps the strides of its inputs under torch.compile."""
-    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-    LIBRARY.define(schema, tags=tags)  # type: ignore[no-untyped-call]
-
-
-define("attention(Tensor q, Tensor k, Tensor v, float scale, bool save) -> (Tensor, Tensor)")
-define(
-    "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-
-
-@torch.library.impl(LIBRARY, "attention", "CompositeExplicitAutograd")
-def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tuple[Tensor, Tensor]:
-    from sagan_fast.kernels.attention.forward import attention_fwd
-
-    out, lse = attention_fwd(q, k, v, scale, save=save)
-    return out, q.new_empty(0, dtype=accumulator_dtype(q.dtype)) if lse is None else lse
-
-
-@torch.library.register_fake("sagan_fast::attention", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _attention_fake(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool) -> tuple[Tensor, Tensor]:
-    B, N, _ = q.shape
-    return q.new_empty(B, N, v.shape[2]), q.new_empty((B, N) if save else (0,), dtype=accumulator_dtype(q.dtype))
-
-
-@torch.library.impl(LIBRARY, "attention_backward", "CompositeExplicitAutograd")
-def _attention_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    from sagan_fast.kernels.attention.backward import attention_bwd
-
-    return attention_bwd(d_out, q, k, v, out, lse, scale)
-
-
-@torch.library.register_fake("sagan_fast::attention_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _attention_backward_fake(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        return Attention.apply(q, k, v, scale, "triton")[0]  # type: ignore[no-any-return,no-untyped-call]
+    return torch.ops.sagan_fast.attention(q, k, v, scale, False, "triton")[0]  # type: ignore[no-any-return]

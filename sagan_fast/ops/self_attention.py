@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagan_fast.kernels.attention.reference import attention as attention_reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
 from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.self_attention import reference
 from sagan_fast.kernels.self_attention.inputs import BlockGradients, BlockInputs, Saved
-from sagan_fast.ops.attention import LIBRARY, attention_on, define, gradients
+from sagan_fast.ops.attention import attention_on, gradients
 from sagan_fast.ops.backends import Choice, choose, product_dtype
+from sagan_fast.ops.derivatives import is_transformed
+from sagan_fast.ops.library import LIBRARY, define
 
 _OP = "self_attention_2d"
 
@@ -131,6 +132,8 @@ def _fused_by_triton(inputs: BlockInputs, pool: bool) -> Tensor:
     w_o = None if w_o is None else _matrix(w_o, dtype)
     biases = [None if b is None else b.to(dtype).contiguous() for b in biases]
     flat = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma, *biases)
+    if is_transformed():
+        return _in_parts(flat, pool)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in flat):
         return _TritonFunction.apply(*flat, pool)  # type: ignore[no-any-return,no-untyped-call]
     return torch.ops.sagan_fast.self_attention_2d_inference.default(*flat, pool)  # type: ignore[no-any-return]
@@ -145,7 +148,7 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _TritonFunction(torch.autograd.Function):
-    """Our kernels both ways, unless a graph of the backward is asked for: then the reference."""
+    """Our kernels both ways; where a graph of the backward is asked for, that of attention alone between the rest."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -160,8 +163,7 @@ class _TritonFunction(torch.autograd.Function):
         inputs, saved = BlockInputs(*kept[:10]), kept[10:]
         wanted = ctx.needs_input_grad[:10]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with torch.autocast(inputs.x.device.type, enabled=False):
-                return (*gradients(_reference(inputs, ctx.pool), inputs, grads[0], wanted), None)
+            return (*gradients(_in_parts(inputs, ctx.pool), inputs, grads[0], wanted), None)
         need_weights, need_biases = any(wanted[1:5]), any(wanted[6:])
         found = BlockGradients(
             *torch.ops.sagan_fast.self_attention_2d_backward.default(
@@ -176,21 +178,22 @@ class _TritonFunction(torch.autograd.Function):
         return (*(grad if want else None for grad, want in zip(d_inputs, wanted, strict=True)), None)
 
 
-def _reference(inputs: BlockInputs, pool: bool) -> Tensor:
-    """The block in plain PyTorch, on the inputs of the op: products in the weights' dtype, the result in that of x."""
+def _in_parts(inputs: BlockInputs, pool: bool) -> Tensor:
+    """The block on the inputs of the op, differentiable as often as `functional.attention` on Triton is."""
     x, w_theta, w_phi, w_g, w_o, gamma, *biases = inputs
     w_theta, w_phi, w_g = (w[:, :, None, None] for w in (w_theta, w_phi, w_g))
     w_o = None if w_o is None else w_o[:, :, None, None]
     cast = BlockInputs(x.to(w_theta.dtype), w_theta, w_phi, w_g, w_o, gamma, *biases)
-    q, k, v = reference.projections(cast, pool)
-    return reference.unproject(attention_reference(q, k, v), x, w_o, inputs.b_o, gamma).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        q, k, v = reference.projections(cast, pool)
+        return reference.unproject(attention_on("triton", q, k, v, 1.0), x, w_o, inputs.b_o, gamma).to(x.dtype)
 
 
 _INPUTS = (
     "Tensor x, Tensor w_theta, Tensor w_phi, Tensor w_g, Tensor? w_o, Tensor gamma, Tensor? b_theta, Tensor? b_phi,"
     " Tensor? b_g, Tensor? b_o"
 )
-_SAVED = "Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor argmax"
+_SAVED = "Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor lost, Tensor argmax"
 define(f"self_attention_2d({_INPUTS}, bool pool) -> (Tensor y, {_SAVED})")
 define(f"self_attention_2d_inference({_INPUTS}, bool pool) -> Tensor")  # six empty results would cost a tenth more
 define(
@@ -207,22 +210,24 @@ def _self_attention_2d(*args: Any) -> tuple[Tensor, ...]:
     *inputs, pool = args
     y, saved = self_attention_fwd(BlockInputs(*inputs), pool=pool)
     assert saved is not None  # as it was asked for
-    argmax = saved.k.new_empty(0, dtype=torch.uint8) if saved.argmax is None else saved.argmax
-    return (y, *saved[:-1], argmax)
+    new = saved.k.new_empty
+    lost = new(0) if saved.lost is None else saved.lost
+    return (y, *saved[:-2], lost, new(0, dtype=torch.uint8) if saved.argmax is None else saved.argmax)
 
 
 @torch.library.register_fake("sagan_fast::self_attention_2d", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _self_attention_2d_fake(*args: Any) -> tuple[Tensor, ...]:
     inputs, pool = BlockInputs(*args[:-1]), args[-1]
     (B, N, M), (D_QK, D_V) = inputs.sizes(pool), inputs.widths
-    new = inputs.w_theta.new_empty
+    new, wide = inputs.w_theta.new_empty, accumulator_dtype(inputs.w_theta.dtype)
     return (
         torch.empty_like(inputs.x),
         new((B, N, D_QK)),
         new((B, M, D_QK)),
         new((B, M, D_V)),
         new((B, N, D_V)),
-        new((B, N), dtype=accumulator_dtype(inputs.w_theta.dtype)),
+        new((B, N), dtype=wide),
+        new(0 if inputs.w_theta.dtype == wide else (B, N, D_V)),
         new((B, M, D_QK + D_V) if pool else 0, dtype=torch.uint8),
     )
 
@@ -244,10 +249,9 @@ def _self_attention_2d_inference_fake(x: Tensor, *_: Any) -> Tensor:
 def _self_attention_2d_backward(*args: Any) -> tuple[Tensor, ...]:
     from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 
-    d_y, inputs, saved = args[0], BlockInputs(*args[1:11]), Saved(*args[11:17])
-    pool, need_input, need_weights, need_biases = args[17:]
-    if not pool:
-        saved = saved._replace(argmax=None)
+    d_y, inputs, saved = args[0], BlockInputs(*args[1:11]), Saved(*args[11:18])
+    pool, need_input, need_weights, need_biases = args[18:]
+    saved = saved._replace(lost=saved.lost if saved.lost.numel() else None, argmax=saved.argmax if pool else None)
     with torch.autocast(d_y.device.type, enabled=False):
         found = self_attention_bwd(
             d_y, inputs, saved, need_input=need_input, need_weights=need_weights, need_biases=need_biases
@@ -259,7 +263,7 @@ def _self_attention_2d_backward(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("sagan_fast::self_attention_2d_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _self_attention_2d_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    inputs, (need_input, need_weights, need_biases) = BlockInputs(*args[1:11]), args[18:]
+    inputs, (need_input, need_weights, need_biases) = BlockInputs(*args[1:11]), args[19:]
     D, C = 2 * inputs.w_theta.shape[0] + inputs.w_g.shape[0], inputs.w_theta.shape[1]
     new, w_o = inputs.w_theta.new_empty, inputs.w_o
     return (

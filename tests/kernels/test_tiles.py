@@ -31,10 +31,11 @@ def test_many_images_go_on_one_axis():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_a_flat_grid_computes_the_same(dtype, generator, monkeypatch):
     q, k, v = (randn(*size, generator=generator).to(DEVICE, dtype) for size in ((3, 150, 8), (3, 40, 8), (3, 40, 48)))
-    out, lse = attention_fwd(q, k, v)
+    out, lse, lost = attention_fwd(q, k, v)
     monkeypatch.setattr(tiles, "MAX_IMAGES", 2)
     flat = attention_fwd(q, k, v)
     assert torch.equal(flat[0], out) and torch.equal(flat[1], lse)
+    assert lost is flat[2] is None or torch.equal(flat[2], lost)
 
 
 def test_strides_do_not_trust_axes_of_size_one():

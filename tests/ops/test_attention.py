@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from sagan_fast.functional import attention
@@ -80,18 +79,6 @@ def test_sdpa_keeps_scale_one_and_takes_another(generator):
     q, k, v, _ = inputs((1, 20, 10, 4, 9), generator)
     for scale in (1.0, 0.5):
         torch.testing.assert_close(attention(q, k, v, scale=scale, backend="sdpa"), reference.attention(q, k, v, scale))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck_and_gradgradcheck(backend, generator):
-    leaves = [t.requires_grad_() for t in inputs((2, 6, 4, 3, 5), generator)[:3]]
-
-    def function(q, k, v):
-        return attention(q, k, v, backend=backend)
-
-    fast = backend == "triton"  # the interpreter is slow
-    assert gradcheck(function, leaves, fast_mode=fast)
-    assert gradgradcheck(function, leaves, fast_mode=fast)
 
 
 def test_only_the_gradients_asked_for_are_made(generator):
@@ -170,23 +157,10 @@ def test_errors_name_the_argument():
 def test_the_ops_of_triton_pass_opcheck(generator):
     q, k, v, d_out = inputs((2, 20, 12, 3, 7), generator, torch.float32)
     strided = q.transpose(1, 2).contiguous().transpose(1, 2)
-    forward, backward = torch.ops.sagan_fast.attention.default, torch.ops.sagan_fast.attention_backward.default
+    forward, backward = torch.ops.sagan_fast.attention.default, torch.ops.sagan_fast.attention_gradients.default
     for save in (True, False):
-        opcheck(forward, (strided, k, v, 0.5, save))
-    opcheck(backward, (d_out, strided, k, v, *forward(strided, k, v, 0.5, True), 0.5))
-
-
-@needs_interpreter
-def test_triton_differentiated_twice_is_the_reference(generator):
-    q, k, v, d_out = inputs((2, 20, 12, 3, 7), generator, torch.float32)
-    found = {}
-    for backend in ("eager", "triton"):
-        leaves = [t.detach().double().requires_grad_() for t in (q, k, v)]
-        first = torch.autograd.grad(
-            attention(*leaves, scale=0.5, backend=backend), leaves, d_out.double(), create_graph=True
-        )
-        found[backend] = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
-    torch.testing.assert_close(found["triton"], found["eager"])
+        opcheck(forward, (strided, k, v, 0.5, save, "triton"))
+    opcheck(backward, (d_out, strided, k, v, *forward(strided, k, v, 0.5, True, "triton"), 0.5, "triton"))
 
 
 @needs_interpreter
@@ -215,7 +189,7 @@ def test_on_a_gpu_auto_is_triton_and_matches_float64(dtype, generator):
     leaves[0].data *= 24**-0.5
     found, eager = attention(*leaves), reference.attention(*leaves)
     truth = reference.attention(*(t.double() for t in leaves))
-    assert "_KernelFunction" in type(found.grad_fn).__name__
+    assert "Attention" in type(found.grad_fn).__name__
     assert_close_to_truth("out", found, truth, eager)
     found.square().sum().backward()
     assert all(t.grad.isfinite().all() for t in leaves)

@@ -42,9 +42,9 @@ def exact_gradients(q, k, v, d_out, scale=1.0, dtype=torch.float64):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_gradients_match_float64(shape, dtype, generator):
     q, k, v, d_out = qkv(shape, generator, dtype)
-    out, lse = attention_fwd(q, k, v)
+    out, lse, lost = attention_fwd(q, k, v)
     truths, eagers = exact_gradients(q, k, v, d_out), exact_gradients(q, k, v, d_out, dtype=dtype)
-    found = attention_bwd(d_out, q, k, v, out, lse)
+    found = attention_bwd(d_out, q, k, v, out, lse, lost)
     for name, grad, truth, eager in zip(("dq", "dk", "dv"), found, truths, eagers, strict=True):
         assert grad.dtype == dtype and grad.is_contiguous()
         if shape[2] > 1:  # with one key dq and dk are zero but for rounding
@@ -75,7 +75,7 @@ def test_log_sum_exps_near_minus_120_give_finite_gradients(M, generator):
     q, k, v, d_out = qkv((2, 70, M, 15, 8), generator, torch.float32)
     q = torch.cat([q, torch.full_like(q[..., :1], -15)], 2)
     k = torch.cat([k, torch.full_like(k[..., :1], 8)], 2)
-    out, lse = attention_fwd(q, k, v)
-    found = attention_bwd(d_out, q, k, v, out, lse)
+    out, lse, lost = attention_fwd(q, k, v)
+    found = attention_bwd(d_out, q, k, v, out, lse, lost)
     for grad, truth in zip(found, exact_gradients(q, k, v, d_out), strict=True):
         assert rel_rms(grad, truth) <= 2 * 120 * 2**-24  # float32 rounds such a logit, so all it weights, by half of it

@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sagan_fast.kernels import LOG2_E
-from sagan_fast.kernels.attention import cpu, reference
-from sagan_fast.ops.attention import attention_on, on_the_cpu
+from sagan_fast.kernels.attention import chunks, cpu, reference
+from sagan_fast.ops.attention import on_the_cpu
 from shared_by_tests import assert_close_to_truth, attention_terms, randn
 
 SHAPES = [  # B, N, M, D_QK, D_V
@@ -39,8 +39,7 @@ def inputs(shape, generator, dtype=torch.float32):
 @pytest.mark.parametrize("chunk_scores", [1, 200, 5000, 10**6])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_cut_gives_the_values_and_gradients_of_float64(shape, chunk_scores, threads, generator, monkeypatch):
-    monkeypatch.setattr(cpu, "CHUNK_SCORES", chunk_scores)
-    cpu._plan.cache_clear()
+    monkeypatch.setattr(chunks, "CHUNK_SCORES", chunk_scores)
     q, k, v, d_out = inputs(shape, generator)
     q = q.transpose(1, 2).contiguous().transpose(1, 2)  # as a view of an NCHW map
     exact = [t.double().requires_grad_() for t in (q, k, v)]
@@ -49,7 +48,6 @@ def test_every_cut_gives_the_values_and_gradients_of_float64(shape, chunk_scores
     out, lse = cpu.attention_fwd(q, k, v, 0.7)
     assert_close_to_truth("out", out, truth)
     found = cpu.attention_bwd(d_out, q, k, v, out, lse, 0.7)
-    cpu._plan.cache_clear()
     _, *terms = attention_terms(q, k, v, d_out, 0.7)
     for name, grad, exact_grad, added in zip("qkv", found, truths, terms, strict=True):
         assert_close_to_truth(f"d_{name}", grad, exact_grad, terms=added)
@@ -57,12 +55,12 @@ def test_every_cut_gives_the_values_and_gradients_of_float64(shape, chunk_scores
 
 @pytest.mark.parametrize(("B", "N", "M"), [(1, 1, 1), (7, 30, 10), (2, 4096, 1024), (1, 1000, 3000)])
 def test_the_plan_covers_every_row_once(B, N, M):
-    parts = cpu._plan(B, N, M, 3)
+    parts = chunks.plan(B, N, M, 3, chunks.CHUNK_SCORES)
     rows = torch.zeros(B, N)
     for images, cut in (chunk for part in parts for chunk in part):
         rows[images, cut] += 1
     assert rows.eq(1).all() and len(parts) <= 3
-    assert all(cpu._size(b, M) <= max(M, cpu.CHUNK_SCORES) for part in parts for b in part)
+    assert all(chunks.size(b, M) <= max(M, chunks.CHUNK_SCORES) for part in parts for b in part)
 
 
 def test_large_logits_neither_overflow_nor_vanish(generator):
@@ -123,11 +121,11 @@ def test_inference_mode_and_other_threads_of_the_user(generator):
 
 def test_the_number_of_threads_of_everybody_else_stays(generator, threads):
     q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
-    cpu.CHUNK_SCORES, before = 4096, cpu.CHUNK_SCORES
+    chunks.CHUNK_SCORES, before = 4096, chunks.CHUNK_SCORES
     try:
         on_the_cpu(q, k, v)
     finally:
-        cpu.CHUNK_SCORES = before
+        chunks.CHUNK_SCORES = before
     seen = []
     other = threading.Thread(target=lambda: seen.append((torch.ones(1) + 1, torch.get_num_threads())[1]))
     other.start(), other.join()
@@ -143,7 +141,7 @@ def test_a_forked_child_makes_threads_of_its_own(generator):
 
     def child():
         torch.set_num_threads(1)  # PyTorch's own OpenMP threads did not come along
-        cpu._share(lambda part: None, [(), ()])
+        chunks.share(lambda part: None, [(), ()])
         results.put(torch.equal(on_the_cpu(q, k, v), truth))
 
     process = context.Process(target=child)
@@ -152,28 +150,19 @@ def test_a_forked_child_makes_threads_of_its_own(generator):
     assert process.exitcode == 0 and results.get()
 
 
-def test_second_derivatives_go_through_the_reference(generator):
-    found = {}
-    for backend in ("eager", "cpu"):
-        leaves = [t.requires_grad_() for t in inputs((2, 20, 12, 3, 7), torch.Generator().manual_seed(1))[:3]]
-        first = torch.autograd.grad(attention_on(backend, *leaves, 1.0).square().sum(), leaves, create_graph=True)
-        found[backend] = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
-    torch.testing.assert_close(found["cpu"], found["eager"], rtol=1e-3, atol=1e-4)
-
-
 def test_each_thread_computes_alone():
     """A thread's first product must not give it the process's number of threads back."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        cpu._pool.cache_clear()
+        chunks.pool.cache_clear()
 
         def threads() -> int:
             torch.ones(64, 64) @ torch.ones(64, 64)
             return torch.get_num_threads()
 
-        futures = [cpu._pool(2, os.getpid()).submit(threads) for _ in range(4)]
+        futures = [chunks.pool(2, os.getpid()).submit(threads) for _ in range(4)]
         assert [future.result() for future in futures] == [1, 1, 1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-        cpu._pool.cache_clear()
+        chunks.pool.cache_clear()

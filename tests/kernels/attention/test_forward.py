@@ -39,7 +39,7 @@ def qkv(shape, generator, dtype):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_and_its_log_sum_exp_match_float64(shape, dtype, generator):
     q, k, v = qkv(shape, generator, dtype)
-    out, lse = attention_fwd(q, k, v)
+    out, lse, _ = attention_fwd(q, k, v)
     exact = [t.double() for t in (q, k, v)]
     assert out.dtype == dtype and lse.dtype == torch.float32
     assert_close_to_truth("out", out, attention(*exact), attention(q, k, v))
@@ -73,7 +73,7 @@ def test_logits_far_from_zero(M, level, dtype, generator):
     q, k, v = qkv((2, 70, M, 15, 8), generator, dtype)
     q = torch.cat([q, torch.full_like(q[..., :1], level / 8)], 2)
     k = torch.cat([k, torch.full_like(k[..., :1], 8)], 2)
-    out, lse = attention_fwd(q, k, v)
+    out, lse, _ = attention_fwd(q, k, v)
     assert_close_to_truth("out", out, attention(q.double(), k.double(), v.double()))
     assert (lse.sign() == np.sign(level)).all() and 100 < lse.abs().min() * np.log(2) < 140
 
@@ -89,26 +89,26 @@ def test_maxima_that_move_by_a_fraction_where_logits_are_in_the_millions(level, 
     config = LaunchConfig(BLOCK_N=32, BLOCK_M=16, num_warps=4, sum_by_product=sum_by_product)
     scale = float(np.log(2))
     for keys, values in ((k, v), (k.flip(1), v.flip(1))):
-        out, _ = attention_fwd(q, keys, values, scale, config=config)
+        out, *_ = attention_fwd(q, keys, values, scale, config=config)
         assert_close_to_truth("out", out, attention(q.double(), keys.double(), values.double(), scale))
 
 
 def test_equal_keys_give_the_mean_of_the_values(generator):
     q, k, v = qkv((1, 40, 60, 8, 16), generator, torch.float32)
-    out, _ = attention_fwd(q, k[:, :1].expand_as(k), v)
+    out, *_ = attention_fwd(q, k[:, :1].expand_as(k), v)
     assert_close_to_truth("out", out, v.double().mean(1, keepdim=True).expand(1, 40, 16))
 
 
 def test_no_keys_give_zero(generator):
     q, k, v = qkv((2, 5, 3, 4, 6), generator, torch.float32)
-    out, lse = attention_fwd(q, k[:, :0], v[:, :0])
+    out, lse, _ = attention_fwd(q, k[:, :0], v[:, :0])
     assert out.eq(0).all() and lse.eq(-torch.inf).all()
 
 
 def test_nan_stays_in_its_row(generator):
     q, k, v = qkv((1, 70, 70, 8, 16), generator, torch.float32)
     q[0, 3] = torch.nan
-    out, _ = attention_fwd(q, k, v)
+    out, *_ = attention_fwd(q, k, v)
     assert out[0, 3].isnan().all() and out[0, torch.arange(70) != 3].isfinite().all()
 
 
@@ -127,5 +127,5 @@ def test_offsets_beyond_32_bits(generator):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_real_shapes(shape, dtype, generator):
     q, k, v = qkv(shape, generator, dtype)
-    out, _ = attention_fwd(q, k, v)
+    out, *_ = attention_fwd(q, k, v)
     assert_close_to_truth("out", out, attention(q.double(), k.double(), v.double()), attention(q, k, v))

@@ -1,0 +1,11 @@
+"""PyTorch's library of our ops: opaque to torch.compile, differentiated by the functions around them."""
+
+import torch
+
+LIBRARY = torch.library.Library("sagan_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def define(schema: str) -> None:
+    """Define an op of `LIBRARY` that keeps the strides of its inputs under torch.compile."""
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    LIBRARY.define(schema, tags=tags)  # type: ignore[no-untyped-call]

@@ -1,0 +1,167 @@
+"""Second derivatives, tangents and transforms of attention on every backend, against the reference in float64."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from sagan_fast.kernels.attention import chunks, reference
+from sagan_fast.ops.attention import attention, attention_on
+from shared_by_tests import randn
+
+needs_interpreter = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="on the CPU the Triton kernels need TRITON_INTERPRET=1"
+)
+BACKENDS = ("eager", "sdpa", "cpu", pytest.param("triton", marks=needs_interpreter))
+SHAPE = (2, 9, 6, 3, 5)
+
+
+def inputs(shape, generator, dtype=torch.float64):
+    """Return q, k, v, d_out, and tangents of q, k and v."""
+    B, N, M, D_QK, D_V = shape
+    sizes = ((B, N, D_QK), (B, M, D_QK), (B, M, D_V), (B, N, D_V))
+    return [randn(*size, generator=generator).to(dtype) for size in (*sizes, *sizes[:3])]
+
+
+def on(backend, scale=0.7):
+    """Return attention on `backend`; "cpu" is what "auto" takes for large maps there."""
+    return lambda q, k, v: attention_on(backend, q, k, v, scale)
+
+
+def plain(q, k, v):
+    return reference.attention(q, k, v, 0.7)
+
+
+@pytest.mark.parametrize(
+    "backend", [*BACKENDS[:3], pytest.param("triton", marks=[needs_interpreter, pytest.mark.slow])]
+)
+@settings(max_examples=2, deadline=None)
+@given(
+    shape=st.tuples(*(st.integers(1, most) for most in (2, 6, 5, 4, 4))),
+    scale=st.sampled_from([1.0, 0.5, -0.3]),
+    seed=st.integers(0, 2**31),
+)
+def test_checks_of_first_and_second_derivatives(backend, shape, scale, seed):
+    leaves = [t.requires_grad_() for t in inputs(shape, torch.Generator().manual_seed(seed))[:3]]
+    function, fast = on(backend, scale), backend == "triton"
+    assert gradcheck(function, leaves, fast_mode=fast, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, leaves, fast_mode=fast, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_transforms_give_what_the_reference_gives(backend, generator):
+    q, k, v, d_out, *tangents = inputs(SHAPE, generator)
+    qkv = (q, k, v)
+
+    def penalty(function):
+        return lambda *t: (function(*t) * d_out).sum()
+
+    def uses(f):
+        first = grad(penalty(f), (0, 1, 2))
+        most = {
+            "jvp": jvp(f, qkv, tuple(tangents)),
+            "jvp of grad": jvp(first, qkv, tuple(tangents)),
+            "grad of jvp": grad(lambda *t: jvp(f, t, tuple(tangents))[1].square().sum(), (0, 1, 2))(*qkv),
+            "grad of grad": grad(lambda *t: sum(g.square().sum() for g in first(*t)), (0, 1, 2))(*qkv),
+            "vmap of grad": vmap(first, (0, None, None))(torch.stack([q, 2 * q]), k, v),
+            "vmap of jvp": vmap(lambda t: jvp(lambda q: f(q, k, v), (q,), (t,))[1])(torch.stack([q, 2 * q])),
+        }
+        return (
+            most
+            if backend == "triton"
+            else most
+            | {  # the interpreter is slow
+                "jvp of q alone": jvp(lambda q: f(q, k, v), (q,), (tangents[0],)),
+                "vjp": vjp(f, *qkv)[1](d_out),
+                "jvp of jvp": jvp(lambda *t: jvp(f, t, tuple(tangents))[1], qkv, tuple(tangents)),
+                "third": grad(lambda v: hessian(lambda q: penalty(f)(q, k, v))(q).square().sum())(v),
+                "vmap": vmap(f, (0, None, 1))(torch.stack([q, 2 * q]), k, torch.stack([v, -v], 1)),
+                "jacfwd": jacfwd(lambda k: f(q[:, :2], k, v))(k),
+                "jacrev": jacrev(lambda k: f(q[:, :2], k, v))(k),
+            }
+        )
+
+    found, truth = uses(on(backend)), uses(plain)
+    for name in found:
+        torch.testing.assert_close(found[name], truth[name], msg=lambda said, name=name: f"{name}: {said}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dual_numbers_carry_their_tangent(backend, generator):
+    q, k, v, _, t_q, t_k, _ = inputs(SHAPE, generator)
+    with forward_ad.dual_level():
+        duals = forward_ad.make_dual(q, t_q), forward_ad.make_dual(k, t_k), v
+        value, tangent = forward_ad.unpack_dual(on(backend)(*duals))
+    truth, truth_tangent = jvp(lambda q, k: plain(q, k, v), (q, k), (t_q, t_k))
+    torch.testing.assert_close(value, truth)
+    torch.testing.assert_close(tangent, truth_tangent)
+
+
+def test_a_tangent_is_not_lost_where_auto_computes_in_other_threads(generator):
+    q, k, v, _, *tangents = inputs((2, 2048, 2048, 2, 4), generator, torch.float32)
+    exact = [t.double() for t in (q, k, v)], [t.double() for t in tangents]
+    _, found = jvp(attention, (q, k, v), tuple(tangents))
+    _, truth = jvp(reference.attention, tuple(exact[0]), tuple(exact[1]))
+    assert (found.double() - truth).norm() <= 1e-5 * truth.norm() and truth.norm() > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_is_as_near_to_float64_as_eager(backend, dtype, generator):
+    q, k, v, d_out, *tangents = inputs((2, 40, 24, 8, 12), generator, dtype)
+    q *= 8**-0.5
+
+    def second(function, tensors, d_out, tangents):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        first = torch.autograd.grad(function(*leaves), leaves, d_out, create_graph=True)
+        return [*torch.autograd.grad(first, leaves, tangents), jvp(function, tuple(tensors), tuple(tangents))[1]]
+
+    found = second(on(backend, 1.0), (q, k, v), d_out, tangents)
+    eager = second(reference.attention, (q, k, v), d_out, tangents)
+    exact = [t.double() for t in (q, k, v)], d_out.double(), [t.double() for t in tangents]
+    truth = second(reference.attention, *exact)
+    for one, other, right in zip(found, eager, truth, strict=True):
+        assert one.dtype == dtype
+        assert (one.double() - right).norm() <= 2 * (other.double() - right).norm() + 1e-3 * right.norm()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "cpu", pytest.param("triton", marks=needs_interpreter)])
+def test_no_map_is_kept_or_made_for_a_second_derivative(backend, generator, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_SCORES", 64)
+    N = M = 128
+    leaves = [t.requires_grad_() for t in inputs((1, N, M, 4, 4), generator, torch.float32)[:3]]
+    sizes = []
+    note = lambda t: sizes.append(t.untyped_storage().nbytes()) or t  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        first = torch.autograd.grad(on(backend)(*leaves).square().sum(), leaves, create_graph=True)
+        sum(g.square().sum() for g in first).backward()
+    assert sizes and max(sizes) < N * M * 4 / 8
+
+
+@needs_interpreter
+def test_ten_r1_steps_agree_between_backends():
+    """A penalty on the gradient, as R1 has it, through a small block: eager, the CPU and Triton within rounding."""
+    from sagan_fast import SelfAttention2d
+
+    def train(backend):
+        generator = torch.Generator().manual_seed(5)
+        torch.manual_seed(5)
+        block = SelfAttention2d(16, backend=backend).double()
+        block.gamma.data.fill_(0.5)
+        optimizer = torch.optim.SGD(block.parameters(), lr=0.05)
+        for _ in range(10):
+            x = randn(2, 16, 6, 8, generator=generator).requires_grad_()
+            score = block(x).tanh().sum()
+            (d_x,) = torch.autograd.grad(score, x, create_graph=True)
+            optimizer.zero_grad()
+            (score / 100 + d_x.square().sum() / 200).backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in block.parameters()])
+
+    truth = train("eager")
+    for backend in ("sdpa", "triton"):
+        torch.testing.assert_close(train(backend), truth, rtol=1e-9, atol=1e-9)
