@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sagan_fast.kernels.spectral_norm.tables import is_dense
 from sagan_fast.ops.backends import choose_spectral_norm, too_large
+from sagan_fast.ops.library import is_transformed
 from sagan_fast.ops.spectral_norm import forward_all, gradient, split
 
 
@@ -28,18 +29,20 @@ class Link:
         return Link, ()
 
     def normalised(self, weight: Tensor) -> Tensor | None:
-        """Return W/sigma from the group, or None where `weight` is not the group's, or is being compiled."""
-        if self.group is None or torch.compiler.is_compiling():
+        """Return W/sigma from the group; None where `weight` is another, being compiled, or under a transform."""
+        if self.group is None or torch.compiler.is_compiling() or is_transformed():
             return None
         return self.group.normalised(self.index, weight)
 
     def updates(self, training: bool) -> bool:
-        """Return whether an access that the group does not serve updates u and v."""
-        return training and (self.group is None or self.group.update == "forward")
+        """Return whether an access that the group does not serve updates u and v; never under a transform."""
+        return training and not is_transformed() and (self.group is None or self.group.update == "forward")
 
     def before_forward(self, module: nn.Module, inputs: Any) -> None:
         """Update the group at a training forward of its whole model: the hook of `update="forward"`."""
-        if self.group is not None and module.training and not torch.compiler.is_compiling():
+        if self.group is None or not module.training:
+            return
+        if not torch.compiler.is_compiling() and not is_transformed():
             self.group.compute(update=True, fresh=True)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from sagan_fast.kernels.attention import cpu, reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
 from sagan_fast.ops.backends import choose, is_autocast_on, product_dtype
-from sagan_fast.ops.derivatives import Attention, Gradients, is_transformed
+from sagan_fast.ops.derivatives import Attention, Gradients
+from sagan_fast.ops.library import is_transformed
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: str = "auto") -> Tensor:

@@ -6,6 +6,8 @@ rounding to 16 bits, (B, N, D_V), or (B, N, 0) for wider dtypes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool, chosen
         out, lse, lost = attention_fwd(q, k, v, scale, save=save)
         lse = q.new_empty(0, dtype=accumulator_dtype(q.dtype)) if lse is None else lse
         return out, lse, q.new_empty(*out.shape[:2], 0) if lost is None else lost
-    out, lse = cpu.attention_fwd(*_in_float(q, k, v), scale)
+    out, lse = _in_float(cpu.attention_fwd, q, k, v, scale=scale)
     if out.dtype == q.dtype:
         return out, lse, out.new_empty(*out.shape[:2], 0)
     rounded = out.to(q.dtype)
@@ -56,7 +58,7 @@ def _gradients(
         from sagan_fast.kernels.attention.backward import attention_bwd
 
         return attention_bwd(d_out, q, k, v, out, lse, _given(lost), scale)
-    return _rounded(q, cpu.attention_bwd(*_in_float(d_out, q, k, v, _whole(out, lost), lse), scale))
+    return _rounded(q, _in_float(cpu.attention_bwd, d_out, q, k, v, _whole(out, lost), lse, scale=scale))
 
 
 @torch.library.register_fake("sagan_fast::attention_gradients", lib=LIBRARY)  # type: ignore[untyped-decorator]
@@ -75,8 +77,8 @@ def _tangent(
         from sagan_fast.kernels.attention.tangent import attention_tangent
 
         return attention_tangent(q, k, v, out, lse, _given(lost), t_q, t_k, t_v, scale)[0].to(q.dtype)
-    tensors = _in_float(q, k, v, _whole(out, lost), lse, t_q, t_k, t_v)
-    return cpu_derivatives.attention_tangent(*tensors, scale)[0].to(q.dtype)
+    tensors = (q, k, v, _whole(out, lost), lse, t_q, t_k, t_v)
+    return _in_float(cpu_derivatives.attention_tangent, *tensors, scale=scale)[0].to(q.dtype)
 
 
 @torch.library.register_fake("sagan_fast::attention_tangent", lib=LIBRARY)  # type: ignore[untyped-decorator]
@@ -96,8 +98,8 @@ def _second(
         from sagan_fast.kernels.attention.second import attention_second
 
         return attention_second(d_out, q, k, v, out, lse, _given(lost), t_q, t_k, t_v, scale)
-    tensors = _in_float(d_out, q, k, v, _whole(out, lost), lse, t_q, t_k, t_v)
-    return _rounded(q, cpu_derivatives.attention_second(*tensors, scale))
+    tensors = (d_out, q, k, v, _whole(out, lost), lse, t_q, t_k, t_v)
+    return _rounded(q, _in_float(cpu_derivatives.attention_second, *tensors, scale=scale))
 
 
 @torch.library.register_fake("sagan_fast::attention_second", lib=LIBRARY)  # type: ignore[untyped-decorator]
@@ -117,10 +119,10 @@ def _whole(out: Tensor, lost: Tensor) -> Tensor:
     return out.float() + lost if lost.shape[2] else out
 
 
-def _in_float(*tensors: Tensor) -> Tensors:
-    """Return the tensors, those of 16 bits in float32, and log-sum-exps with a last axis of length 1."""
+def _in_float(function: Callable[..., Tensors], *tensors: Tensor, scale: float) -> Tensors:
+    """Call `function` on the tensors, those of 16 bits in float32, and log-sum-exps with a last axis of length 1."""
     wide = (t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors)
-    return tuple(t if t.ndim == 3 else t.unsqueeze(-1) for t in wide)
+    return function(*(t if t.ndim == 3 else t.unsqueeze(-1) for t in wide), scale)
 
 
 def _rounded(q: Tensor, found: Tensors) -> Tensors:

@@ -19,17 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sagan_fast.kernels.attention import reference
 from sagan_fast.ops import attention_ops  # noqa: F401, it defines torch.ops.sagan_fast.*
 
 Tensors = tuple[Tensor, ...]
-
-
-def is_transformed() -> bool:
-    """Return whether a transform of `torch.func`, or forward-mode AD, is at work: a plain call would drop tangents."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0  # type: ignore[attr-defined]
 
 
 class _Function(torch.autograd.Function):

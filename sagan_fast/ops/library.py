@@ -1,6 +1,7 @@
 """PyTorch's library of our ops: opaque to torch.compile, differentiated by the functions around them."""
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("sagan_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -9,3 +10,8 @@ def define(schema: str) -> None:
     """Define an op of `LIBRARY` that keeps the strides of its inputs under torch.compile."""
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     LIBRARY.define(schema, tags=tags)  # type: ignore[no-untyped-call]
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of `torch.func`, or forward-mode AD, is at work: a plain call would drop tangents."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -14,8 +14,7 @@ from sagan_fast.kernels.self_attention import reference
 from sagan_fast.kernels.self_attention.inputs import BlockGradients, BlockInputs, Saved
 from sagan_fast.ops.attention import attention_on, gradients
 from sagan_fast.ops.backends import Choice, choose, product_dtype
-from sagan_fast.ops.derivatives import is_transformed
-from sagan_fast.ops.library import LIBRARY, define
+from sagan_fast.ops.library import LIBRARY, define, is_transformed
 
 _OP = "self_attention_2d"
 
@@ -251,7 +250,8 @@ def _self_attention_2d_backward(*args: Any) -> tuple[Tensor, ...]:
 
     d_y, inputs, saved = args[0], BlockInputs(*args[1:11]), Saved(*args[11:18])
     pool, need_input, need_weights, need_biases = args[18:]
-    saved = saved._replace(lost=saved.lost if saved.lost.numel() else None, argmax=saved.argmax if pool else None)
+    lost, argmax = args[16:18]
+    saved = saved._replace(lost=lost if lost.numel() else None, argmax=argmax if pool else None)
     with torch.autocast(d_y.device.type, enabled=False):
         found = self_attention_bwd(
             d_y, inputs, saved, need_input=need_input, need_weights=need_weights, need_biases=need_biases

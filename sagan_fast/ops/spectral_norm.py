@@ -17,6 +17,7 @@ from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import eager, reference
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
 from sagan_fast.ops.backends import choose_spectral_norm, too_large
+from sagan_fast.ops.library import is_transformed
 
 _OP = "spectral_norm_group"
 
@@ -39,10 +40,15 @@ def spectral_norm_group(
     constants in the gradient. No length is taken below `eps`; a weight of zeros gives NaN, as in torch.
 
     `backend`: "triton" on CUDA takes all weights in three launches, their gradient in two; "eager" is plain PyTorch;
-    "auto" is "triton" on CUDA and "eager" elsewhere. Raises ValueError for shapes that do not fit, TypeError for other
-    dtypes than floats, RuntimeError if "triton" is asked for where it cannot run.
+    "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func` and forward-mode AD it is plain PyTorch, too.
+    Raises ValueError for shapes that do not fit, TypeError for other dtypes than floats, RuntimeError if "triton" is
+    asked for where it cannot run, or `update` under a transform, where nothing can be written in place.
     """
     _check(weights, us, vs, n_power_iterations)
+    if is_transformed():
+        if update:
+            raise RuntimeError(f"{_OP}: update must be False under torch.func and forward-mode AD, got True")
+        return [_plain(weight, u, v, out_dtype) for weight, u, v in zip(weights, us, vs, strict=True)]
     outs: dict[int, Tensor] = {}
     for indices in batches(weights):
         chosen = choose_spectral_norm(_OP, backend, [weights[i] for i in indices]).backend
@@ -54,6 +60,12 @@ def spectral_norm_group(
         )  # fmt: skip
         outs.update(zip(indices, some, strict=True))
     return [outs[i] for i in range(len(weights))]
+
+
+def _plain(weight: Tensor, u: Tensor, v: Tensor, out_dtype: torch.dtype | None) -> Tensor:
+    matrix = weight.flatten(1).to(accumulator_dtype(weight.dtype))
+    out, _ = reference.normalise(matrix, u.to(matrix.dtype), v.to(matrix.dtype))
+    return out.view(weight.shape).to(out_dtype or weight.dtype)
 
 
 def batches(weights: Sequence[Tensor]) -> list[list[int]]:
