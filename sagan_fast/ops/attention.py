@@ -45,7 +45,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: s
 
 def attention_on(chosen: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Run attention on a backend already chosen, without checks."""
-    if chosen == "eager":
+    if chosen == "eager" or (torch.compiler.is_compiling() and is_transformed()):  # Dynamo drops a Function's `jvp`
         return reference.attention(q, k, v, scale)
     if chosen == "triton":
         return _fused_by_triton(q, k, v, scale)
