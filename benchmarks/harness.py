@@ -5,6 +5,7 @@ provider with wrong results is recorded as wrong and never timed. A provider tha
 reason. The others take turns, so a change of clocks or load meets all of them.
 """
 
+import ctypes
 import gc
 import math
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -294,7 +296,7 @@ def sample_us(work: Callable[[], Any], calls: int, device: str, busy_clocks: int
 
 
 def _memory(run: Run, device: str, own: Sequence[Tensor]) -> dict[str, int | None]:
-    """Return the bytes that autograd keeps over one call, each storage once, and the peak of new memory on CUDA."""
+    """Return the bytes that autograd keeps over one call, each storage once, and the peak of new memory."""
     kept: dict[int, int] = {}
     owned = {tensor.untyped_storage().data_ptr() for tensor in own}
 
@@ -306,8 +308,26 @@ def _memory(run: Run, device: str, own: Sequence[Tensor]) -> dict[str, int | Non
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+    resident = _resident("VmRSS", reset=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run(0)
     _synchronize(device)
-    peak = torch.cuda.max_memory_allocated() - before if device == "cuda" else None
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        peak = None if resident is None else _resident("VmHWM") - resident
     return {"saved_bytes": sum(size for ptr, size in kept.items() if ptr not in owned), "peak_bytes": peak}
+
+
+def _resident(name: str, reset: bool = False) -> Any:
+    """Return the bytes of memory that this process has ("VmRSS") or had at most since the last `reset` ("VmHWM").
+
+    None where there is no Linux to ask.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    if reset:
+        ctypes.CDLL(None).malloc_trim(0)  # what the allocator holds back would hide new use
+        Path("/proc/self/clear_refs").write_text("5")
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,12 +25,13 @@ def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
         lines = _attentions(target) + _spectral_norms(target)
         return "\n".join(lines) or f"{type(target).__name__} has no SelfAttention2d and no spectral norm"
     backend = kwargs.get("backend", "auto")
-    if target.ndim == 4:
+    if target.ndim == 4 and (len(args) > 2 or "w_g" in kwargs):
         inputs = BlockInputs(target, *args, **{name: kwargs[name] for name in BlockInputs._fields if name in kwargs})
         return f"self_attention_2d: {choose_block(inputs, kwargs.get('pool', True), backend)}"
     k, v = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate("kv"))
-    B, N, D_QK = target.shape
-    return f"attention: {choose('attention', backend, target, B, N, k.shape[1], D_QK, v.shape[2])}"
+    *images, N, D_QK = target.shape  # and heads
+    choice = choose("attention", backend, target, math.prod(images), N, k.shape[-2], D_QK, v.shape[-1])
+    return f"attention: {choice}"
 
 
 def _attentions(model: nn.Module) -> list[str]:

@@ -19,15 +19,21 @@ from sagan_fast.ops.library import is_transformed
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: str = "auto") -> Tensor:
     """Return softmax(scale q kᵀ) v, (B, N, D_V), softmax over the M keys (Zhang et al. 2019, eq. 1-2).
 
-    `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V), of one floating dtype and device, any strides. `scale` is 1,
-    as in SAGAN, not 1/sqrt(D_QK). `backend` is "eager" (the map in memory), "sdpa" (PyTorch's fused attention),
-    "triton" (our kernels) or "auto" (the fastest here; on the CPU it may be products in blocks that "sdpa" has no
-    equal for); all can be differentiated twice.
+    `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V), of one floating dtype and device, any strides. All three may
+    have an axis of heads after the batch: q (B, H, N, D_QK) gives (B, H, N, D_V). `scale` is 1, as in SAGAN, not
+    1/sqrt(D_QK). `backend` is "eager" (the map in memory), "sdpa" (PyTorch's fused attention), "triton" (our kernels)
+    or "auto" (the fastest here; on the CPU it may be products in blocks that "sdpa" has no equal for).
+    `sagan_fast.explain(q, k, v)` says which one "auto" takes, and why.
+
+    All can be differentiated twice, have tangents (forward mode) and go through `torch.func`. But for "eager" that
+    takes memory of order N + M; a third derivative, and transforms under torch.compile, take the map in memory.
 
     Raises ValueError for shapes that do not fit, unknown backends and sizes above what "triton" covers (D_QK 64,
     D_V 256) where it is asked for, TypeError for dtypes that differ, RuntimeError if "triton" is asked for where it
     cannot run.
     """
+    if q.ndim == 4:
+        return _heads(q, k, v, scale, backend)
     check_ndim("attention", "q", q, "B, N, D_QK")
     check_ndim("attention", "v", v, "B, M, D_V")
     B, N, D_QK = q.shape
@@ -41,6 +47,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: s
                 raise TypeError(f"attention: {name} must have the dtype of q, {q.dtype}, got {tensor.dtype}")
     chosen = choose("attention", backend, q, B, N, M, D_QK, D_V).backend
     return attention_on(chosen, q, k, v, scale)
+
+
+def _heads(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Tensor:
+    B, H, N, D_QK = q.shape
+    check_ndim("attention", "v", v, "B, H, M, D_V")
+    M, D_V = v.shape[2:]
+    check_shape("attention", "k", k, (B, H, M, D_QK), "B, H, M, D_QK")
+    check_shape("attention", "v", v, (B, H, M, D_V), "B, H, M, D_V")
+    together = (t.flatten(0, 1) for t in (q, k, v))
+    return attention(*together, scale=scale, backend=backend).view(B, H, N, D_V)
 
 
 def attention_on(chosen: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+from sagan_fast import SelfAttention2d, explain, fuse_spectral_norm, spectral_norm
+from sagan_fast.functional import spectral_norm_group
 from sagan_fast.kernels.attention import chunks, reference
 from sagan_fast.ops.attention import attention, attention_on
 from shared_by_tests import randn
@@ -109,6 +112,89 @@ def test_a_tangent_is_not_lost_where_auto_computes_in_other_threads(generator):
     assert (found.double() - truth).norm() <= 1e-5 * truth.norm() and truth.norm() > 1
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS[:2], BACKENDS[3]])
+def test_heads_are_attention_of_each_head(backend, generator):
+    B, H, N, M, D_QK, D_V = 2, 3, 9, 6, 5, 4
+    sizes = ((B, N, H, D_QK), (B, H, M, D_QK), (B, H, M, D_V))
+    q, k, v = (randn(*size, generator=generator) for size in sizes)
+    q = q.transpose(1, 2)  # as attention layers have it
+    truth = torch.stack([reference.attention(q[:, h], k[:, h], v[:, h], 0.7) for h in range(H)], 1)
+    torch.testing.assert_close(attention(q, k, v, scale=0.7, backend=backend), truth)
+    with pytest.raises(ValueError, match=r"attention: k must have shape \(B, H, M, D_QK\) = \(2, 3, 6, 5\), got"):
+        attention(q, k[:, :2], v, backend=backend)
+    assert explain(q, k, v).startswith("attention: eager (6 maps of 9 x 6")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_transforms_keep_the_tangent(backend, generator):
+    q, k, v, _, *tangents = inputs((2, 20, 12, 8, 16), generator, torch.float32)
+    uses = [
+        lambda *t: jvp(on(backend), t, tuple(tangents))[1],
+        lambda q, k, v: grad(lambda q: on(backend)(q, k, v).square().sum())(q),
+        lambda q, k, v: vmap(on(backend), (0, None, None))(torch.stack([q, -q]), k, v),
+    ]
+    for use in uses:
+        torch._dynamo.reset()
+        found = torch.compile(use, fullgraph=True, backend="aot_eager")(q, k, v)
+        torch.testing.assert_close(found, use(q, k, v), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS[:2], BACKENDS[3]])
+def test_the_block_under_transforms(backend, pool, generator):
+    """Tangents of the input and of all parameters against central differences, and gradients of each image."""
+    block = SelfAttention2d(8, pool=pool, bias=True, backend=backend).double()
+    x, t_x = (randn(2, 8, 4, 6, generator=generator) for _ in range(2))
+    parameters = {name: randn(*p.shape, generator=generator) for name, p in block.named_parameters()}
+    tangents = {name: randn(*p.shape, generator=generator) for name, p in parameters.items()}
+
+    def function(parameters, x):
+        return functional_call(block, parameters, (x,))
+
+    _, found = jvp(function, (parameters, x), (tangents, t_x))
+    step = 1e-6
+    ends = [
+        function({n: p + s * tangents[n] for n, p in parameters.items()}, x + s * t_x).detach() for s in (step, -step)
+    ]
+    assert (found - (ends[0] - ends[1]) / (2 * step)).norm() <= 1e-6 * found.norm()
+
+    def of_one(parameters, image):
+        return function(parameters, image[None]).square().sum()
+
+    each = vmap(grad(of_one), (None, 0))(parameters, x)
+    whole = grad(lambda p: function(p, x).square().sum())(parameters)
+    torch.testing.assert_close({name: g.sum(0) for name, g in each.items()}, whole)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_spectral_norm_carries_a_tangent(training, fused, generator):
+    """Under a transform W/sigma is taken with u and v as they are: nothing can be written in place there."""
+    net = nn.Sequential(spectral_norm(nn.Linear(6, 5)), spectral_norm(nn.Linear(5, 4))).double()
+    if fused:
+        fuse_spectral_norm(net).step()
+    net.train(training)
+    x = randn(3, 6, generator=generator)
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+    tangents = {name: randn(*p.shape, generator=generator) for name, p in parameters.items()}
+    before = {name: b.clone() for name, b in net.named_buffers()}
+
+    def function(parameters):
+        return functional_call(net, parameters, (x,))
+
+    _, found = jvp(function, (parameters,), (tangents,))
+    exact = grad(lambda p: function(p).square().sum())(parameters)
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+    net.eval()
+    step = 1e-6
+    ends = [function({n: p + s * tangents[n] for n, p in parameters.items()}).detach() for s in (step, -step)]
+    assert (found - (ends[0] - ends[1]) / (2 * step)).norm() <= 1e-6 * found.norm()
+    net(x).square().sum().backward()
+    torch.testing.assert_close(exact, {name: p.grad for name, p in net.named_parameters()})
+    with pytest.raises(RuntimeError, match="update must be False under torch.func and forward-mode AD, got True"):
+        grad(lambda w: spectral_norm_group([w], [w.new_ones(3)], [w.new_ones(2)])[0].sum())(torch.ones(3, 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision_is_as_near_to_float64_as_eager(backend, dtype, generator):
@@ -145,7 +231,6 @@ def test_no_map_is_kept_or_made_for_a_second_derivative(backend, generator, monk
 @needs_interpreter
 def test_ten_r1_steps_agree_between_backends():
     """A penalty on the gradient, as R1 has it, through a small block: eager, the CPU and Triton within rounding."""
-    from sagan_fast import SelfAttention2d
 
     def train(backend):
         generator = torch.Generator().manual_seed(5)
