@@ -154,6 +154,40 @@ def readme_block(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def derivatives_block(folder: Path) -> str:
+    """Return the tables of docs/derivatives.md: time and memory beside the peers, and the errors of gradients."""
+    parts = []
+    for name, records in {**gpus(folder), "cpu": read(folder / "cpu.jsonl")}.items():
+        found = [r for r in records if r["benchmark"] == "derivatives" and r["p50_us"]]
+        if found or name == "cpu":
+            parts += ["Time and new memory of one call, float32. " + _where(found), derivatives_table(found)]
+    parts += [
+        "Median error of each gradient relative to float64 over thirty draws, and in brackets the ratio to eager's "
+        "error in the same dtype. Triton's kernels ran in its interpreter. The true gradient of `b_phi` is zero: its "
+        "error is relative to the gradient of `b_theta`.",
+        accuracy_table(folder),
+    ]
+    return "\n\n".join(parts)
+
+
+def derivatives_table(records: Sequence[Found]) -> str:
+    """Return ours against each peer of benchmarks.bench_derivatives: time, memory, and what the peer notes."""
+    groups: dict[tuple[str, str], list[Found]] = {}
+    for record in records:
+        groups.setdefault((record["shape"], record["mode"]), []).append(record)
+    rows = []
+    for (shape, mode), found in groups.items():
+        ours = next((r for r in found if r["provider"] in OURS), None)
+        for peer in (r for r in found if r is not ours):
+            sizes = [peer["peak_bytes"], ours and ours["peak_bytes"]]
+            less = f"{sizes[0] / sizes[1]:.1f}" if all(sizes) else MISSING
+            memory = [f"{size / 2**20:.0f}" if size else MISSING for size in sizes]
+            row = [shape, mode, peer["provider"], _us(peer), _us(ours), _ratio(peer, ours), *memory, less, peer["note"]]
+            rows.append(row)
+    titles = "shape | mode | peer | peer us | ours us | peer / ours | peer MiB | ours MiB | peer / ours | note"
+    return _table(titles, rows)
+
+
 def evidence_table(folder: Path) -> str:
     """Return what each kernel went through without a GPU, from the last record of each kind (tests/evidence.py)."""
     path = folder / f"{EXECUTED}.jsonl"
@@ -170,6 +204,8 @@ def evidence_table(folder: Path) -> str:
 
     rows = []
     for kernel, records in latest.items():
+        if all(record["evidence"] == "gradients" for record in records.values()):
+            continue
         of = {
             kind: [r for r in records.values() if r["evidence"] == kind] for kind in ("executed", "proved", "compiled")
         }
@@ -177,6 +213,21 @@ def evidence_table(folder: Path) -> str:
         proved = _names(r["dtype"] for r in of["proved"] if r["result"] == "race_free")
         rows.append([f"`{kernel}`", executed or "no", proved or "no", chips(of["compiled"])])
     return _table("kernel | executed as compiled IR | race-free by proof on sm_80 | compiled for", rows)
+
+
+def accuracy_table(folder: Path) -> str:
+    """Return the errors of each gradient of the block beside eager's (tests/gradient_accuracy.py)."""
+    path = folder / f"{EXECUTED}.jsonl"
+    found = [json.loads(line) for line in (path.read_text().splitlines() if path.exists() else ())]
+    latest = {(r["dtype"], r["width"]): r for r in found if r["evidence"] == "gradients"}
+    names = list(next(iter(latest.values()))["errors"]) if latest else []
+    rows = []
+    for name in names:
+        pairs = [r["errors"][name] for r in latest.values()]
+        rows.append(
+            [f"`{name}`", *(f"{e['ours_median']:.1e} ({e['ours_median'] / e['eager_median']:.2f})" for e in pairs)]
+        )
+    return _table(" | ".join(["gradient of", *(f"{dtype}, {pool}" for dtype, pool in latest)]), rows)
 
 
 def _names(names: Iterable[str]) -> str:
@@ -193,10 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     options = parser.parse_args(argv)
-    readme = options.root / "README.md"
+    readme, derivatives = options.root / "README.md", options.root / "docs" / "derivatives.md"
     wanted = {
         options.root / "docs" / "benchmarks.md": document(options.results),
         readme: replaced(readme, START, END, f"\n\n{readme_block(options.results)}\n\n"),
+        derivatives: replaced(derivatives, START, END, f"\n\n{derivatives_block(options.results)}\n\n"),
     }
     if not options.check:
         for name, records in {**gpus(options.results), "cpu": read(options.results / "cpu.jsonl")}.items():

@@ -1,4 +1,15 @@
-"""How near the block's first gradients are to float64, beside eager's in the same dtype."""
+"""How near the block's first gradients are to float64, beside eager's in the same dtype.
+
+python tests/gradient_accuracy.py adds what it finds to benchmarks/results/executed.jsonl, for docs/derivatives.md.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from block_by_hand import arguments, leaves_of
@@ -52,3 +63,23 @@ def ratios(found: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str, f
             for what, share in (("median", 0.5), ("p95", 0.95))
         }
     return table
+
+
+def main() -> None:
+    """Record thirty draws of every dtype, pooled and unpooled."""
+    from evidence import record
+
+    from benchmarks.accuracy import DTYPE_NAMES
+    from shared_by_tests import teach_interpreter_bfloat16
+
+    teach_interpreter_bfloat16()
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for pool in (True, False):
+            found = ratios([errors(dtype, pool, seed) for seed in range(30)])
+            found = {name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()}
+            kind = {"dtype": DTYPE_NAMES[dtype], "width": "pooled" if pool else "unpooled"}
+            record("self_attention_2d", "gradients", "triton", **kind, draws=30, errors=found)
+
+
+if __name__ == "__main__":
+    main()
