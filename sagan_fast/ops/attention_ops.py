@@ -1,7 +1,7 @@
 """torch.ops.sagan_fast.attention and its derivatives: on Triton, or a chunk of the map at a time.
 
-`chosen` is "triton" or "cpu". Everywhere `lse` is the log-sum-exp, (B, N) or (B, N, 1), and `lost` what o lost by
-rounding to 16 bits, (B, N, D_V), or (B, N, 0) for wider dtypes.
+`chosen` is "triton" or "cpu". Everywhere `lse` is the log-sum-exp, (B, N), and `lost` what o lost by rounding to 16
+bits, (B, N, D_V), or (B, N, 0) for wider dtypes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool, chosen
         lse = q.new_empty(0, dtype=accumulator_dtype(q.dtype)) if lse is None else lse
         return out, lse, q.new_empty(*out.shape[:2], 0) if lost is None else lost
     out, lse = _in_float(cpu.attention_fwd, q, k, v, scale=scale)
+    lse = lse.squeeze(-1)
     if out.dtype == q.dtype:
         return out, lse, out.new_empty(*out.shape[:2], 0)
     rounded = out.to(q.dtype)

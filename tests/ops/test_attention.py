@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.library import opcheck
 
 from sagan_fast.functional import attention
 from sagan_fast.kernels.attention import reference
@@ -151,16 +150,6 @@ def test_errors_name_the_argument():
         attention(q[0], k, v)
     with pytest.raises(TypeError, match="attention: v must have the dtype of q, torch.float32, got torch.float64"):
         attention(q, k, v.double())
-
-
-@needs_interpreter
-def test_the_ops_of_triton_pass_opcheck(generator):
-    q, k, v, d_out = inputs((2, 20, 12, 3, 7), generator, torch.float32)
-    strided = q.transpose(1, 2).contiguous().transpose(1, 2)
-    forward, backward = torch.ops.sagan_fast.attention.default, torch.ops.sagan_fast.attention_gradients.default
-    for save in (True, False):
-        opcheck(forward, (strided, k, v, 0.5, save, "triton"))
-    opcheck(backward, (d_out, strided, k, v, *forward(strided, k, v, 0.5, True, "triton"), 0.5, "triton"))
 
 
 @needs_interpreter

@@ -1,7 +1,5 @@
 """Attention in chunks: every way of cutting the maps gives float64's values and gradients, and no map is kept."""
 
-import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -51,16 +49,6 @@ def test_every_cut_gives_the_values_and_gradients_of_float64(shape, chunk_scores
     _, *terms = attention_terms(q, k, v, d_out, 0.7)
     for name, grad, exact_grad, added in zip("qkv", found, truths, terms, strict=True):
         assert_close_to_truth(f"d_{name}", grad, exact_grad, terms=added)
-
-
-@pytest.mark.parametrize(("B", "N", "M"), [(1, 1, 1), (7, 30, 10), (2, 4096, 1024), (1, 1000, 3000)])
-def test_the_plan_covers_every_row_once(B, N, M):
-    parts = chunks.plan(B, N, M, 3, chunks.CHUNK_SCORES)
-    rows = torch.zeros(B, N)
-    for images, cut in (chunk for part in parts for chunk in part):
-        rows[images, cut] += 1
-    assert rows.eq(1).all() and len(parts) <= 3
-    assert all(chunks.size(b, M) <= max(M, chunks.CHUNK_SCORES) for part in parts for b in part)
 
 
 def test_large_logits_neither_overflow_nor_vanish(generator):
@@ -117,52 +105,3 @@ def test_inference_mode_and_other_threads_of_the_user(generator):
     with ThreadPoolExecutor(3) as pool:
         for out in pool.map(lambda _: on_the_cpu(q, k, v), range(6)):
             torch.testing.assert_close(out, truth)
-
-
-def test_the_number_of_threads_of_everybody_else_stays(generator, threads):
-    q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
-    chunks.CHUNK_SCORES, before = 4096, chunks.CHUNK_SCORES
-    try:
-        on_the_cpu(q, k, v)
-    finally:
-        chunks.CHUNK_SCORES = before
-    seen = []
-    other = threading.Thread(target=lambda: seen.append((torch.ones(1) + 1, torch.get_num_threads())[1]))
-    other.start(), other.join()
-    assert torch.get_num_threads() == threads and seen == [threads]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_makes_threads_of_its_own(generator):
-    q, k, v, _ = inputs((4, 96, 64, 8, 32), generator)
-    truth = on_the_cpu(q, k, v)
-    context = torch.multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-
-    def child():
-        torch.set_num_threads(1)  # PyTorch's own OpenMP threads did not come along
-        chunks.share(lambda part: None, [(), ()])
-        results.put(torch.equal(on_the_cpu(q, k, v), truth))
-
-    process = context.Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0 and results.get()
-
-
-def test_each_thread_computes_alone():
-    """A thread's first product must not give it the process's number of threads back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        chunks.pool.cache_clear()
-
-        def threads() -> int:
-            torch.ones(64, 64) @ torch.ones(64, 64)
-            return torch.get_num_threads()
-
-        futures = [chunks.pool(2, os.getpid()).submit(threads) for _ in range(4)]
-        assert [future.result() for future in futures] == [1, 1, 1, 1] and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-        chunks.pool.cache_clear()

@@ -7,7 +7,6 @@ from sagan_fast.kernels import tiles
 from sagan_fast.kernels.attention import reference
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.second import attention_second
-from sagan_fast.kernels.attention.tangent import attention_tangent
 from sagan_fast.kernels.configs import LaunchConfig
 from shared_by_tests import assert_gradient, randn
 
@@ -81,6 +80,3 @@ def test_a_flat_grid_and_poisoned_results(generator, monkeypatch):
 def test_nothing_to_compute_gives_zeros(shape, generator):
     tensors = inputs(shape, generator, torch.float32)
     assert all(not t.any() for t in run(tensors))
-    q, k, v, _, *tangents = tensors
-    tangent, mean = attention_tangent(q, k, v, *attention_fwd(q, k, v), *tangents)
-    assert tangent.shape == (*q.shape[:2], v.shape[2]) and mean.shape == q.shape[:2]
