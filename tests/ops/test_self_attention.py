@@ -241,7 +241,7 @@ def test_triton_keeps_what_its_docstring_says(pool, generator):
     inputs = {t.untyped_storage().data_ptr() for t in made.values() if t is not None}
     own = sum(t.numel() * t.element_size() for t in kept if t.untyped_storage().data_ptr() not in inputs)
     pooled = M * (D_QK + D_V) if pool else 0
-    assert own == B * (2 * ((N + M) * D_QK + M * D_V + N * D_V) + 4 * N + pooled)
+    assert own == B * (2 * ((N + M) * D_QK + M * D_V + 2 * N * D_V) + 4 * N + pooled)
     assert own <= (1.5 if pool else 3.0) * made["x"].numel() * 2
 
 
