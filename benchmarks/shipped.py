@@ -112,10 +112,12 @@ def width_plans(D_QK: int, D_V: int, side: int, dtype: str, arch: Arch) -> list[
     Even and ragged maps, pooled and not, with and without biases and output projection, in both memory formats.
     """
     found = []
-    for pool, ragged, channels_last in ((True, 0, True), (True, 1, False), (False, 1, True)):
+    for pool, ragged, bias, channels_last in (
+        (True, 0, False, True), (True, 1, False, True), (True, 1, True, False), (False, 1, True, True)
+    ):  # fmt: skip
         found += block_plans(
             2, max(32, 2 * D_V) if pool else D_V, side - ragged, side, D_QK, D_V, pool=pool, out_proj=pool,
-            bias=bool(ragged), dtype=dtype, arch=arch, channels_last=channels_last,
+            bias=bias, dtype=dtype, arch=arch, channels_last=channels_last,
         )  # fmt: skip
     return found
 

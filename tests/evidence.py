@@ -118,16 +118,16 @@ def shipped_plans(dtype: str, arch: Any) -> list[Any]:
 
 def fault(plan: Any, arch: Any) -> str:
     """Return in which way the launch does not fit the chip, "" if it fits."""
-    from benchmarks.compile import compile_plan, resources
+    from benchmarks.compile import footprint
     from benchmarks.machine import SHARED_BYTES
 
     what = f"{plan.constexprs.get('D_QK', '')}x{plan.constexprs.get('D_V', '')} {plan.config}"
     try:
-        uses = resources(compile_plan(plan, arch))
+        stack, shared = footprint(plan, arch)
     except Exception as error:
         return f"{what}: {type(error).__name__}"
-    if uses["stack"] or uses["smem"] > SHARED_BYTES[arch]:
-        return f"{what}: {uses['stack']} bytes of stack, {uses['smem']} of shared memory"
+    if stack or shared > SHARED_BYTES[arch]:
+        return f"{what}: {stack} bytes of stack, {shared} of shared memory"
     return ""
 
 

@@ -10,8 +10,6 @@ from benchmarks import compile, records
 from benchmarks.machine import SHARED_BYTES
 from sagan_fast.kernels.configs import WIDTHS
 
-FITS = {"stack": 0, "smem": 1000}
-
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
@@ -21,10 +19,9 @@ def compiled(monkeypatch, tmp_path):
     file.touch()
     monkeypatch.setattr(evidence, "shipped_plans", lambda dtype, arch: plans[arch])
     monkeypatch.setattr(records, "RESULTS", tmp_path)
-    monkeypatch.setattr(compile, "compile_plan", lambda plan, arch: plan)
 
-    def run(arch, **uses):
-        monkeypatch.setattr(compile, "resources", lambda code: {**FITS, **uses})
+    def run(arch, stack=0, shared=1000, footprint=None):
+        monkeypatch.setattr(compile, "footprint", footprint or (lambda plan, arch: (stack, shared)))
         status = evidence.compile(["bf16"], [arch])
         return status, [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -41,7 +38,7 @@ def test_what_is_recorded_for_the_same_code_is_not_compiled_again(compiled):
     assert compiled("86", stack=8) == (0, first), "nothing new"
 
 
-@pytest.mark.parametrize("uses", [{"stack": 8}, {"smem": SHARED_BYTES[86] + 1}])
+@pytest.mark.parametrize("uses", [{"stack": 8}, {"shared": SHARED_BYTES[86] + 1}])
 def test_a_fault_on_one_of_nvidia_s_chips_is_the_status(compiled, uses, capsys):
     status, lines = compiled("86", **uses)
     assert status == 1 and all(len(line["faults"]) == line["launches"] for line in lines)
@@ -49,7 +46,7 @@ def test_a_fault_on_one_of_nvidia_s_chips_is_the_status(compiled, uses, capsys):
     assert compiled("86")[0] == 1, "as recorded"
 
 
-def test_amd_s_compiler_may_spill_but_not_refuse(compiled, monkeypatch):
+def test_amd_s_compiler_may_spill_but_not_refuse(compiled):
     status, lines = compiled("gfx942", stack=8)
     assert status == 0 and any(line["faults"] for line in lines)
 
@@ -58,8 +55,8 @@ def test_what_the_compiler_refuses_is_a_fault_everywhere(compiled, monkeypatch):
     def refuse(plan, arch):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(compile, "compile_plan", refuse)
-    status, lines = compiled("gfx942")
+    monkeypatch.setattr(compile, "compile_kernel", refuse)
+    status, lines = compiled("gfx942", footprint=compile.footprint)
     assert status == 1 and all(fault.endswith("RuntimeError") for line in lines for fault in line["faults"])
 
 
