@@ -22,6 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "build" / "sanitize"
 DTYPES = ("bf16", "fp16", "tf32", "fp32")
+SPILLS_ONCE = {("self_attention_fwd", 256, arch): 32 for arch in (100, 103, 110)}
+"""Bytes of stack by kernel, D_V and chip that are let pass: the unpooled block spills eight registers after its loop,
+once a program. Half the queries a tile would spill none, at half the rate of these tensor cores.
+"""
 
 
 def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
@@ -126,7 +130,8 @@ def fault(plan: Any, arch: Any) -> str:
         stack, shared = footprint(plan, arch)
     except Exception as error:
         return f"{what}: {type(error).__name__}"
-    if stack or shared > SHARED_BYTES[arch]:
+    known = SPILLS_ONCE.get((plan.name, plan.constexprs.get("D_V"), arch), 0)
+    if stack > known or shared > SHARED_BYTES[arch]:
         return f"{what}: {stack} bytes of stack, {shared} of shared memory"
     return ""
 
