@@ -22,9 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "build" / "sanitize"
 DTYPES = ("bf16", "fp16", "tf32", "fp32")
-SPILLS_ONCE = {("self_attention_fwd", 256, arch): 32 for arch in (100, 103, 110)}
-"""Bytes of stack by kernel, D_V and chip that are let pass: the unpooled block spills eight registers after its loop,
-once a program. Half the queries a tile would spill none, at half the rate of these tensor cores.
+SPILLS_ONCE = {("self_attention_fwd", 256, arch): 40 if arch == 90 else 32 for arch in (90, 100, 103, 110)}
+"""Bytes of stack by kernel, D_V and chip that are let pass: the unpooled block spills up to ten registers outside its
+loop, once a program (on 9.0 with Triton 3.9). Half the queries a tile spill none, and read keys and values twice.
 """
 
 
