@@ -12,7 +12,10 @@ GPU_PATH := build/path
 SANITIZER := build/sanitize
 SANITIZERS := ttsem==0.1.0 sentryward==0.1.1
 
-.PHONY: demo test test-all test-seeds sanitize sanitize-all lint format clean bench gpu gpu-cache gpu-train gpu-path report
+# The versions of Triton whose machine code must fit every chip: `make gates`.
+TRITONS := build/tritons/3.6.0 build/tritons/3.8.0 build/tritons/3.9.0
+
+.PHONY: demo test test-all test-seeds sanitize sanitize-all gates lint format clean bench gpu gpu-cache gpu-train gpu-path report
 
 ## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
 demo: $(STAMP)
@@ -43,6 +46,16 @@ sanitize-all: WHICH = not slow or gpu
 sanitize sanitize-all: $(STAMP)
 	$(BIN)/python -m pip install --quiet --upgrade --target $(SANITIZER) --no-deps --ignore-requires-python $(SANITIZERS)
 	SAGAN_FAST_EVIDENCE=1 PYTHONPATH=$(SANITIZER) $(BIN)/python -m ttsem.sanitize pytest -m "$(WHICH)" tests/kernels
+
+## gates: the launches at all widths, compiled for all chips by each Triton; hours, and what is recorded is not done again.
+## GATES="--dtype bf16 --arch 86" for a part
+gates: $(TRITONS:%=%/.installed)
+	failed=0; for folder in $(TRITONS); do \
+		PYTHONPATH=$(CURDIR)/$$folder $(BIN)/python tests/evidence.py compile $(GATES) || failed=1; done; exit $$failed
+
+build/tritons/%/.installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(@D) triton==$*
+	touch $@
 
 ## lint: ruff and mypy
 lint: $(STAMP)

@@ -17,9 +17,9 @@ if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is imported
 
 from benchmarks.compile import compile_plan, resources
-from benchmarks.machine import LDS_BYTES, MACHINES
-from benchmarks.shapes import BLOCK_SHAPES
-from benchmarks.shipped import block_plans
+from benchmarks.machine import MACHINES, SHARED_BYTES
+from benchmarks.shapes import BlockShape
+from benchmarks.shipped import width_plans
 from benchmarks.tune import KERNELS, Key, candidates, rows, write
 from sagan_fast.kernels import configs
 from sagan_fast.kernels.configs import Arch, LaunchConfig
@@ -46,13 +46,7 @@ def plans_of(key: Key, arch: Arch) -> list[Plan]:
     """Return launches on `arch` that run the row: on even and ragged maps, pooled or not, in both memory formats."""
     kernel, _, precision, width, size = key
     D_QK, D_V = (int(number) for number in width.split("x"))
-    side = 16 if size == "small" else 64
-    found = []
-    for pool, ragged, channels_last in ((True, 0, True), (True, 1, False), (False, 1, True)):
-        found += block_plans(
-            2, max(32, 2 * D_V) if pool else D_V, side - ragged, side, D_QK, D_V, pool=pool, out_proj=pool,
-            bias=bool(ragged), dtype=precision, arch=arch, channels_last=channels_last,
-        )  # fmt: skip
+    found = width_plans(D_QK, D_V, 16 if size == "small" else 64, precision, arch)
     return [plan for plan in found if plan.name in (kernel, f"self_{kernel}")]
 
 
@@ -69,13 +63,12 @@ def cost(key: Key, config: LaunchConfig) -> tuple[float, bool] | None:
             except Exception as error:  # a tile that the compiler refuses is no candidate
                 print(f"    {config}: {type(error).__name__} {str(error)[:80]}", flush=True)
                 return None
-            most = LDS_BYTES[arch] if isinstance(arch, str) else MACHINES[arch].smem_block
-            if uses["stack"] or uses["spills"] or uses["smem"] > most:
+            if uses["stack"] or uses["spills"] or uses["smem"] > SHARED_BYTES[arch]:
                 return None
             worst = max(worst, uses["instructions"] * config.num_warps / area)
-            if isinstance(arch, int):
+            if machine := MACHINES.get(arch):
                 numbers = uses["registers"], config.num_warps, uses["smem"], uses["tmem"]
-                room = room and MACHINES[arch].resident_blocks(*numbers)[0] >= 2
+                room = room and machine.resident_blocks(*numbers)[0] >= 2
     return worst * (1.0 if room else 1.25), room
 
 
@@ -101,10 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", required=True, help="compute capability times ten, or gfx for AMD")
     parser.add_argument("--dtype", choices=("bf16", "tf32", "fp32"), default="bf16", help="precision (default bf16)")
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="only this kernel; may be repeated")
+    widths = {f"{D_QK}x{D_V}": (D_QK, D_V) for D_QK, D_V in configs.WIDTHS}
+    parser.add_argument("--width", action="append", choices=widths, help="only this width; may be repeated")
     options = parser.parse_args(arguments)
     arch: Arch = int(options.arch) if options.arch.isdecimal() else options.arch
+    shapes = [
+        BlockShape(name, 2, 2 * widths[name][1], side, side, *widths[name], pool=False)
+        for name in options.width or widths for side in (16, 64)
+    ]  # fmt: skip
     missing = 0
-    for row in rows(arch, options.dtype, options.kernel or KERNELS, BLOCK_SHAPES):
+    for row in rows(arch, options.dtype, options.kernel or KERNELS, shapes):
         config, price = fit(row.key, row.shipped)
         print(f"{' '.join(row.key)}: {config} ({price and round(price, 3)})", flush=True)
         missing += price is None

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "0"  # before any kernel is imported: the interpreter makes no machine code
 
 from benchmarks.compile import Compiled, compile_key, compile_plan, resources
-from benchmarks.machine import MACHINES
+from benchmarks.machine import MACHINES, SHARED_BYTES
 from benchmarks.records import RESULTS, gpus
 from benchmarks.shapes import BLOCK_SHAPES
 from benchmarks.shipped import BACKWARD, FORWARD, FUNCTIONAL, INFERENCE, Launch, launches
@@ -76,7 +76,7 @@ def row(launch: Launch, compiled: Compiled) -> Row:
         "shape": launch.shape,
         "pass": launch.part,
         **resources(compiled),
-        "smem_cap": machine.smem_block,
+        "smem_cap": SHARED_BYTES[machine.arch],
         "warps": compiled.warps,
         "stages": plan.num_stages,
         "programs": plan.programs,

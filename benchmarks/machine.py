@@ -12,7 +12,17 @@ Sources
 
 from dataclasses import dataclass, replace
 
-from sagan_fast.kernels.configs import AMD
+from sagan_fast.kernels.configs import AMD, Arch
+
+SHARED_BYTES: dict[Arch, int] = {
+    **dict.fromkeys((80, 87), 163 << 10),  # [guide], as all of NVIDIA's
+    **dict.fromkeys((86, 89, 120, 121), 99 << 10),
+    **dict.fromkeys((90, 100, 103, 110), 227 << 10),
+    75: 64 << 10,
+    **dict.fromkeys(AMD, 64 << 10),  # the local data share [AMD's ISA documents]
+    "gfx950": 160 << 10,
+}
+"""Most shared memory of one program, by chip: all that the kernels are compiled for."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,6 @@ class Machine:
     tensor: dict[str, int]
     fp32_lanes: int
     hbm_bytes_per_s: float
-    smem_block: int
     smem_sm: int
     mufu_lanes: int = 16  # [guide], [fa3]
     registers_sm: int = 65536
@@ -78,12 +87,9 @@ SMEM_RESERVED = 1024
 RTX_3090 = Machine(
     86, "NVIDIA GeForce RTX 3090", sms=82, clock_hz=1.695e9,
     tensor={"fp16": 512, "bf16": 512, "tf32": 256},  # [geforce] 71 and 35.6 TFLOP/s, accumulated in float32
-    mufu_lanes=16, fp32_lanes=128, smem_block=101376, smem_sm=100 << 10, warps_sm=48, blocks_sm=16,  # [guide]
+    mufu_lanes=16, fp32_lanes=128, smem_sm=100 << 10, warps_sm=48, blocks_sm=16,  # [guide]
     hbm_bytes_per_s=0.936e12,  # [geforce]
 )  # fmt: skip
-
-LDS_BYTES = dict.fromkeys(AMD, 65536) | {"gfx950": 163840}
-"""Local data share of a program, by AMD chip [AMD's ISA documents]."""
 
 MACHINES = {
     machine.arch: machine
@@ -96,7 +102,6 @@ MACHINES = {
             tensor={"fp16": 2048, "bf16": 2048, "tf32": 1024},  # [white] 312 and 156 TFLOP/s
             fp32_lanes=64,  # [guide]
             hbm_bytes_per_s=2.039e12,  # [white]
-            smem_block=166912,  # [guide] 163 KB
             smem_sm=164 << 10,  # [guide]
         ),
         RTX_3090,
@@ -110,7 +115,6 @@ MACHINES = {
             tensor={"fp16": 4096, "bf16": 4096, "tf32": 2048},  # [white] 989 and 495 TFLOP/s
             fp32_lanes=128,  # [guide]
             hbm_bytes_per_s=4.8e12,  # [white]; an H100-SXM has 3.35e12 and is otherwise the same
-            smem_block=232448,  # [guide] 227 KB
             smem_sm=228 << 10,  # [guide]
         ),
         Machine(
@@ -121,7 +125,6 @@ MACHINES = {
             tensor={"fp16": 8192, "bf16": 8192, "tf32": 4096},  # [white] 2250 and 1125 TFLOP/s
             fp32_lanes=128,  # [guide]
             hbm_bytes_per_s=7.7e12,  # [white] HGX B200
-            smem_block=232448,  # [guide]
             smem_sm=228 << 10,  # [guide]
             tmem_columns=512,  # [white]
         ),

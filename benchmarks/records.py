@@ -93,9 +93,7 @@ def results_file(device: str, folder: Path = RESULTS) -> Path:
 
 def append(record: Record, device: str, folder: Path = RESULTS) -> None:
     """Add `record` with its environment to the device's file at once, so that a run cut off loses nothing."""
-    path = results_file(device, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    append_line(path, {**asdict(record), **environment(device)})
+    append_line(results_file(device, folder), {**asdict(record), **environment(device)})
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
@@ -103,6 +101,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
     A line that another process began and did not end is ended first.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))

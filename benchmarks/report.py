@@ -18,6 +18,7 @@ from benchmarks.bench_loader import IMAGES
 from benchmarks.figures import available, draw
 from benchmarks.records import EXECUTED, MODES, OURS, RESULTS, ROOT, gpus, read
 from benchmarks.shapes import BLOCK_SHAPES
+from benchmarks.shipped import BLOCK_DTYPES as DTYPES
 from benchmarks.text import replaced, table
 
 Found = dict[str, Any]
@@ -148,7 +149,8 @@ def readme_block(folder: Path) -> str:
     parts += [
         "What each kernel went through without a GPU: ttsem executed on the CPU the IR that Triton compiles for sm_90. "
         "sentryward proved that no two threads of its sm_80 machine code race. Triton compiled all widths for the "
-        "compute capabilities and AMD chips named; \\* marks those where some width spills or does not fit.",
+        "compute capabilities and AMD chips named; \\* marks those where some width spills or does not fit. The "
+        "second table says which version of Triton compiled which precision.",
         evidence_table(folder),
     ]
     return "\n\n".join(parts)
@@ -189,30 +191,36 @@ def derivatives_table(records: Sequence[Found]) -> str:
 
 
 def evidence_table(folder: Path) -> str:
-    """Return what each kernel went through without a GPU, from the last record of each kind (tests/evidence.py)."""
+    """Return what each kernel went through without a GPU, and what each Triton compiled (tests/evidence.py).
+
+    The last record of each kind counts.
+    """
     path = folder / f"{EXECUTED}.jsonl"
-    latest: dict[str, dict[tuple[str, ...], Found]] = {}
+    latest: dict[tuple[str, ...], Found] = {}
     for record in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
-        key = record["evidence"], str(record.get("arch", "")), record.get("dtype", ""), record.get("width", "")
-        latest.setdefault(record["kernel"], {})[key] = record
+        names = ("kernel", "evidence", "triton") if "arch" in record else ("kernel", "evidence")
+        latest[tuple(str(record.get(name)) for name in (*names, "arch", "dtype", "width"))] = record
 
-    def chips(records: Sequence[Found]) -> str:
-        names = {r["arch"]: f"{r['arch'] / 10}" if isinstance(r["arch"], int) else r["arch"] for r in records}
-        spilling = {r["arch"] for r in records if r["faults"]}
-        order = sorted(names, key=lambda arch: (isinstance(arch, str), arch))
-        return ", ".join(names[arch] + "\\*" * (arch in spilling) for arch in order) or "no record"
-
+    of = {kind: [r for r in latest.values() if r["evidence"] == kind] for kind in ("executed", "proved", "compiled")}
     rows = []
-    for kernel, records in latest.items():
-        if all(record["evidence"] == "gradients" for record in records.values()):
-            continue
-        of = {
-            kind: [r for r in records.values() if r["evidence"] == kind] for kind in ("executed", "proved", "compiled")
-        }
-        executed = _names(dtype for r in of["executed"] for dtype in r["dtypes"])
-        proved = _names(r["dtype"] for r in of["proved"] if r["result"] == "race_free")
-        rows.append([f"`{kernel}`", executed or "no", proved or "no", chips(of["compiled"])])
-    return _table("kernel | executed as compiled IR | race-free by proof on sm_80 | compiled for", rows)
+    for kernel in dict.fromkeys(r["kernel"] for r in latest.values() if r["evidence"] != "gradients"):
+        executed, proved, compiled = ([r for r in found if r["kernel"] == kernel] for found in of.values())
+        ran = _names(dtype for r in executed for dtype in r["dtypes"])
+        free = _names(r["dtype"] for r in proved if r["result"] == "race_free")
+        rows.append([f"`{kernel}`", ran or "no", free or "no", _chips(compiled)])
+    cells: dict[str, dict[str, list[Found]]] = {}
+    for r in sorted(of["compiled"], key=lambda r: str(r["triton"])):
+        cells.setdefault(r["triton"], {}).setdefault(r["dtype"], []).append(r)
+    tritons = [[version, *(_chips(cell.get(dtype, [])) for dtype in DTYPES)] for version, cell in cells.items()]
+    kernels = _table("kernel | executed as compiled IR | race-free by proof on sm_80 | compiled for", rows)
+    return kernels + "\n\n" + _table(f"Triton | {' | '.join(DTYPES)}", tritons)
+
+
+def _chips(records: Sequence[Found]) -> str:
+    names = {r["arch"]: f"{r['arch'] / 10}" if isinstance(r["arch"], int) else r["arch"] for r in records}
+    spilling = {r["arch"] for r in records if r["faults"]}
+    order = sorted(names, key=lambda arch: (isinstance(arch, str), arch))
+    return ", ".join(names[arch] + "\\*" * (arch in spilling) for arch in order) or "no record"
 
 
 def accuracy_table(folder: Path) -> str:

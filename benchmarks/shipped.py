@@ -106,6 +106,22 @@ def functional_launches(shape: BlockShape, dtype: str, arch: Arch) -> list[Launc
     return [Launch(plan, shape.name, FUNCTIONAL) for plan in found.plans]
 
 
+def width_plans(D_QK: int, D_V: int, side: int, dtype: str, arch: Arch) -> list[Plan]:
+    """Return launches of blocks of this width on maps of `side` x `side` and one row less.
+
+    Even and ragged maps, pooled and not, with and without biases and output projection, in both memory formats.
+    """
+    found = []
+    for pool, ragged, bias, channels_last in (
+        (True, 0, False, True), (True, 1, False, True), (True, 1, True, False), (False, 1, True, True)
+    ):  # fmt: skip
+        found += block_plans(
+            2, max(32, 2 * D_V) if pool else D_V, side - ragged, side, D_QK, D_V, pool=pool, out_proj=pool,
+            bias=bias, dtype=dtype, arch=arch, channels_last=channels_last,
+        )  # fmt: skip
+    return found
+
+
 def spectral_norm_plans(
     matrices: Sequence[tuple[int, int]], dtype: str = "fp32", out_dtype: str = "fp32", arch: Arch = HOPPER
 ) -> list[Plan]:

@@ -83,7 +83,7 @@ def candidates(key: Key, shipped: LaunchConfig) -> Iterator[LaunchConfig]:
         elif field.name == "num_stages":
             steps[field.name] = [stages for stages in (1, 2, 3) if stages != value]
         elif field.name == "maxnreg":
-            steps[field.name] = [cap for cap in (None, 128, 168) if cap != value]
+            steps[field.name] = [cap for cap in (None, 128, 168, 255) if cap != value]
         elif field.name == "sum_by_product":
             wide = key[0] == "attention_fwd" and int(key[3].split("x")[1]) > 64
             steps[field.name] = [] if key[0] != "attention_fwd" or (wide and not value) else [not value]

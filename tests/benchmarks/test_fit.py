@@ -36,7 +36,7 @@ def test_launches_of_a_row_run_its_kernel_with_its_config():
     config = LaunchConfig(BLOCK_N=64, BLOCK_M=32, num_warps=4)
     with fit.shipped(KEY, config):
         plans = fit.plans_of(KEY, 86)
-    assert len(plans) == 3 and {plan.name for plan in plans} == {"attention_bwd_dq"}
+    assert len(plans) == 4 and {plan.name for plan in plans} == {"attention_bwd_dq"}
     assert {plan.config for plan in plans} == {str(config)}
     assert KEY not in configs._configs()
 
@@ -65,7 +65,7 @@ def test_where_nothing_fits_nothing_is_written_and_the_status_says_so(compiled, 
     monkeypatch.setattr(configs, "FILE", path)
     rows = dict(configs._configs())
     monkeypatch.setattr(configs, "_configs", lambda: rows)
-    command = ["--arch", "86", "--dtype", "bf16", "--kernel", "attention_bwd_dq"]
+    command = ["--arch", "86", "--dtype", "bf16", "--kernel", "attention_bwd_dq", "--width", "32x64"]
     assert fit.main(command) == 1
     assert path.read_text() == configs.FILE.read_text() and "(None)" in capsys.readouterr().out
     monkeypatch.setattr(fit, "resources", lambda uses: {**FITS, "stack": 0 if "BLOCK_M=32" in uses else 8})

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.machine import MACHINES
+from benchmarks.machine import MACHINES, SHARED_BYTES, SMEM_RESERVED
+from sagan_fast.kernels.configs import AMD, SERVED_BY
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,12 @@ def test_rates_times_clock_are_the_published_peaks(arch, tflops, exps):
     assert machine.flop_rate("tf32") * 2 == machine.flop_rate("fp16") == machine.flop_rate("bf16")
     if exps:
         assert machine.mufu_lanes * machine.sms * machine.clock_hz == pytest.approx(exps, rel=0.01)
+
+
+def test_every_chip_that_the_kernels_are_compiled_for_has_a_limit_of_shared_memory():
+    assert set(SHARED_BYTES) == {75, *SERVED_BY, *AMD}
+    for arch, machine in MACHINES.items():
+        assert SHARED_BYTES[arch] == machine.smem_sm - SMEM_RESERVED, "one program alone has all but CUDA's part"
 
 
 def test_ieee_products_run_on_the_fp32_lanes():

@@ -1,5 +1,6 @@
 """What `benchmarks.run` chooses, records and goes on with, and that the dry run walks what a GPU is given."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import torch
 
 from benchmarks import harness, run
 from benchmarks.bench_spectral_norm import SMALL, cases
+from benchmarks.gpu import TESTS_S
 from benchmarks.harness import Case, Provider, Target
 from benchmarks.journal import Journal
 from benchmarks.records import ROOT, append_line
@@ -72,6 +74,37 @@ def test_a_run_killed_at_any_moment_has_whole_records_of_all_before(tmp_path, ke
     append_line(file, {"benchmark": "next"})
     *_, broken, last = file.read_text().splitlines()
     assert broken.startswith('{"benchmark": "gate"') and json.loads(last) == {"benchmark": "next"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minute, part", [(2, "tests"), (4, "attention"), (6, "train_step")])
+def test_a_cut_after_so_many_estimated_minutes_leaves_all_before(minute, part, tmp_path):
+    """SIGKILL of the whole dry run, when as much is recorded as the estimates promise for this minute on a GPU."""
+    found = run.estimates(PARTS, Target("cuda"), tests_s=TESTS_S)
+    ends = list(itertools.accumulate(one.seconds for one in found))
+    running = next(i for i, end in enumerate(ends) if end > 60 * minute)
+    assert found[running].name == part
+    begun = [other for other in PARTS if other.name in {one.name for one in found[: running + 1]}]
+    planned = {other.name: list(other.cases(Target("cpu", True))) for other in begun}
+    share = 1 - (ends[running] - 60 * minute) / found[running].seconds
+    shares = {name: share if name == part else 1.0 for name in planned}
+    promised = sum(int(shares[name] * sum(len(case.providers) for case in planned[name])) for name in planned)
+
+    file = tmp_path / "new" / "dry-run.jsonl"
+    command = [sys.executable, "-m", "benchmarks.run", "--dry-run", "--out", str(file.parent)]
+    command += [f"--part={other.name}" for other in begun]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT) as process:
+        while process.poll() is None and len(file.read_bytes().splitlines() if file.exists() else ()) < promised:
+            time.sleep(0.002)
+        process.kill()
+    records = lines_of(file)
+    assert len(records) >= promised
+    told: dict[str, set[str]] = {}
+    for r in records:
+        told.setdefault(f"{r['benchmark']} {r['shape']} {r['dtype']} {r['mode']}", set()).add(r["provider"])
+    cases = itertools.islice(itertools.chain.from_iterable(planned.values()), len(told))
+    *whole, begun_last = ((case.title, {p.name for p in case.providers}) for case in cases)
+    assert list(told.items())[:-1] == whole and list(told)[-1] == begun_last[0]
 
 
 def test_estimates_count_providers_and_nothing_is_compiled_twice():

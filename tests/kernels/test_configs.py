@@ -1,6 +1,7 @@
 """Every width has a config, each launch one row, and a measured row comes before the others."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -30,7 +31,11 @@ def rows_of(tmp_path, monkeypatch):
     clear()
 
 
-@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 103, 110, 120, 121, 130])
+SERVED = {80: 80, 86: 80, 87: 80, 89: 80, 90: 90, 100: 100, 103: 100, 110: 100, 120: 80, 121: 80}
+"""Compute capability to the one that has its instructions. tests/ops/test_backends.py holds that 7.5 is refused."""
+
+
+@pytest.mark.parametrize("arch", [*SERVED, 130])
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "fp16", "bf16"])
 def test_every_width_and_size_has_configs(arch, precision):
     for D_QK in (1, 16, 32, 33, 64):
@@ -46,9 +51,21 @@ def test_every_width_and_size_has_configs(arch, precision):
 
 
 def test_architectures_without_rows_of_their_own_run_those_of_their_instructions():
-    served = {80: 80, 86: 80, 87: 80, 89: 80, 90: 90, 100: 100, 103: 100, 110: 100, 120: 80, 121: 80}
-    assert {arch: served_by(arch) for arch in served} == served
+    assert {arch: served_by(arch) for arch in SERVED} == SERVED == configs.SERVED_BY
     assert [served_by(arch) for arch in (75, 101, 130)] == [80, 100, 80]
+    own = {arch for row in read_rows(FILE) for arch in row.serves[0]} - {"any", "gfx"}
+    assert own <= {str(arch) for arch in SERVED} and {str(arch) for arch in SERVED.values()} <= own
+
+
+@pytest.mark.parametrize("arch", SERVED)
+def test_each_launch_is_the_row_of_the_capability_itself_or_else_of_its_server(arch):
+    rows = {key: row.config for row in read_rows(FILE) for key in row.keys}
+    for kernel in OWNERS:
+        for (D_QK, D_V), (size, positions) in product(configs.WIDTHS, {"small": 256, "large": 257}.items()):
+            for precision in ("bf16", "tf32", "fp32"):
+                keys = [(kernel, str(one), precision, f"{D_QK}x{D_V}", size) for one in (arch, SERVED[arch])]
+                found = lookup(kernel, arch, precision, D_QK, D_V, positions)
+                assert found == next(rows[key] for key in keys if key in rows)
 
 
 @pytest.mark.parametrize("kernel", ["projection_fwd", *OWNERS])

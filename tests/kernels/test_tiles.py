@@ -1,11 +1,21 @@
-"""Widths of tiles, grids, and that programs stand where they should on both kinds of grid."""
+"""Widths of tiles, grids, that programs stand where they should on both kinds of grid, and products in TF32."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from block_by_hand import arguments, by_hand, leaves_of
+from triton.runtime.interpreter import InterpreterBuilder
 
-from sagan_fast.kernels import tiles
+from benchmarks.accuracy import RMS_TOLERANCE, rel_rms
+from sagan_fast.kernels import configs, tiles
 from sagan_fast.kernels.attention.forward import attention_fwd
+from sagan_fast.kernels.self_attention.backward import self_attention_bwd
+from sagan_fast.kernels.self_attention.forward import self_attention_fwd
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.kernels.tiles import dense, grid_of, is_channels_last, padded, split, strides_of
+from sagan_fast.ops.tf32 import tf32
 from shared_by_tests import randn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,3 +56,66 @@ def test_strides_do_not_trust_axes_of_size_one():
     assert dense(x) is x and dense(last) is last
     cut = torch.zeros(2, 6, 5, 8)[..., ::2]
     assert dense(cut).is_contiguous()
+
+
+def nearest_tf32(values):
+    """As the instruction cvt.rna.tf32 rounds: ten bits of mantissa, halves away from zero."""
+    return ((values.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+
+@pytest.fixture
+def interpreter_with_tf32(monkeypatch):
+    """Let the interpreter round products in TF32 as the tensor cores do. Return the precisions it met.
+
+    Three products are what Triton's compiler makes of "tf32x3": the parts beyond TF32 are multiplied too, but for the
+    product of two such parts. The tensor cores cut off what they are given.
+    """
+    multiply, met = InterpreterBuilder.create_dot, set()
+
+    def cut(values):
+        return (np.ascontiguousarray(values).view(np.uint32) & 0xFFFFE000).view(np.float32)
+
+    def create_dot(self, a, b, acc, precision, most):
+        def dot(left, right, acc):
+            handles = (type(a)(cut(left), a.dtype), type(b)(cut(right), b.dtype))
+            return multiply(self, *handles, acc, precision, most)
+
+        met.add(kind := precision.name)
+        if kind == "TF32":
+            return dot(a.data, b.data, acc)
+        if kind != "TF32x3":
+            return multiply(self, a, b, acc, precision, most)
+        big_a, big_b = (nearest_tf32(np.ascontiguousarray(t.data)) for t in (a, b))
+        acc = dot(a.data - big_a, big_b, acc)
+        return dot(big_a, big_b, dot(big_a, b.data - big_b, acc))
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    return met
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what the tensor cores round is in the GPU tests of float32")
+@pytest.mark.parametrize("precision", ["TF32x3", "TF32"])
+def test_three_tf32_products_are_as_near_as_float32_and_one_is_not(
+    precision, generator, interpreter_with_tf32, monkeypatch
+):
+    rows = {key: replace(row, tf32x3=precision == "TF32x3") for key, row in configs._configs().items()}
+    monkeypatch.setattr(configs, "_configs", lambda: rows)
+    configs.lookup.cache_clear()
+    made = arguments((1, 192, 8, 10, 24, 96), generator, bias=False, dtype=torch.float32)
+    leaves = leaves_of({name: t if t is None else t.double() for name, t in made.items()})
+    truth = by_hand(**leaves)
+    d_y = randn(*truth.shape, generator=generator).float()
+    truth.backward(d_y.double())
+
+    inputs = BlockInputs(**{name: t.flatten(1) if name.startswith("w_") else t for name, t in made.items()})
+    with tf32(precision == "TF32"):
+        y, saved = self_attention_fwd(inputs, pool=True)
+        d_x, d_w_qkv, _, d_w_o, *_ = self_attention_bwd(d_y, inputs, saved)
+    configs.lookup.cache_clear()
+    d_truth = torch.cat([leaves[name].grad.flatten(1) for name in ("w_theta", "w_phi", "w_g")])
+    errors = [
+        rel_rms(y - made["x"], truth - leaves["x"]), rel_rms(d_x, leaves["x"].grad), rel_rms(d_w_qkv, d_truth),
+        rel_rms(d_w_o, leaves["w_o"].grad.flatten(1)),
+    ]  # fmt: skip
+    assert interpreter_with_tf32 == {precision}
+    assert (max(errors) < RMS_TOLERANCE["fp32"]) == (precision == "TF32x3")

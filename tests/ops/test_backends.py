@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sagan_fast.functional import attention
-from sagan_fast.kernels.configs import MIN_ARCH
+from sagan_fast.kernels.configs import MIN_ARCH, SERVED_BY
 from sagan_fast.kernels.launch import device_arch
 from sagan_fast.ops.backends import build_refusal, choose, choose_spectral_norm, triton_refusal
 
@@ -96,6 +96,21 @@ class Like:
 
     def __init__(self, dtype):
         self.dtype = dtype
+
+
+@pytest.mark.parametrize("arch", [75, *SERVED_BY])
+def test_attention_runs_from_compute_capability_8_0_on_and_spectral_norm_before(arch, card):
+    card(arch // 10, arch % 10)
+    device = torch.device("cuda:0")
+    weight = SimpleNamespace(device=device, dtype=torch.float32, shape=(64, 576), numel=lambda: 64 * 576)
+    assert choose_spectral_norm("op", "auto", [weight]).backend == "triton"
+    choice = choose("op", "auto", Like(torch.bfloat16), 1, 512, 512, 32, 64)
+    if arch >= 80:
+        assert choice.backend == "triton"
+        return
+    assert choice.backend == "sdpa" and "capability 7.5, below 8.0" in choice.reason
+    with pytest.raises(RuntimeError, match="got 'triton': a card has compute capability 7.5, below 8.0"):
+        choose("op", "triton", Like(torch.float16), 1, 512, 512, 32, 64)
 
 
 def test_amd_is_left_alone_unless_asked_for(card):
