@@ -245,3 +245,11 @@ def test_every_loss_trains_with_every_penalty(loss, generator):
     assert {"r1", "r2", "gradient_penalty", "lecam"} <= set(values) and state.lecam.weight > 0
     now = [*state.discriminator.parameters(), *state.generator.parameters()]
     assert sum(not torch.equal(a, b) for a, b in zip(before, now, strict=True)) > len(now) - 4
+
+
+@pytest.mark.parametrize("preset", ["r3-32", "r3-64"])
+def test_the_recipes_of_r3gan_train(preset, generator):
+    config = tiny(preset)
+    assert config.loss == "relativistic" and config.r1_gamma == config.r2_gamma > 0
+    values = train_step(new_state(config, CPU), config, *batch(generator), CPU)
+    assert all(value.isfinite() for value in values.values()) and {"r1", "r2"} <= set(values)
