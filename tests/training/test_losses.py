@@ -188,8 +188,9 @@ def test_penalty_gradients_are_not_scaled_nor_overflow_under_fp16(generator):
     torch.testing.assert_close(found, weight.float().expand(2, 48), rtol=1e-3, atol=0.0)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
-def test_penalties_under_autocast_are_near_those_in_float32(dtype, tolerance, generator, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_penalties_under_autocast_are_near_those_in_float32(dtype, generator, monkeypatch):
+    tolerance = 0.3  # rounding lets a ReLU change sides, and with it the gradient at an image; a wrong scale is 1024
     images, labels = batch(generator)
     config = tiny(loss="relativistic", r1_gamma=2.0, r2_gamma=2.0, gp_weight=1.0)
     exact, values, _ = gradient_of(config, images, labels)
