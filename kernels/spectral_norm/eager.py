@@ -87,8 +87,8 @@ def spectral_norm_fwd(
 
 
 def _update(
-    matrices: Sequence[Tensor], seconds: Sequence[Tensor], firsts: Sequence[Tensor], eps: float
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float
+) -> tuple[list[Tensor], list[Tensor]]:
     """Set first = M second / |.|, then second = Mᵀ first / |.| for every matrix M.
 
     Return every |M second|, and sigma = firstᵀ M second.
@@ -111,7 +111,7 @@ def _update(
     lengths = torch._foreach_norm(seconds)
     floors = torch._foreach_clamp_min(lengths, eps)
     torch._foreach_div_(seconds, floors)
-    return norms, torch._foreach_div(torch._foreach_mul(lengths, lengths), floors)
+    return list(norms), list(torch._foreach_div(torch._foreach_mul(lengths, lengths), floors))
 
 
 def spectral_norms(

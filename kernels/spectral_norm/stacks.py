@@ -22,12 +22,12 @@ _CONFIG = LaunchConfig(BLOCK=1024, num_warps=4, num_stages=3)
 
 
 class Stack(NamedTuple):
-    """`count` matrices R x K of `itemsize` bytes an element, one behind the other; columns stored as S groups of C.
+    """`number` matrices R x K of `itemsize` bytes an element, one behind the other; columns stored as S groups of C.
 
     `start` is the address of the first modulo 16.
     """
 
-    count: int
+    number: int
     R: int
     K: int
     C: int
@@ -39,7 +39,7 @@ class Stack(NamedTuple):
         """Return the shape of each matrix."""
         wide = vector(self.itemsize)
         found = []
-        for index in range(self.count):
+        for index in range(self.number):
             starts = (self.start + index * self.R * self.K * self.itemsize) % 16 == 0
             found.append(Shape(self.R, self.K, self.C, self.S, starts and self.K % wide == 0, starts))
         return found
@@ -82,12 +82,12 @@ def stacked_tables(tensors: Sequence[Tensor], are_stacks: Sequence[bool], v_firs
 @functools.lru_cache(maxsize=MAX_TABLES)
 def _stacked(stacks: tuple[Stack, ...], v_first: bool, device: torch.device) -> Stacked:
     tables = tables_of(tuple(shape for stack in stacks for shape in stack.shapes()), v_first, device)
-    if all(stack.count == 1 for stack in stacks):
+    if all(stack.number == 1 for stack in stacks):
         return Stacked(tables, None)
     rows = []
     for index, stack in enumerate(stacks):
         steps = stack.R * stack.K * stack.itemsize, 4 * stack.R, 4 * stack.K
-        rows += [(index, *(place * step for step in steps)) for place in range(stack.count)]
+        rows += [(index, *(place * step for step in steps)) for place in range(stack.number)]
     return Stacked(tables, torch.tensor(rows, dtype=torch.int64).to(device))
 
 

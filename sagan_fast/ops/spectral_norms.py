@@ -49,7 +49,6 @@ def spectral_norms(
     """
     _check(tensors, us, vs, n_power_iterations)
     sigmas: dict[int, Tensor] = {}
-    options = dict(n_power_iterations=n_power_iterations, v_first=v_first, update=update)
     are_stacks = [u.ndim == 2 for u in us]
     matrices = [first_of(tensor, is_stack) for tensor, is_stack in zip(tensors, are_stacks, strict=True)]
     for indices in batches(matrices):
@@ -57,7 +56,7 @@ def spectral_norms(
         some = [tensors[i] if is_dense_stack(tensors[i], are_stacks[i]) else tensors[i].contiguous() for i in indices]
         vectors = [us[i] for i in indices], [vs[i] for i in indices]
         found = _norms_op if torch.compiler.is_compiling() else _norms
-        flat = found([tensor.detach() for tensor in some], *vectors, chosen, **options)
+        flat = found([tensor.detach() for tensor in some], *vectors, chosen, n_power_iterations, v_first, update)
         counts = [tensors[i].shape[0] if are_stacks[i] else 1 for i in indices]
         for i, sigma in zip(indices, flat.split(counts), strict=True):
             sigmas[i] = sigma if are_stacks[i] else sigma[0]

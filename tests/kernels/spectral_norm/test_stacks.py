@@ -54,4 +54,4 @@ def test_a_stack_is_read_where_it_lies_only_if_its_matrices_follow_each_other():
     assert is_dense_stack(stack, True) and is_dense_stack(stack[1:2], True) and is_dense_stack(stack[0], False)
     assert not is_dense_stack(stack[::2], True) and not is_dense_stack(stack.transpose(1, 2), True)
     assert not is_dense_stack(stack.transpose(0, 1), True)
-    assert stack_of(stack, True)[:5] == (4, 3, 6, 6, 1) and stack_of(stack[0], False).count == 1
+    assert stack_of(stack, True)[:5] == (4, 3, 6, 6, 1) and stack_of(stack[0], False).number == 1
