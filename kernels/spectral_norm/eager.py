@@ -132,27 +132,41 @@ def spectral_norms(
     )
     dtype = us[0].dtype
     stored_vs = [as_stored(v, weight) for v, weight in zip(vs, weights, strict=True)]
-    # One matrix at a time: all in float32 at once would be a copy of everything.
+    # One at a time where they have to be converted: all in float32 at once would be a copy of everything.
+    every = range(len(weights))
     sigmas = []
-    for weight, u, v in zip(weights, us, stored_vs, strict=True):
-        matrix = matrix_of(weight).to(dtype)
+    for group in [every] if weights[0].dtype == dtype else [[i] for i in every]:
+        matrices = [matrix_of(weights[i]).to(dtype) for i in group]
+        ends = [us[i] for i in group], [stored_vs[i] for i in group]
         if not update:
-            sigmas.append(torch.dot(u, torch.mv(matrix, v)))
+            sigmas += [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, *ends, strict=True)]
             continue
-        matrix, ends = (matrix.t(), (v, u)) if v_first else (matrix, (u, v))
+        if v_first:
+            matrices, ends = [matrix.t() for matrix in matrices], ends[::-1]
         for _ in range(n_power_iterations):
-            first, second = (end.clone() for end in ends)
-            (norm,), (sigma,) = _update([matrix], [second], [first], eps)
-            is_first_long, is_second_long = is_scalable(norm), is_scalable(sigma)
-            for end, moved in zip(ends, (first, second), strict=True):
-                end.copy_(torch.where(is_first_long & is_second_long, moved, end))
-            sigma = torch.where(is_first_long, sigma, norm)
-        sigmas.append(sigma)
+            found = _move(matrices, *ends, eps)
+        sigmas += found
     if update:
         for v, stored, weight in zip(vs, stored_vs, weights, strict=True):
             if stored.data_ptr() != v.data_ptr():
                 v.copy_(v_of(stored, [weight])[0])
     return torch.stack(sigmas)
+
+
+def _move(matrices: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], eps: float) -> list[Tensor]:
+    """Do as `_update`, but leave both vectors where a length is not `is_scalable`; return that length, else sigma."""
+    moved = [end.clone() for end in firsts], [end.clone() for end in seconds]
+    norms, sigmas = map(torch.stack, _update(matrices, moved[1], moved[0], eps))
+    is_first_long = is_scalable(norms)
+    moves = is_first_long & is_scalable(sigmas)
+    if moves.device.type != "cpu":  # where asking which would wait for the device
+        for ends, new in zip((firsts, seconds), moved, strict=True):
+            for end, one, is_moving in zip(ends, new, moves, strict=True):
+                end.copy_(torch.where(is_moving, one, end))
+    elif wanted := moves.nonzero().flatten().tolist():
+        for ends, new in zip((firsts, seconds), moved, strict=True):
+            torch._foreach_copy_([ends[i] for i in wanted], [new[i] for i in wanted])
+    return list(torch.where(is_first_long, sigmas, norms))
 
 
 def scale_spectral_norms(
