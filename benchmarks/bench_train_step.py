@@ -17,8 +17,9 @@ from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import new_state
-from sagan_fast.training.step import Noise, discriminator_hinge, generator_hinge, prepare_batch, train_step
+from sagan_fast.training.step import Noise, prepare_batch, train_step
 
 SIZES = {"cpu": (("shapes-32", 32),), "cuda": (("official-128-feat64", 64), ("tiny-imagenet-64", 64))}
 LARGE = (("official-128-feat64", 256), ("official-128-feat32", 256))

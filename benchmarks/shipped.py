@@ -20,6 +20,7 @@ from sagan_fast.kernels.self_attention.forward import self_attention_fwd
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.kernels.spectral_norm.backward import spectral_norm_bwd
 from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
+from sagan_fast.kernels.spectral_norm.norms import scale_spectral_norms, spectral_norms
 
 BLOCK_DTYPES = ("bf16", "fp16", "tf32", "fp32")
 MATRICES = "sagan-44-matrices"
@@ -140,11 +141,29 @@ def spectral_norm_plans(
     return [plan for i, plan in enumerate(found.plans) if plan not in found.plans[:i]]
 
 
+def norms_plans(matrices: Sequence[tuple[int, int]], dtype: str = "fp32", arch: Arch = HOPPER) -> list[Plan]:
+    """Return every launch of sigma and of scaling in place for updates of `dtype`, each once.
+
+    The updates are `matrices` (R, K) and a stack of three of the first.
+    """
+    R, K = matrices[0]
+    tensors = [*(_empty(dtype, *matrix) for matrix in matrices), _empty(dtype, 3, R, K)]
+    us = [*(_empty("fp32", R) for R, _ in matrices), _empty("fp32", 3, R)]
+    vs = [*(_empty("fp32", K) for _, K in matrices), _empty("fp32", 3, K)]
+    are_stacks = [tensor.ndim == 3 for tensor in tensors]
+    with recording(arch, dtype) as found:
+        for options in ({}, {"update": False}, {"v_first": True}):
+            sigmas = spectral_norms(tensors, us, vs, **options)
+        for targets in (1.0, sigmas):
+            scale_spectral_norms(tensors, are_stacks, sigmas, targets)
+    return [plan for i, plan in enumerate(found.plans) if plan not in found.plans[:i]]
+
+
 def spectral_norm_launches(arch: Arch) -> list[Launch]:
     """Return the launches that normalise all 44 matrices of SAGAN, and those of the gradient.
 
     "forward" is one training update. Other orders, evaluation, further iterations, and the table of addresses, written
-    when a weight moved, are "variant".
+    when a weight moved, are "variant", and so are norms of updates.
     """
     found = []
     for out_dtype in ("fp32", "bf16"):
@@ -154,6 +173,9 @@ def spectral_norm_launches(arch: Arch) -> list[Launch]:
             update = values.get("FIRST", True) and values.get("UPDATE", True) and not other
             part = BACKWARD if "gradient" in plan.name else FORWARD if update else VARIANT
             found.append(Launch(plan, f"{MATRICES} to {out_dtype}", part))
+    for dtype in ("fp32", "bf16"):
+        plans = norms_plans(SAGAN_MATRICES, dtype, arch)
+        found += [Launch(plan, f"{MATRICES}, updates in {dtype}", VARIANT) for plan in plans]
     return found
 
 

@@ -3,5 +3,6 @@
 from sagan_fast.ops.attention import attention
 from sagan_fast.ops.self_attention import self_attention_2d
 from sagan_fast.ops.spectral_norm import spectral_norm_group
+from sagan_fast.ops.spectral_norms import scale_spectral_norms_, spectral_norms
 
-__all__ = ["attention", "self_attention_2d", "spectral_norm_group"]
+__all__ = ["attention", "scale_spectral_norms_", "self_attention_2d", "spectral_norm_group", "spectral_norms"]

@@ -41,7 +41,7 @@ def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
 def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield the plan of each kernel on a small image, and the numbers of its launch."""
     from benchmarks.shapes import BlockShape
-    from benchmarks.shipped import block_plans, functional_launches, spectral_norm_plans
+    from benchmarks.shipped import block_plans, functional_launches, norms_plans, spectral_norm_plans
     from sagan_fast.kernels import launch
 
     numbers: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     plans = block_plans(2, 32, 16, 16, 16, 64, dtype=dtype, arch=arch)
     plans += [found.plan for found in functional_launches(small, dtype, arch)]
     if dtype == "fp32":
-        plans += spectral_norm_plans([(64, 576)], arch=arch)
+        plans += spectral_norm_plans([(64, 576)], arch=arch) + norms_plans([(64, 576)], arch=arch)
     seen = set()
     for plan, given in zip(plans, numbers, strict=False):
         if plan.name not in seen:

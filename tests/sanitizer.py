@@ -50,12 +50,19 @@ def install() -> None:
             executed[name].add(launch.POINTERS[next(floats, torch.int64)][1:])
 
     launch.launch = noted  # before the modules below take it
-    from sagan_fast.kernels.spectral_norm import addresses
+    from sagan_fast.kernels.spectral_norm import addresses, stacks
 
     write_table = addresses.addresses_of
 
     def addresses_of(*lists: Any) -> Tensor:
         table = write_table(*lists)
+        _reached[table.data_ptr()] = [tensor for some in lists for tensor in some if tensor is not None]
+        return table
+
+    write_stacks = stacks.stacked_addresses
+
+    def stacked_addresses(stacked: Any, *lists: Any) -> Tensor:
+        table = write_stacks(stacked, *lists)
         _reached[table.data_ptr()] = [tensor for some in lists for tensor in some if tensor is not None]
         return table
 
@@ -73,7 +80,8 @@ def install() -> None:
                     # Written in place: ttsem writes back the arguments of the launch alone.
                     self.register(base, _bytes_of(tensor))
 
-    addresses.addresses_of = addresses_of
+    stacks.addresses_of = addresses.addresses_of = addresses_of
+    stacks.stacked_addresses = stacked_addresses
     harness.record_launch, harness.Memory = record, Reaching
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .tables import column_groups, offsets
+from .tables import SMALLEST_NORM, column_groups, matrices_of, offsets
 
 BLOCK_ELEMENTS = 2**19
 """Of W, read twice in a row: 2 MB, some cores' second-level cache and any third-level one."""
@@ -68,9 +68,9 @@ def spectral_norm_fwd(
     if update:
         for _ in range(n_power_iterations):
             if v_first:
-                found = _update([matrix.t() for matrix in matrices], new_us, new_vs, eps)
+                _, found = _update([matrix.t() for matrix in matrices], new_us, new_vs, eps)
             else:
-                found = _update(matrices, new_vs, new_us, eps)
+                _, found = _update(matrices, new_vs, new_us, eps)
         torch._foreach_copy_(list(us), new_us)
         torch._foreach_copy_(list(vs), v_of(flat_v, weights))
     elif sigmas is not None:
@@ -86,8 +86,13 @@ def spectral_norm_fwd(
     return out, torch.stack(found), flat_u, flat_v
 
 
-def _update(matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float) -> list[Tensor]:
-    """Set first = M second / |.|, then second = Mᵀ first / |.| for every matrix M; return sigma = firstᵀ M second."""
+def _update(
+    matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Set first = M second / |.|, then second = Mᵀ first / |.| for every matrix M.
+
+    Return every |M second|, and sigma = firstᵀ M second.
+    """
     for matrix, second, first in zip(matrices, seconds, firsts, strict=True):
         rows = max(1, BLOCK_ELEMENTS // matrix.shape[1])
         if rows >= matrix.shape[0] or not matrix.is_contiguous():
@@ -99,14 +104,84 @@ def _update(matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tens
             torch.mv(block, second, out=part)
             total.addmv_(block.t(), part)
         second.copy_(total)
-    lengths = torch._foreach_norm(firsts)
-    torch._foreach_clamp_min_(lengths, eps)
+    norms = torch._foreach_norm(firsts)
+    lengths = torch._foreach_clamp_min(norms, eps)
     torch._foreach_div_(firsts, lengths)
     torch._foreach_div_(seconds, lengths)
     lengths = torch._foreach_norm(seconds)
     floors = torch._foreach_clamp_min(lengths, eps)
     torch._foreach_div_(seconds, floors)
-    return list(torch._foreach_div(torch._foreach_mul(lengths, lengths), floors))
+    return list(norms), list(torch._foreach_div(torch._foreach_mul(lengths, lengths), floors))
+
+
+def spectral_norms(
+    tensors: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    *,
+    n_power_iterations: int = 1,
+    v_first: bool = False,
+    update: bool = True,
+    eps: float = 1e-12,
+) -> Tensor:
+    """Return sigmas (L,) of all matrices: see `norms.spectral_norms`; also float64."""
+    are_stacks = [u.ndim == 2 for u in us]
+    weights, us, vs = (
+        [one for each, is_stack in zip(some, are_stacks, strict=True) for one in matrices_of(each, is_stack)]
+        for some in (tensors, us, vs)
+    )
+    dtype = us[0].dtype
+    stored_vs = [as_stored(v, weight) for v, weight in zip(vs, weights, strict=True)]
+    # One at a time where they have to be converted: all in float32 at once would be a copy of everything.
+    every = range(len(weights))
+    sigmas = []
+    for group in [every] if weights[0].dtype == dtype else [[i] for i in every]:
+        matrices = [matrix_of(weights[i]).to(dtype) for i in group]
+        ends = [us[i] for i in group], [stored_vs[i] for i in group]
+        if not update:
+            sigmas += [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, *ends, strict=True)]
+            continue
+        if v_first:
+            matrices, ends = [matrix.t() for matrix in matrices], ends[::-1]
+        for _ in range(n_power_iterations):
+            found = _move(matrices, *ends, eps)
+        sigmas += found
+    if update:
+        for v, stored, weight in zip(vs, stored_vs, weights, strict=True):
+            if stored.data_ptr() != v.data_ptr():
+                v.copy_(v_of(stored, [weight])[0])
+    return torch.stack(sigmas)
+
+
+def _move(matrices: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], eps: float) -> list[Tensor]:
+    """Do as `_update`, but leave both vectors where a length is not `is_scalable`; return that length, else sigma."""
+    moved = [end.clone() for end in firsts], [end.clone() for end in seconds]
+    norms, sigmas = map(torch.stack, _update(matrices, moved[1], moved[0], eps))
+    is_first_long = is_scalable(norms)
+    moves = is_first_long & is_scalable(sigmas)
+    if moves.device.type != "cpu":  # where asking which would wait for the device
+        for ends, new in zip((firsts, seconds), moved, strict=True):
+            for end, one, is_moving in zip(ends, new, moves, strict=True):
+                end.copy_(torch.where(is_moving, one, end))
+    elif wanted := moves.nonzero().flatten().tolist():
+        for ends, new in zip((firsts, seconds), moved, strict=True):
+            torch._foreach_copy_([ends[i] for i in wanted], [new[i] for i in wanted])
+    return list(torch.where(is_first_long, sigmas, norms))
+
+
+def scale_spectral_norms(
+    tensors: Sequence[Tensor], are_stacks: Sequence[bool], sigmas: Tensor, targets: Tensor | float
+) -> None:
+    """Multiply every matrix in place: see `norms.scale_spectral_norms`; also tensors of any strides."""
+    factors = torch.where(is_scalable(sigmas), targets / sigmas, 1.0)
+    sizes = [tensor.shape[0] if is_stack else 1 for tensor, is_stack in zip(tensors, are_stacks, strict=True)]
+    for tensor, is_stack, factor in zip(tensors, are_stacks, factors.split(sizes), strict=True):
+        tensor.mul_(factor.view(-1, *[1] * (tensor.ndim - 1)) if is_stack else factor[0])
+
+
+def is_scalable(sigmas: Tensor) -> Tensor:
+    """Return which of `sigmas` are finite and not below `SMALLEST_NORM`."""
+    return (sigmas >= SMALLEST_NORM) & sigmas.isfinite()
 
 
 def spectral_norm_bwd(

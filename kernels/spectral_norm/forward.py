@@ -45,19 +45,21 @@ from .sweep import (
     launch_sweep,
     name_of,
 )
-from .tables import MAX_CHUNKS, MAX_COLUMNS, MAX_ROWS, Tables, is_dense, tables_for
+from .tables import MAX_CHUNKS, Tables, refusal_of, tables_for
 
 
 @triton.jit
 def _reduce_kernel(
     matrices_ptr, addresses_ptr, items_ptr,  # (L, FIELDS) int64, (L, 3) int64, (programs, 2) int32
     z_ptr, t_ptr, partial_ptr, norms_ptr,  # as in the sweep
+    firsts_ptr,  # (L,) or None
     eps,
     V_FIRST: tl.constexpr, UPDATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """With UPDATE, divide the first vector by its length; sum the second, divide it likewise, and store its |.|^2.
 
-    Without, leave u and v as they are and store u·z, a partial sum for each chunk of rows.
+    Given `firsts_ptr`, store the first vector's length there, and leave the vector as it is. Without UPDATE, leave u
+    and v as they are and store u·z, a partial sum for each chunk of rows.
     """
     matrix = tl.load(items_ptr + tl.program_id(0) * 2)
     chunk = tl.load(items_ptr + tl.program_id(0) * 2 + 1)
@@ -83,16 +85,21 @@ def _reduce_kernel(
         for start in range(0, first_size, BLOCK):
             x = tl.load(first_ptr + start + offs, mask=start + offs < first_size, other=0.0)
             acc += x * x
-        length = tl.maximum(tl.sqrt_rn(tl.sum(acc)), eps)
-        for start in range(chunk * BLOCK, first_size, chunks * BLOCK):
-            index = start + offs
-            mask = index < first_size
-            x = tl.load(first_ptr + index, mask=mask, other=0.0) / length
-            # The other programs still need the undivided vector: only the buffer gets the divided one.
-            if V_FIRST:
-                tl.store(v_ptr + (index % C) * S + index // C, x, mask=mask)
-            else:
-                tl.store(u_ptr + index, x, mask=mask)
+        norm = tl.sqrt_rn(tl.sum(acc))
+        length = tl.maximum(norm, eps)
+        if firsts_ptr is None:
+            for start in range(chunk * BLOCK, first_size, chunks * BLOCK):
+                index = start + offs
+                mask = index < first_size
+                x = tl.load(first_ptr + index, mask=mask, other=0.0) / length
+                # The other programs still need the undivided vector: only the buffer gets the divided one.
+                if V_FIRST:
+                    tl.store(v_ptr + (index % C) * S + index // C, x, mask=mask)
+                else:
+                    tl.store(u_ptr + index, x, mask=mask)
+        else:
+            if chunk == 0:
+                tl.store(firsts_ptr + matrix, norm)
         index = chunk * BLOCK + offs
         mask = index < second_size
         partial_ptr += tl.load(entry_ptr + _PARTIAL) * _OFFSET_UNIT
@@ -171,13 +178,14 @@ def _scale_kernel(
     begin = chunk * ELEMENTS
     if tl.load(entry_ptr + _FLAT_ALIGNED) != 0:
         w_ptr = tl.multiple_of(w_address.to(tl.pointer_type(W_DTYPE)), 16)
-        _scale(w_ptr, out_ptr, factor, begin, size, BLOCK, ELEMENTS)
+        scale_chunk(w_ptr, out_ptr, factor, begin, size, BLOCK, ELEMENTS)
     else:
-        _scale(w_address.to(tl.pointer_type(W_DTYPE)), out_ptr, factor, begin, size, BLOCK, ELEMENTS)
+        scale_chunk(w_address.to(tl.pointer_type(W_DTYPE)), out_ptr, factor, begin, size, BLOCK, ELEMENTS)
 
 
 @triton.jit
-def _scale(w_ptr, out_ptr, factor, begin, size, BLOCK: tl.constexpr, ELEMENTS: tl.constexpr):
+def scale_chunk(w_ptr, out_ptr, factor, begin, size, BLOCK: tl.constexpr, ELEMENTS: tl.constexpr):
+    """Store `factor` times W, from element `begin` on ELEMENTS of `size`; `out_ptr` may be `w_ptr`."""
     for start in range(begin, tl.minimum(begin + ELEMENTS, size), 4 * BLOCK):
         offs = start + tl.arange(0, 4 * BLOCK)
         # size is a multiple of nothing in general: the last block is masked, all others are loaded in one piece each.
@@ -241,12 +249,18 @@ def spectral_norm_fwd(
     buffers, found = Buffers(new(z_size), new(t_size), new(partial_size), norms), new(len(weights))
     for iteration in range(sweeps):
         launch_sweep(tables, addresses, buffers, dtype, eps, iteration == 0, update)
-        _launch_reduce(tables, addresses, buffers, eps, update)
+        launch_reduce(tables, addresses, buffers, None, eps, update)
     _launch_scale(tables, addresses, buffers, out, found, dtype, eps, update)
     return Normalised(out, found, buffers.z, buffers.t)
 
 
-def _launch_reduce(tables: Tables, addresses: Tensor, buffers: Buffers, eps: float, update: bool) -> None:
+def launch_reduce(
+    tables: Tables, addresses: Tensor, buffers: Buffers, firsts: Tensor | None, eps: float, update: bool
+) -> None:
+    """Launch the sum of what `launch_sweep` left in the buffers; the lengths of the first vectors go to `firsts` (L,).
+
+    Without `firsts`, the first vectors are divided by them.
+    """
     layout = tables.layout
     config, grid = layout.configs.reduce, (len(layout.reduce),)
 
@@ -264,7 +278,7 @@ def _launch_reduce(tables: Tables, addresses: Tensor, buffers: Buffers, eps: flo
         _reduce_kernel,
         dict(
             matrices_ptr=tables.matrices, addresses_ptr=addresses, items_ptr=tables.reduce,
-            z_ptr=buffers.z, t_ptr=buffers.t, partial_ptr=buffers.partial, norms_ptr=buffers.norms,
+            z_ptr=buffers.z, t_ptr=buffers.t, partial_ptr=buffers.partial, norms_ptr=buffers.norms, firsts_ptr=firsts,
         ),
         (grid, config, layout.v_first, eps, update),
         lambda: Launch(
@@ -329,14 +343,3 @@ def _check(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]
         if not (u.is_contiguous() and v.is_contiguous()):
             raise ValueError(f"{op}: us[{i}] and vs[{i}] must be contiguous, got strides {u.stride()}, {v.stride()}")
         check_same_device(op, "weights[0]", weights[0], **{f"weights[{i}]": weight, f"us[{i}]": u, f"vs[{i}]": v})
-
-
-def refusal_of(weight: Tensor) -> str | None:
-    """Return what `weight` must be for the kernels, or None if it is that."""
-    if weight.ndim < 2:
-        return "have at least 2 axes"
-    if not is_dense(weight):
-        return "be contiguous or channels_last"
-    if not (1 <= weight.shape[0] <= MAX_ROWS and 1 <= weight[0].numel() <= MAX_COLUMNS):
-        return f"have 1 to {MAX_ROWS} rows and 1 to {MAX_COLUMNS} columns"
-    return None

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .tables import SMALLEST_NORM
+
 
 def power_iteration(
     weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int = 1, eps: float = 1e-12
@@ -31,3 +33,23 @@ def normalise(weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def normalise_backward(grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
     """Return dW = (G - <G, W/sigma> u vᵀ)/sigma, (R, K), for `grad` G (R, K) of W/sigma."""
     return (grad - torch.sum(grad * weight) / sigma * torch.outer(u, v)) / sigma
+
+
+def norm_of_update(
+    update: Tensor, u: Tensor, v: Tensor, v_first: bool = False, smallest: float = SMALLEST_NORM
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sigma, u (R,) and v (K,) after one power iteration for `update` X (R, K), in either order.
+
+    Where |Xv| (with `v_first` |Xᵀu|), or sigma, is below `smallest` or not finite, u and v are those given, and sigma
+    is that number.
+    """
+    matrix = update.T if v_first else update
+    first = torch.mv(matrix, u if v_first else v)
+    norm = torch.linalg.vector_norm(first)
+    if smallest <= norm < torch.inf:
+        second = torch.mv(matrix.T, first / norm)
+        sigma = torch.linalg.vector_norm(second)
+        if smallest <= sigma < torch.inf:
+            return (sigma, second / sigma, first / norm) if v_first else (sigma, first / norm, second / sigma)
+        norm = sigma
+    return norm, u, v

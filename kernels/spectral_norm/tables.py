@@ -27,6 +27,9 @@ MAX_CHUNKS = 16
 MAX_ROWS = MAX_CHUNKS * 4096
 """Most rows of a matrix: u is divided by its length in at most MAX_CHUNKS chunks of a launch's BLOCK."""
 
+SMALLEST_NORM = 1e-6
+"""A matrix whose product with u or v is shorter than this moves neither, in `norms.spectral_norms`."""
+
 # Columns of the table of matrices, int64. C and S say where a column's v is: columns are stored as S groups of C,
 # and the element c of group s is v[c * S + s]; channels_last weights have C channels, all others one group.
 FIELDS = 16
@@ -79,6 +82,34 @@ class Shape:
 def is_dense(weight: Tensor) -> bool:
     """Return whether the elements of `weight` (R, ...) lie row after row: contiguous or channels_last."""
     return weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+
+
+def first_of(tensor: Tensor, is_stack: bool) -> Tensor:
+    """Return the first matrix of `tensor`, or itself where it is one matrix."""
+    return tensor[0] if is_stack else tensor
+
+
+def matrices_of(tensor: Tensor, is_stack: bool) -> Sequence[Tensor]:
+    """Return the matrices of `tensor`, as views; also u and v of each, or sigma."""
+    return tensor.unbind() if is_stack else (tensor,)
+
+
+def is_dense_stack(tensor: Tensor, is_stack: bool) -> bool:
+    """Return whether the matrices of `tensor` lie one behind the other, each contiguous or channels_last."""
+    if not is_stack:
+        return is_dense(tensor)
+    return is_dense(tensor[0]) and (tensor.shape[0] == 1 or tensor.stride(0) == tensor[0].numel())
+
+
+def refusal_of(weight: Tensor) -> str | None:
+    """Return what `weight` must be for the kernels, or None if it is that."""
+    if weight.ndim < 2:
+        return "have at least 2 axes"
+    if not is_dense(weight):
+        return "be contiguous or channels_last"
+    if not (1 <= weight.shape[0] <= MAX_ROWS and 1 <= weight[0].numel() <= MAX_COLUMNS):
+        return f"have 1 to {MAX_ROWS} rows and 1 to {MAX_COLUMNS} columns"
+    return None
 
 
 def column_groups(weight: Tensor) -> tuple[int, int]:
@@ -218,10 +249,14 @@ def tables_for(weights: Sequence[Tensor], v_first: bool) -> Tables:
 
     Raises RuntimeError if that is while a CUDA graph is captured.
     """
-    shapes = tuple(shape_of(weight) for weight in weights)
-    tables = _uploaded(shapes, v_first, weights[0].device)
-    if is_capturing(weights[0].device):
-        _captured[shapes, v_first, weights[0].device] = tables
+    return tables_of(tuple(shape_of(weight) for weight in weights), v_first, weights[0].device)
+
+
+def tables_of(shapes: tuple[Shape, ...], v_first: bool, device: torch.device) -> Tables:
+    """Return the tables of matrices of these `shapes`, as `tables_for`."""
+    tables = _uploaded(shapes, v_first, device)
+    if is_capturing(device):
+        _captured[shapes, v_first, device] = tables
     return tables
 
 

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagan_fast.choices import Backend, Device, EvalMode, OnBroken, OnDivergence, Precision, check_choices, check_least
+from sagan_fast.choices import (
+    Backend,
+    Device,
+    EvalMode,
+    Loss,
+    OnBroken,
+    OnDivergence,
+    Precision,
+    check_choices,
+    check_least,
+)
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS
 from sagan_fast.files import explained
@@ -51,6 +61,21 @@ class TrainConfig:
     """where to train; auto takes cuda if available"""
     precision: Precision = "auto"
     """precision of matrix products and convolutions; auto takes bf16 on CUDA devices that support it, else fp32"""
+    loss: Loss = "hinge"
+    """adversarial loss: hinge, non_saturating, wasserstein, or relativistic, which compares each real image with a fake
+    one of its class (R3GAN)"""
+    r1_gamma: float = 0.0
+    """weight of R1: gamma/2 times the mean squared norm of the discriminator's gradient at real images; 0: off"""
+    r2_gamma: float = 0.0
+    """weight of R2, the same at generated images; 0: off"""
+    gp_weight: float = 0.0
+    """weight of WGAN-GP's gradient penalty, at random points between real and generated images; 0: off"""
+    penalty_every: int = 1
+    """number of steps between R1, R2 and gradient penalty (lazy regularisation); their weights are multiplied by it"""
+    lecam_weight: float = 0.0
+    """weight of LeCam regularisation, which draws scores to moving averages of scores; 0: off"""
+    lecam_decay: float = 0.99
+    """decay per step of LeCam's moving averages"""
     g_lr: float = 1e-4
     """Adam's learning rate for the generator"""
     d_lr: float = 4e-4
@@ -107,6 +132,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_least(1, self, "steps", "batch_size", "log_every", "sample_every", "checkpoint_every")
         check_least(1, self, "collapse_patience", "keep", "timeout")
+        check_least(1, self, "penalty_every")
+        check_least(0, self, "r1_gamma", "r2_gamma", "gp_weight", "lecam_weight")
         check_least(0, self, "num_workers", "micro_batch_size", "max_rollbacks", "eval_every", "eval_reference_count")
         metrics = self.eval_metrics.split(",")
         if "fid" not in metrics or set(metrics) - set(METRICS):
@@ -116,7 +143,7 @@ class TrainConfig:
         for name in ("g_lr", "d_lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name in ("beta1", "beta2", "ema_decay", "lecam_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         check_choices(self)

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 
+from sagan_fast.choices import Loss
 from sagan_fast.errors import Diverged
 from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.training.losses import LOSSES, PENALTIES
 from sagan_fast.training.state import TrainState
 
+WATCHED = ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g", *PENALTIES, "lecam")
+"""Numbers of a log line that must be finite, where they are there."""
 SEEN = ("lines_won", "lines_dead", "healthy_until", "sigmas")
 """What a guard has seen, as it is saved in checkpoints."""
 
@@ -19,15 +23,20 @@ SEEN = ("lines_won", "lines_dead", "healthy_until", "sigmas")
 class Guard:
     """Raises `Diverged` when a line of the log shows divergence.
 
-    - A loss, score or gradient norm is NaN or infinite.
+    - A loss, penalty, score or gradient norm is NaN or infinite.
     - The discriminator has won: for `patience` lines in a row its loss is below `won`, so no network gets a gradient.
+      Not with `loss` "wasserstein", which has no such end.
     - The discriminator has died: for `patience` lines in a row it gives real and fake images the same score within
-      `dead`, with a loss of 2.
+      `dead`, with the loss of undecided scores, 2 for the hinge.
     - The largest sigma of a network is `growth` times what it was within the last `patience` lines.
     """
 
-    def __init__(self, patience: int, won: float = 1e-3, dead: float = 1e-4, growth: float = 10.0) -> None:
-        self.patience, self.won, self.dead, self.growth = patience, won, dead, growth
+    def __init__(
+        self, patience: int, won: float = 1e-3, dead: float = 1e-4, growth: float = 10.0, loss: Loss = "hinge"
+    ) -> None:
+        self.patience, self.dead, self.growth = patience, dead, growth
+        self.won = won if LOSSES[loss].is_won_at_0 else -math.inf
+        self.undecided = LOSSES[loss].undecided
         self.lines_won = self.lines_dead = 0
         self.healthy_until = 0
         self.sigmas: dict[str, list[float]] = {}
@@ -40,12 +49,13 @@ class Guard:
             self.healthy_until = step
 
     def _fault(self, step: int, values: Mapping[str, float]) -> str:
-        for name in ("d_loss", "g_loss", "d_real", "d_fake", "grad_norm/d", "grad_norm/g"):
+        for name in WATCHED:
             if not math.isfinite(values.get(name, 0.0)):
                 return f"{name} is {values[name]} at step {step}"
         self.lines_won = self.lines_won + 1 if values["d_loss"] < self.won else 0
-        same_score = abs(values["d_real"] - values["d_fake"]) < self.dead and abs(values["d_loss"] - 2.0) < self.dead
-        self.lines_dead = self.lines_dead + 1 if same_score else 0
+        same_score = abs(values["d_real"] - values["d_fake"]) < self.dead
+        died = same_score and abs(values["d_loss"] - self.undecided) < self.dead
+        self.lines_dead = self.lines_dead + 1 if died else 0
         if self.lines_won >= self.patience:
             return (
                 f"the discriminator has won outright by step {step}: its loss was below {self.won} for "

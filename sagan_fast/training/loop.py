@@ -45,7 +45,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
             )
         )
         world.by_main(lambda: folder.check(resume))
-        guard = Guard(config.collapse_patience, growth=config.sigma_growth)
+        guard = Guard(config.collapse_patience, growth=config.sigma_growth, loss=config.loss)
         run = Run(config, world, dataset, new_state(config, world.device), guard, folder)
         run.check_start()
         try:

@@ -83,7 +83,7 @@ class Run:
         """Raise ConnectionError unless all processes hold the same weights, averages, u and v, bit for bit."""
         if self.world.size == 1:
             return
-        models = (self.state.generator, self.state.discriminator, self.state.ema)
+        models = (self.state.generator, self.state.discriminator, self.state.ema, self.state.lecam)
         tensors = (tensor for model in models for tensor in model.state_dict().values())
         if not self.world.agrees([self.state.step, *bit_sums(tensors)]):
             raise ConnectionError(
@@ -111,9 +111,11 @@ class Run:
     def _restore(self, content: dict[str, Any], path: Path) -> list[str]:
         config, world = self.config, self.world
         before, now = content["config"], config.to_dict()
-        changed = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
+        # An option that an older version did not have stood at its default.
+        before = {**{key: getattr(TrainConfig, key, None) for key in now}, **before}
+        changed = [key for key in now if key not in MAY_CHANGE and before[key] != now[key]]
         if changed:
-            said = ", ".join(f"{key} (was {before.get(key)}, now {now[key]})" for key in changed)
+            said = ", ".join(f"{key} (was {before[key]}, now {now[key]})" for key in changed)
             raise InputError(f"{path} belongs to another configuration and cannot be resumed: {said}")
         self.state.load_state_dict(content)
         self.guard.load_state_dict(content.get("guard", {}))

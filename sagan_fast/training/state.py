@@ -12,12 +12,13 @@ from sagan_fast.layers.synced_batch_norm import sync_batch_norms
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.losses import LeCam
 from sagan_fast.training.precision import Precision, Scaler
 
 
 @dataclass
 class TrainState:
-    """Both networks, the averaged generator, their optimizers, spectral-norm groups and scalers, the steps done.
+    """Both networks, the averaged generator, their optimizers, spectral-norm groups and scalers, LeCam's averages.
 
     `rollbacks` counts how often the run went back before a divergence; each time the noise is another.
     """
@@ -32,13 +33,14 @@ class TrainState:
     precision: Precision
     g_scaler: Scaler
     d_scaler: Scaler
+    lecam: LeCam
     step: int = 0
     rollbacks: int = 0
 
     # In this order: the groups' sigmas belong to weights, u and v that are there already.
     PARTS = (
         "generator", "discriminator", "ema", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer", "g_scaler",
-        "d_scaler",
+        "d_scaler", "lecam",
     )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,7 +51,8 @@ class TrainState:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""
         for name in self.PARTS:
-            getattr(self, name).load_state_dict(saved[name])
+            if name != "lecam" or name in saved:  # older checkpoints have none
+                getattr(self, name).load_state_dict(saved[name])
         for optimizer in (self.g_optimizer, self.d_optimizer):
             _as_parameters(optimizer)
         self.step, self.rollbacks = int(saved["step"]), int(saved.get("rollbacks", 0))
@@ -83,5 +86,5 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
         generator, discriminator, ema,
         adam(generator, config.g_lr), adam(discriminator, config.d_lr),
         fuse_spectral_norm(generator, update="step"), fuse_spectral_norm(discriminator, update="step"),
-        precision, precision.scaler(), precision.scaler(),
+        precision, precision.scaler(), precision.scaler(), LeCam(config.lecam_decay).to(device),
     )  # fmt: skip

@@ -7,15 +7,16 @@ batches are the micro-batches, which are the same for any number of processes wi
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan_fast.distributed import World
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.losses import LOSSES, PENALTIES, exact, image_gradients, penalty_weights
 from sagan_fast.training.state import TrainState
 
 LANE = 256
@@ -60,7 +61,11 @@ class Noise:
 
     def flips(self) -> Tensor:
         """Return (B,) booleans: which images to mirror."""
-        return self._mine(lambda count, rng: torch.rand(count, generator=rng) < 0.5)
+        return self.shares() < 0.5
+
+    def shares(self) -> Tensor:
+        """Return (B,), uniform in [0, 1)."""
+        return self._mine(lambda count, rng: torch.rand(count, generator=rng))
 
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         count = self.config.batch_size // self.lanes
@@ -95,13 +100,14 @@ def train_step(
     """Do one step on this process' `images` (B, 3, R, R) uint8 and `labels` (B,); return numbers, on the device.
 
     Keys: d_loss, g_loss, d_real and d_fake (mean logits of the discriminator's update), means over this process'
-    images; grad_norm/d and grad_norm/g, of the gradient of all.
+    images; grad_norm/d and grad_norm/g, of the gradient of all. Also, without their weights, the penalties that this
+    step has, as means over this process' images: r1, r2, gradient_penalty, lecam. d_loss is without them.
     """
     noise = Noise(config, state.step, device, world, state.rollbacks)
     real, y_real = prepare_batch(images, labels, noise)
     values, update = discriminator_gradient(state, real, y_real, noise)
     # The generator's images need nothing of the discriminator: they are made while its gradients travel.
-    parts = generator_parts(state, noise)
+    parts = generator_parts(state, real, y_real, noise)
     first = next(parts)
     values["grad_norm/d"] = update()
     values |= generator_step(state, noise, itertools.chain([first], parts))
@@ -113,50 +119,100 @@ def train_step(
 def discriminator_gradient(
     state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise
 ) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
-    """Return means over this process' images, and the function that updates the discriminator and gives the norm.
-
-    Real and fake images go through the discriminator together, in one forward a micro-batch.
-    """
-    y_fake = noise.classes()
+    """Return means over this process' images, and the function that updates the discriminator and gives the norm."""
+    config = noise.config
+    loss, weights = LOSSES[config.loss], penalty_weights(config, state.step)
+    y_fake = y_real if loss.is_paired else noise.classes()
     z = noise.latent()
-    sums: list[Tensor] = []
+    shares = noise.shares()[:, None, None, None] if "gradient_penalty" in weights else None
+    lines: list[dict[str, Tensor]] = []
     state.d_optimizer.zero_grad(set_to_none=True)
     for part in range(noise.parts):
         mine = slice(part, None, noise.parts)
-        y = None if y_real is None or y_fake is None else torch.cat([y_real[mine], y_fake[mine]])
-        with state.precision.autocast():
-            with torch.no_grad(), statistics_shared(state.generator, part, noise.parts):
-                fake = state.generator(z[mine], None if y_fake is None else y_fake[mine])
-            scores = state.discriminator(torch.cat([real[mine], fake.to(real.dtype)]), y)
-        d_real, d_fake = scores.split([len(fake), len(fake)])
-        loss = discriminator_hinge(d_real, d_fake)
-        state.d_scaler.backward(loss / noise.parts)
-        sums.append(torch.stack([loss.detach(), d_real.detach().float().mean(), d_fake.detach().float().mean()]))
-    finish = noise.world.average(_gradients(state.discriminator))
+        with state.precision.autocast(), torch.no_grad(), statistics_shared(state.generator, part, noise.parts):
+            fake = state.generator(z[mine], _part(y_fake, mine)).to(real.dtype)
+        labels = _part(y_real, mine), _part(y_fake, mine)
+        scores, values = scores_and_penalties(state, real[mine], fake, labels, weights, _part(shares, mine))
+        total = adversarial = loss.discriminator(*scores)
+        if config.lecam_weight:
+            values["lecam"] = state.lecam.penalty(*scores)
+            total = total + config.lecam_weight * values["lecam"]
+        for name, weight in weights.items():
+            total = total + weight * values[name]
+        state.d_scaler.backward(total / noise.parts)
+        d_real, d_fake = (exact(each.detach()).mean() for each in scores)
+        lines.append({"d_loss": adversarial, "d_real": d_real, "d_fake": d_fake, **values})
+    means = {name: torch.stack([line[name].detach() for line in lines]).mean() for name in lines[0]}
+    # LeCam's averages are over all processes' images: their scores travel with the gradients.
+    scored = [torch.stack([means["d_real"], means["d_fake"]])] if config.lecam_weight else []
+    finish = noise.world.average([*_gradients(state.discriminator), *scored])
 
     def update() -> Tensor:
         finish()
         norm = state.d_scaler.update(state.d_optimizer)
         state.d_spectral.step()
+        for each in scored:
+            state.lecam.update(each)
         return norm
 
-    means = torch.stack(sums).mean(0)
-    return dict(zip(("d_loss", "d_real", "d_fake"), means, strict=True)), update
+    return means, update
 
 
-def generator_parts(state: TrainState, noise: Noise) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield the images of the generator's update, with their graph, and their classes, a micro-batch at a time."""
-    y = noise.classes()
+def scores_and_penalties(
+    state: TrainState,
+    real: Tensor,
+    fake: Tensor,
+    labels: tuple[Tensor | None, Tensor | None],
+    names: Collection[str],
+    shares: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """Return the logits (B,) of `real` and `fake` images, and the gradient penalties `names`, all with their graph.
+
+    `labels` are those of the real and the fake images. Points between have a share (B, 1, 1, 1) of the fake image,
+    and the label of the real one. Real and fake images go through the discriminator together, in one forward, unless
+    only one of R1 and R2 is asked for: then a graph of the backward is kept for that half alone.
+    """
+    y_real, y_fake = labels
+    real, fake = real.detach().requires_grad_("r1" in names), fake.detach().requires_grad_("r2" in names)
+    with state.precision.autocast():
+        if real.requires_grad == fake.requires_grad:
+            y = None if y_real is None or y_fake is None else torch.cat([y_real, y_fake])
+            d_real, d_fake = state.discriminator(torch.cat([real, fake]), y).chunk(2)
+        else:
+            d_real, d_fake = state.discriminator(real, y_real), state.discriminator(fake, y_fake)
+        scored = {"r1": (real, d_real), "r2": (fake, d_fake)}
+        if shares is not None:
+            between = torch.lerp(real.detach(), fake.detach(), shares).requires_grad_()
+            scored["gradient_penalty"] = between, state.discriminator(between, y_real)
+    if not names:
+        return (d_real, d_fake), {}
+    images, scores = zip(*(scored[name] for name in names), strict=True)
+    gradients = image_gradients(images, scores, state.d_scaler)
+    return (d_real, d_fake), {name: PENALTIES[name](each) for name, each in zip(names, gradients, strict=True)}
+
+
+class GeneratorPart(NamedTuple):
+    """A micro-batch of the generator's update: images with their graph, their classes, the real images beside them."""
+
+    images: Tensor
+    y: Tensor | None
+    real: Tensor | None
+
+
+def generator_parts(state: TrainState, real: Tensor, y_real: Tensor | None, noise: Noise) -> Iterator[GeneratorPart]:
+    """Yield the micro-batches of the generator's update; `real` only where the loss compares with real images."""
+    is_paired = LOSSES[noise.config.loss].is_paired
+    y = y_real if is_paired else noise.classes()
     z = noise.latent()
     for part in range(noise.parts):
         mine = slice(part, None, noise.parts)
-        y_mine = None if y is None else y[mine]
+        y_mine = _part(y, mine)
         with state.precision.autocast(), statistics_shared(state.generator, part, noise.parts):
             images = state.generator(z[mine], y_mine)
-        yield images, y_mine
+        yield GeneratorPart(images, y_mine, real[mine] if is_paired else None)
 
 
-def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+def generator_step(state: TrainState, noise: Noise, parts: Iterable[GeneratorPart]) -> dict[str, Tensor]:
     """Update the generator through the discriminator, whose weights get no gradient; return the numbers.
 
     `parts` are those of `generator_parts`.
@@ -164,10 +220,11 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor
     losses: list[Tensor] = []
     state.discriminator.requires_grad_(False)
     state.g_optimizer.zero_grad(set_to_none=True)
-    for images, y in parts:
+    for images, y, real in parts:
         with state.precision.autocast():
             scores = state.discriminator(images, y)
-        loss = generator_hinge(scores)
+            d_real = scores.detach() if real is None else state.discriminator(real, y)
+        loss = LOSSES[noise.config.loss].generator(scores, d_real)
         state.g_scaler.backward(loss / noise.parts)
         losses.append(loss.detach())
     # The running averages of batch norm travel with the gradients: they are means over all micro-batches everywhere.
@@ -176,19 +233,6 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[tuple[Tensor
     state.g_spectral.step()
     state.discriminator.requires_grad_(True)
     return {"g_loss": torch.stack(losses).mean(), "grad_norm/g": norm}
-
-
-def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """Return mean(relu(1 - real)) + mean(relu(1 + fake)), a scalar, from logits of shape (B,), in float32.
-
-    Source: Lim and Ye 2017; Zhang et al. 2019, eq. 4.
-    """
-    return F.relu(1.0 - real.float()).mean() + F.relu(1.0 + fake.float()).mean()
-
-
-def generator_hinge(fake: Tensor) -> Tensor:
-    """Return -mean(fake), a scalar, from logits (B,), in float32."""
-    return -fake.float().mean()
 
 
 @torch.no_grad()
@@ -232,6 +276,10 @@ def statistics_shared(model: nn.Module, part: int, parts: int) -> Iterator[None]
             norm.momentum = momentum
             if part < parts - 1 and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.sub_(1)
+
+
+def _part(tensor: Tensor | None, mine: slice) -> Tensor | None:
+    return None if tensor is None else tensor[mine]
 
 
 def _gradients(model: nn.Module) -> list[Tensor]:

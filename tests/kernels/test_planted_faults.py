@@ -18,8 +18,9 @@ from sagan_fast.kernels.self_attention import preprocess as block_preprocess
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.kernels.self_attention.reference import self_attention
 from sagan_fast.kernels.spectral_norm import forward as spectral_norm
-from sagan_fast.kernels.spectral_norm import sweep
+from sagan_fast.kernels.spectral_norm import norms, stacks, sweep
 from sagan_fast.kernels.spectral_norm.forward import spectral_norm_fwd
+from sagan_fast.kernels.spectral_norm.reference import norm_of_update
 from sagan_fast.kernels.spectral_norm.tables import offsets
 from shared_by_tests import randn, spectral_norm_inputs, spectral_norm_truth
 
@@ -66,6 +67,19 @@ def run_spectral_norm(generator, n_power_iterations=1):
     starts, _ = offsets([weight.numel() for weight in weights])
     parts = [found[0][start : start + weight.numel()] for start, weight in zip(starts, weights, strict=True)]
     return [*parts, *us], [truth[i] for i in (0, 2) for truth in truths]
+
+
+def run_norms(generator):
+    """Return sigma, u and v of a matrix and of a stack, and both scaled, and the same in float64."""
+    inputs = spectral_norm_inputs([(300, 27), (7, 9), (7, 9), (7, 9)], generator)
+    tensors, us, vs = ([some[0].clone(), torch.stack(some[1:])] for some in inputs)
+    truths = [norm_of_update(*(x.double() for x in one)) for one in zip(*inputs, strict=True)]
+    sigmas = norms.spectral_norms(tensors, us, vs)
+    norms.scale_spectral_norms(tensors, [False, True], sigmas, 2.0)
+    found = [sigmas[:1], sigmas[1:], *us, *vs, *tensors]
+    truths = [*truths, [2 * x.double() / truth[0] for x, truth in zip(inputs[0], truths, strict=True)]]
+    each = [*zip(*truths[:-1], strict=True), truths[-1]]
+    return found, [part for some in each for part in (some[0][None], torch.stack(some[1:]))]
 
 
 PLANTED = {
@@ -127,6 +141,16 @@ PLANTED = {
         spectral_norm, ".to(out_ptr.dtype.element_ty), mask=offs < size)", ".to(out_ptr.dtype.element_ty))",
         run_spectral_norm,
     ),
+    "u past its end is stored": (
+        norms, "tl.store(u_ptr + index, u, mask=index < R)", "tl.store(u_ptr + index, u)", run_norms,
+    ),
+    "all matrices of a stack are at its start": (
+        stacks, "address + tl.load(place_ptr + 1 + offs % 3, mask=mask, other=0)", "address", run_norms,
+    ),
+    "a matrix is scaled by the sigma of the next": (
+        norms, "sigma = tl.load(sigma_ptr + matrix)\n    if", "sigma = tl.load(sigma_ptr + matrix + 1)\n    if",
+        run_norms,
+    ),
 }  # fmt: skip
 """What is wrong, where, the right text and the planted one, and what runs it."""
 
@@ -141,7 +165,7 @@ def largest_error(found, truths):
 
 
 @pytest.mark.parametrize(
-    "run", [run_attention, run_block, run_unpooled, run_spectral_norm], ids=lambda run: run.__name__
+    "run", [run_attention, run_block, run_unpooled, run_spectral_norm, run_norms], ids=lambda run: run.__name__
 )
 def test_without_a_fault_all_is_right(run, generator):
     assert largest_error(*run(generator)) < 1e-4

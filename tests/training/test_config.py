@@ -90,6 +90,10 @@ def test_a_batch_that_cannot_be_shared_is_a_sentence():
         ({"sigma_growth": 1.0}, "sigma_growth must be more than 1, got 1.0"),
         ({"on_divergence": "panic"}, "on_divergence must be one of stop, rollback, got 'panic'"),
         ({"timeout": 0}, "timeout must be at least 1, got 0"),
+        ({"loss": "hinges"}, "loss must be one of hinge, non_saturating, wasserstein, relativistic, got 'hinges'"),
+        ({"r1_gamma": -1.0}, "r1_gamma must be at least 0, got -1.0"),
+        ({"penalty_every": 0}, "penalty_every must be at least 1, got 0"),
+        ({"lecam_decay": 1.0}, r"lecam_decay must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_options_of_long_runs_are_checked(change, message):

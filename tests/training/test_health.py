@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -27,6 +29,19 @@ def test_a_collapsed_discriminator_stops_after_patience_and_a_good_line_starts_a
         guard.check(0, line)
     with pytest.raises(Diverged, match=message):
         guard.check(2, values)
+
+
+def test_what_counts_as_a_collapse_depends_on_the_loss():
+    below, same = {**FINE, "d_loss": -3.0}, {**FINE, "d_real": 0.3, "d_fake": 0.3}
+    critic, paired = Guard(patience=1, loss="wasserstein"), Guard(patience=1, loss="relativistic")
+    critic.check(0, below)  # a Wasserstein distance of 3
+    paired.check(0, {**same, "d_loss": 2.0})
+    with pytest.raises(Diverged, match="won outright"):
+        paired.check(1, {**FINE, "d_loss": 1e-4})
+    with pytest.raises(Diverged, match="died by step 1"):
+        Guard(patience=1, loss="relativistic").check(1, {**same, "d_loss": math.log(2)})
+    with pytest.raises(Diverged, match="r1 is inf at step 3"):
+        critic.check(3, {**FINE, "r1": float("inf")})
 
 
 def test_a_sigma_that_grows_too_fast_stops_and_a_slow_one_does_not():

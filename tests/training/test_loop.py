@@ -50,7 +50,8 @@ def resumed_equals_straight(tmp_path, steps, **overrides):
     torch.rand(7)  # the global generator of another process is elsewhere
     loop.train(small(stopped, steps=steps, **overrides), resume=True)
     a, b = (load_checkpoint(run / "checkpoints" / "last.pt") for run in (straight, stopped))
-    for key in ("step", "generator", "ema", "discriminator", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer"):
+    parts = ("generator", "ema", "discriminator", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer", "lecam")
+    for key in ("step", *parts):
         assert_same(a[key], b[key], key)
     first, second = (
         [{k: v for k, v in json.loads(line).items() if k not in VARIES} for line in
@@ -62,6 +63,13 @@ def resumed_equals_straight(tmp_path, steps, **overrides):
 
 def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(tmp_path):
     resumed_equals_straight(tmp_path, 6, checkpoint_every=3, log_every=3, flip=True)
+
+
+def test_averages_of_scores_and_the_interval_of_penalties_go_on_after_a_resumption(tmp_path):
+    options = dict(loss="relativistic", r1_gamma=1.0, gp_weight=1.0, lecam_weight=0.5, penalty_every=2, batch_size=4)
+    resumed_equals_straight(tmp_path, 6, checkpoint_every=3, log_every=1, **options)
+    entries = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    assert ["r1" in entry for entry in entries] == [True, False] * 3 and all("lecam" in entry for entry in entries)
 
 
 @pytest.mark.slow

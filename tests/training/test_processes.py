@@ -34,7 +34,7 @@ def steps(folder, count, dtype, overrides):
     prepare = step_module.prepare_batch
     with connected("cpu", 60) as world:
         state = new_state(config, world.device)
-        for model in (state.generator, state.discriminator, state.ema):
+        for model in (state.generator, state.discriminator, state.ema, state.lecam):
             model.to(dtype)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(step_module, "prepare_batch", lambda *args: (prepare(*args)[0].to(dtype), prepare(*args)[1]))
@@ -59,7 +59,7 @@ def both(folder, count, dtype, **overrides):
     finally:
         torch.set_num_threads(threads)
     one, first, second = (torch.load(folder / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    for part in ("generator", "discriminator", "ema"):
+    for part in ("generator", "discriminator", "ema", "lecam"):
         for name, tensor in first[part].items():
             assert torch.equal(tensor, second[part][name]), name
     return one, first
@@ -68,7 +68,7 @@ def both(folder, count, dtype, **overrides):
 def furthest(one, other):
     return max(
         (other[part][name] - tensor).abs().max().item()
-        for part in ("generator", "discriminator", "ema")
+        for part in ("generator", "discriminator", "ema", "lecam")
         for name, tensor in one[part].items()
     )
 
@@ -101,7 +101,8 @@ def test_without_it_the_same_micro_batches_give_the_same_bits_on_one_process_and
 
 
 def test_each_of_two_processes_in_two_micro_batches_equals_one_process_in_four(tmp_path):
-    one, two = both(tmp_path, 4, torch.float64, micro_batch_size=4)
+    penalties = dict(r1_gamma=0.5, r2_gamma=0.25, gp_weight=1.0, lecam_weight=0.5)
+    one, two = both(tmp_path, 4, torch.float64, micro_batch_size=4, loss="relativistic", **penalties)
     torch.testing.assert_close(two["lines"], one["lines"], rtol=1e-6, atol=1e-6)
     assert furthest(one, two) < 1e-9
 

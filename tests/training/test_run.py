@@ -40,6 +40,22 @@ def test_all_that_was_comes_back(tmp_path):
     assert run_in(tmp_path / "new").resume() == []
 
 
+def test_a_checkpoint_from_before_an_option_was_there_is_one_with_its_default(tmp_path):
+    before = run_in(tmp_path)
+    before.state.step = 3
+    before.save()
+    path = tmp_path / "checkpoints" / "last.pt"
+    content = load_checkpoint(path)
+    del content["lecam"]
+    for name in ("loss", "r1_gamma", "penalty_every", "lecam_decay"):
+        del content["config"][name]
+    torch.save(content, path)
+    after = run_in(tmp_path)
+    assert after.resume() == [] and after.state.step == 3
+    with pytest.raises(InputError, match=r"cannot be resumed: loss \(was hinge, now relativistic\)"):
+        run_in(tmp_path, loss="relativistic").resume()
+
+
 def test_what_is_not_as_it_was_is_said(tmp_path):
     before = run_in(tmp_path)
     before.state.step = 1

@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from benchmarks.shapes import SAGAN_MATRICES
-from benchmarks.shipped import spectral_norm_plans
+from benchmarks.shipped import norms_plans, spectral_norm_plans
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, WIDTHS, width_of
 
 WIDE = [(64, 13824), (3, 13825), (5, 5)]
@@ -36,15 +36,34 @@ def test_widths():
     assert list(WIDTHS) == sorted(WIDTHS) and width_of(0) == 0
 
 
+def test_norms_of_updates_read_them_once_and_scaling_reads_and_writes_them_once():
+    by_name = {plan.name: plan for plan in reversed(norms_plans(SAGAN_MATRICES, "bf16"))}
+    updates = 2 * sum(R * K for R, K in [*SAGAN_MATRICES, *[SAGAN_MATRICES[0]] * 3])
+    sweep, rescale = by_name["spectral_norm sweep, u first"], by_name["spectral_norm rescale"]
+    assert updates < sweep.bytes_read < 1.01 * updates
+    assert updates == rescale.bytes_written < rescale.bytes_read < 1.01 * updates
+    assert {
+        "spectral_norm finish, u first",
+        "spectral_norm finish, v first",
+        "spectral_norm addresses of stacks",
+    } <= set(by_name)
+    for plan in by_name.values():
+        assert set(plan.signature) | set(plan.constexprs) == set(plan.kernel.arg_names) and plan.programs > 0
+
+
 COMPILE = """
 import json, sys
 from benchmarks.compile import compile_plan
-from benchmarks.shipped import spectral_norm_plans
+from benchmarks.shipped import norms_plans, spectral_norm_plans
 
 lists, dtype, out_dtype, arch, limit = json.loads(sys.argv[1])
 found = []
 for matrices in lists:
-    plans = spectral_norm_plans([tuple(matrix) for matrix in matrices], dtype, out_dtype, arch)
+    matrices = [tuple(matrix) for matrix in matrices]
+    if out_dtype is None:
+        plans = [plan for plan in norms_plans(matrices, dtype, arch) if "rescale" in plan.name or "finish" in plan.name]
+    else:
+        plans = spectral_norm_plans(matrices, dtype, out_dtype, arch)
     some = [plan for plan in plans if limit is None or "addresses" not in plan.name][:limit]
     done = [(plan.name, compile_plan(plan, arch)) for plan in some]
     found.append([
@@ -82,6 +101,17 @@ def check(found, stack_bytes=0):
 
 def test_sweep_of_sagan_keeps_rows_in_registers_and_loads_128_bits():
     check(compiled([SAGAN_MATRICES], "fp32", "bf16", 90, 1)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_scaling_in_place_loads_and_stores_128_bits_at_once(arch, dtype):
+    (found,) = compiled([[(64, 64)]], dtype, None, arch)
+    assert len([name for name, _, _ in found if name == "spectral_norm rescale"]) == 2
+    for name, stack, code in found:
+        assert stack == 0, f"{name} spills {stack} bytes"
+        assert "rescale" not in name or ("LDG.E.128" in code and "STG.E.128" in code)
 
 
 def test_rows_that_start_anywhere_are_not_loaded_as_if_aligned():
