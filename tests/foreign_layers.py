@@ -146,3 +146,20 @@ def hooked(module, name="weight"):
     module.register_buffer(name + "_u", torch.randn(weight.shape[0], dtype=weight.dtype))
     module.register_forward_pre_hook(HookWithU(name))
     return module
+
+
+def replica_of(model, change):
+    """What nn.parallel.replicate makes of `model`, on the CPU: parameters changed by `change`, buffers shared."""
+    places = {id(m): m._replicate_for_data_parallel() for m in model.modules()}
+    for source in model.modules():
+        replica = places[id(source)]
+        replica._former_parameters = {}
+        for key, child in source._modules.items():
+            replica._modules[key] = places[id(child)]
+        for key, parameter in source._parameters.items():
+            if parameter is None:
+                replica._parameters[key] = None
+            else:
+                replica._parameters.pop(key, None)
+                setattr(replica, key, change(parameter))
+    return places[id(model)]

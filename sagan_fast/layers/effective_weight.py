@@ -5,29 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
-from sagan_fast.layers.foreign_spectral_norm import is_hook_with_u_alone, is_wrapper, method_of
+from sagan_fast.layers.foreign_spectral_norm import is_spectral_norm_hook, is_wrapper, method_of
 
 _FORWARDS = (nn.Conv2d.forward, nn.Conv1d.forward)
 
 
 def is_direct(conv: Any) -> bool:
-    """Return whether `conv(x)` is the 1x1 convolution of x with `weight_now(conv, x)` and its bias, and no more.
+    """Return whether `conv(x)` is the 1x1 convolution of x with `weight_now(conv)` and its bias, and no more.
 
     It is not where other hooks than a spectral norm's want to see the call, or an unknown forward computes the result.
     """
-    if conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+    if has_hooks(conv):
         return False
-    for hook in conv._forward_pre_hooks.values():
-        if not isinstance(hook, LegacySpectralNorm) and not is_hook_with_u_alone(hook, conv):
-            return False
     if type(conv).forward not in _FORWARDS or "forward" in conv.__dict__:
         if is_wrapper(conv):
             return is_direct(conv.module)
         if method_of(conv) is None or "forward" in conv.__dict__:
             return False
     return is_pointwise(conv)
+
+
+def has_hooks(module: Any) -> bool:
+    """Return whether `module` has hooks other than those of a spectral norm."""
+    if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    return any(not is_spectral_norm_hook(hook, module) for hook in module._forward_pre_hooks.values())
 
 
 def is_pointwise(conv: Any) -> bool:
@@ -39,16 +42,19 @@ def _padding(conv: Any) -> bool:
     return conv.padding not in ("valid", "same") and any(conv.padding)
 
 
-def weight_now(conv: Any, x: Tensor) -> Tensor:
-    """Return the weight that a direct `conv` would use for `x` now, of its own shape: its spectral norm runs."""
+def weight_now(conv: Any) -> Tensor:
+    """Return the weight that a direct `conv`, or another layer, would use now: its spectral norm runs."""
     for hook in conv._forward_pre_hooks.values():
-        hook(conv, (x,))
+        if is_spectral_norm_hook(hook, conv):
+            hook(conv, ())
     if type(conv).forward in _FORWARDS:
         return conv.weight  # type: ignore[no-any-return]
     if (method := method_of(conv)) is not None:
         return getattr(conv, method)()  # type: ignore[no-any-return]
+    if not is_wrapper(conv):
+        return conv.weight  # type: ignore[no-any-return]
     conv._update_u_v()
-    return weight_now(conv.module, x)
+    return weight_now(conv.module)
 
 
 def bias_of(conv: Any) -> Tensor | None:

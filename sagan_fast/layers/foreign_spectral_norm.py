@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,31 +141,38 @@ def is_hook_with_u_alone(hook: Any, module: nn.Module) -> bool:
     return f"{name}_v" not in module._buffers and hasattr(module, f"{name}_orig")
 
 
-def foreign_members(name: str, module: Any, say: Callable[[str], None]) -> Iterator[Member]:
-    """Yield the weights of `module` that another code base's spectral norm normalises; ours takes its place.
+def is_spectral_norm_hook(hook: Any, module: nn.Module) -> bool:
+    """Return whether `hook`, a forward pre-hook of `module`, is a known spectral norm's."""
+    return isinstance(hook, LegacySpectralNorm) or is_hook_with_u_alone(hook, module)
+
+
+def foreign_norms(name: str, module: Any, say: Callable[[str], None]) -> Iterator[tuple[str, Callable[[], Member]]]:
+    """Yield the tensors of `module` that another code base's spectral norm normalises, and what puts ours in its place.
 
     `say` is told of what is recognised but left alone.
     """
     for key, hook in module._forward_pre_hooks.items():
         if isinstance(hook, LegacySpectralNorm):
-            yield _legacy(_joined(name, hook.name), module, key, hook)
+            yield hook.name, partial(_legacy, _joined(name, hook.name), module, key, hook)
         elif is_hook_with_u_alone(hook, module):
             at = [(module, hook.name + "_orig"), (module, hook.name + "_u"), None]
             still = lambda key=key, hook=hook: module._forward_pre_hooks.get(key) is hook  # noqa: E731
-            yield _member(_joined(name, hook.name), hook, module, _FusedHook, Holder(0, 1, 1e-12), at, still=still)
+            held = Holder(0, 1, 1e-12)
+            yield hook.name, partial(_member, _joined(name, hook.name), hook, module, _FusedHook, held, at, still=still)
     if (method := method_of(module)) is not None:
         u, sigma, iterations = METHODS[method]
         if getattr(module, "num_svs", 1) != 1:
             say(f"{name}: it keeps {module.num_svs} singular values")
             return
         dim = int(bool(getattr(module, "transpose", False)))
-        holder = Holder(dim, getattr(module, iterations, 1), getattr(module, "eps", 1e-12))
+        held = Holder(dim, getattr(module, iterations, 1), getattr(module, "eps", 1e-12))
         at = [(module, "weight"), (module, u), None]
-        yield _member(_joined(name, "weight"), module, module, _OVERRIDING[method], holder, at, (module, sigma))
+        sigma_at, whose = (module, sigma), _joined(name, "weight")
+        yield "weight", partial(_member, whose, module, module, _OVERRIDING[method], held, at, sigma_at)
     elif is_wrapper(module):
-        holder = Holder(0, getattr(module, "power_iterations", 1), 1e-12)
+        held = Holder(0, getattr(module, "power_iterations", 1), 1e-12)
         at = [(module.module, module.name + end) for end in ("_bar", "_u", "_v")]
-        yield _member(_joined(name, module.name), module, module.module, _FusedWrapper, holder, at)
+        yield module.name, partial(_member, _joined(name, module.name), module, module.module, _FusedWrapper, held, at)
 
 
 def _member(

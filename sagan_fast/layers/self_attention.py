@@ -74,8 +74,8 @@ class SelfAttention2d(nn.Module):
         theta, phi, g, o = self.theta, self.phi, self.g, self.o  # once: nn.Module finds them slowly
         if not (is_direct(theta) and is_direct(phi) and is_direct(g) and (o is None or is_direct(o))):
             return self._with_calls(x)
-        w_theta, w_phi, w_g = weight_now(theta, x), weight_now(phi, x), weight_now(g, x)
-        w_o, b_o = (None, None) if o is None else (weight_now(o, x), bias_of(o))
+        w_theta, w_phi, w_g = weight_now(theta), weight_now(phi), weight_now(g)
+        w_o, b_o = (None, None) if o is None else (weight_now(o), bias_of(o))
         inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, self.gamma, bias_of(theta), bias_of(phi), bias_of(g), b_o)
         check_block(inputs, self.pool)
         choice = choose_block(inputs, self.pool, self.backend)

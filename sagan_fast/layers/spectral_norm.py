@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import reference
-from sagan_fast.layers.foreign_spectral_norm import Holder, LegacyHook, foreign_members, unrecognised
+from sagan_fast.layers.foreign_spectral_norm import Holder, LegacyHook, foreign_norms, unrecognised
+from sagan_fast.layers.instance_class import change_class, restore_class
 from sagan_fast.layers.spectral_norm_group import SpectralNormGroup
 from sagan_fast.layers.spectral_norm_member import Link, Member, rows_first
 from sagan_fast.ops.spectral_norm import spectral_norm_group
@@ -28,7 +29,29 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _WARM_UP_ITERATIONS = 15  # as torch's parametrization
 
 
-class SpectralNorm(nn.Module):
+class GroupedForward:
+    """The forward of our parametrization; in front of the class of torch's it makes that one ours, u and v kept."""
+
+    link: Link
+
+    def forward(self: Any, weight: Tensor) -> Tensor:
+        if weight.ndim == 1:
+            return F.normalize(weight, dim=0, eps=self.eps)
+        shared = self.link.normalised(weight, self.training)
+        if shared is not None:
+            return shared
+        (out,) = spectral_norm_group(
+            [rows_first(weight, self.dim)],
+            [self._u],
+            [self._v],
+            n_power_iterations=self.n_power_iterations,
+            eps=self.eps,
+            update=self.link.updates(self.training),
+        )
+        return out.movedim(0, self.dim) if self.dim else out
+
+
+class SpectralNorm(GroupedForward, nn.Module):
     """Parametrization W -> W/sigma with the buffers `_u` (R,) and `_v` (K,), float32 (float64 for a float64 weight).
 
     In a group it returns the group's W/sigma; alone, and in a deep copy of a fused model, it updates u and v at every
@@ -54,30 +77,6 @@ class SpectralNorm(nn.Module):
                     u, v = reference.power_iteration(matrix, u, v, _WARM_UP_ITERATIONS, eps)
             self.register_buffer("_u", u)
             self.register_buffer("_v", v)
-
-    @classmethod
-    def taking_over(cls, theirs: Any) -> SpectralNorm:
-        """Return our equivalent of torch's parametrization `theirs`, with the same u and v."""
-        ours = cls(theirs._u, theirs.n_power_iterations, theirs.dim, theirs.eps)  # of one axis: no u and v are drawn
-        ours.register_buffer("_u", theirs._u)
-        ours.register_buffer("_v", theirs._v)
-        return ours.train(theirs.training)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        if weight.ndim == 1:
-            return F.normalize(weight, dim=0, eps=self.eps)
-        shared = self.link.normalised(weight, self.training)
-        if shared is not None:
-            return shared
-        (out,) = spectral_norm_group(
-            [rows_first(weight, self.dim)],
-            [self._u],
-            [self._v],
-            n_power_iterations=self.n_power_iterations,
-            eps=self.eps,
-            update=self.link.updates(self.training),
-        )
-        return out.movedim(0, self.dim) if self.dim else out
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value
@@ -107,25 +106,26 @@ def spectral_norm(
 def _parametrized(name: str, module: nn.Module, say: Callable[[str], None]) -> Iterator[Member]:
     """Yield the spectral-normed weights of a module with parametrizations, ours and torch's, which become ours."""
     for tensor_name, chain in module.parametrizations.items():  # type: ignore[union-attr,operator]
-        theirs = norm = chain[0]
-        if any(isinstance(later, (SpectralNorm, parametrizations._SpectralNorm)) for later in list(chain)[1:]):
+        norm: Any = chain[0]
+        if any(isinstance(later, (GroupedForward, parametrizations._SpectralNorm)) for later in list(chain)[1:]):
             say(f"{name}.{tensor_name}: another parametrization comes first")
-        if isinstance(norm, parametrizations._SpectralNorm) and hasattr(norm, "_u"):
-            chain[0] = norm = SpectralNorm.taking_over(norm)
-        if not isinstance(norm, SpectralNorm) or not hasattr(norm, "_u"):
+        if not isinstance(norm, (GroupedForward, parametrizations._SpectralNorm)) or not hasattr(norm, "_u"):
             continue
+        if not isinstance(norm, GroupedForward):
+            change_class(norm, GroupedForward)
+            norm.link = Link()  # type: ignore[assignment]
 
-        def is_alive(norm: SpectralNorm = norm, tensor_name: str = tensor_name) -> bool:
+        def is_alive(norm: Any = norm, tensor_name: str = tensor_name) -> bool:
             chains = getattr(module, "parametrizations", {})
             return tensor_name in chains and chains[tensor_name][0] is norm
 
-        def undo(norm: SpectralNorm = norm, theirs: Any = theirs, chain: Any = chain) -> None:
-            if theirs is not norm:
-                theirs._u, theirs._v = norm._u, norm._v
-                chain[0] = theirs.train(norm.training)
+        def undo(norm: Any = norm) -> None:
+            if not isinstance(norm, SpectralNorm):
+                restore_class(norm)
+                del norm.link
 
         whose = (f"{name}.{tensor_name}".removesuffix(".weight") or "weight").lstrip(".")
-        yield Member(whose, norm, (chain, "original"), (norm, "_u"), (norm, "_v"), False, is_alive, undo)
+        yield Member(whose, cast(Any, norm), (chain, "original"), (norm, "_u"), (norm, "_v"), False, is_alive, undo)
 
 
 def _inside(model: nn.Module, name: str, is_alive: Callable[[], bool]) -> Callable[[], bool]:
@@ -141,7 +141,7 @@ def group_of(module: nn.Module) -> SpectralNormGroup | None:
     """Return the group that normalises a weight through `module` itself, or None."""
     hooks = module._forward_pre_hooks.values()
     holders = [module, *hooks, *(getattr(each, "_spectral_norm_holder", None) for each in (module, *hooks))]
-    links = (holder.link for holder in holders if isinstance(holder, (SpectralNorm, LegacyHook, Holder)))
+    links = (holder.link for holder in holders if isinstance(holder, (GroupedForward, LegacyHook, Holder)))
     return next((link.group for link in links if link.group is not None), None)
 
 
@@ -186,7 +186,7 @@ def group_members(
             taken.add(id(module))
             continue
         found = list(_parametrized(name, module, skipped.append)) if parametrize.is_parametrized(module) else []
-        for member in (*found, *foreign_members(name, module, skipped.append)):
+        for member in (*found, *(make() for _, make in foreign_norms(name, module, skipped.append))):
             member.is_alive = _inside(model, name, member.is_alive)
             members.append(member)
             taken |= {id(module), id(member.weight_at[0])}
@@ -205,5 +205,7 @@ def group_members(
         former.release()
     link = Link()
     link.group = group
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module  # a forward of the wrapper calls its own or replicas of it
     group.release = model.register_forward_pre_hook(link.before_forward).remove
     return group

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_layers import BigGANConv, BigGANLinear, MimicryConv, MmgenConv, Wrapped, hooked
+from foreign_layers import BigGANConv, BigGANLinear, MimicryConv, MmgenConv, Wrapped, hooked, replica_of
 from normed_net import is_same, state_of
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -165,21 +165,7 @@ def test_replicas_of_data_parallel_use_their_own_weights_and_move_as_unfused(pai
     before = state_of(ours)
     outs = []
     for model in (theirs, ours):
-        replicas = []
-        for source in model.modules():  # what nn.parallel.replicate does, on the CPU
-            replica = source._replicate_for_data_parallel()
-            replica._former_parameters = {}
-            replicas.append(replica)
-        places = {id(m): r for m, r in zip(model.modules(), replicas, strict=True)}
-        for source, replica in zip(model.modules(), replicas, strict=True):
-            for key, child in source._modules.items():
-                replica._modules[key] = places[id(child)]
-            for key, p in source._parameters.items():
-                replica._parameters[key] = None
-                if p is not None:
-                    del replica._parameters[key]
-                    setattr(replica, key, p.detach() * 1.5 if key in ("weight", "weight_orig", "original") else p * 1)
-        outs.append(replicas[0](x))
+        outs.append(replica_of(model, lambda p: p.detach() * 1.5 if p.ndim > 1 else p * 1)(x))
     if update == "forward":
         assert rel_rms(outs[1], outs[0]) < 1e-12
         assert_same(ours, theirs)
