@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from sagan_fast.choices import CodeBase, check_choice
 from sagan_fast.errors import InputError
 
 State = Mapping[str, Tensor]
@@ -24,7 +25,7 @@ class Layout:
     tables of gains. The rest is what the shapes do not say.
     """
 
-    name: str
+    name: CodeBase
     generator: Mapping[str, str]
     discriminator: Mapping[str, str]
     blocks: Callable[[State, bool], Places]
@@ -34,7 +35,6 @@ class Layout:
     bn_eps: float = 1e-5
     rectified: bool = False
     separator: str = "."
-    unused: tuple[str, ...] = field(default=())
 
 
 def _exists(state: State, prefix: str) -> bool:
@@ -107,7 +107,7 @@ _VOLETIV = _attention(*(f"snconv1x1_{n}" for n in ("theta", "phi", "g", "attn"))
 _STUDIO = _attention(*(f"conv1x1_{n}" for n in ("theta", "phi", "g", "attn")), gamma="sigma")
 _MMGEN = _attention("theta.conv", "phi.conv", "g.conv", "o.conv", gamma="gamma")
 
-LAYOUTS = {
+LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         Layout(
@@ -168,8 +168,7 @@ REFUSED = {
 def layout_of(state: State, name: str | None) -> Layout:
     """Return the layout `name`, or the one whose keys `state` has; InputError if there is none."""
     if name is not None:
-        if name not in LAYOUTS:
-            raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
+        check_choice("layout", name, CodeBase)
         return LAYOUTS[name]
     for key in state:
         for pattern, why in REFUSED.items():
