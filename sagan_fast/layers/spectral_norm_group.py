@@ -21,6 +21,7 @@ class _Batch:
     def __init__(self, members: list[Member], indices: list[int]) -> None:
         self.members, self.indices = members, indices
         self.flat: Tensor | None = None
+        self.pool: list[Tensor] = []  # for fresh results: new memory would cost a page fault for every 4 KB
         self.plain: list[Tensor] = []
         self.linked: tuple[Tensor, ...] = ()
         self.linked_flags: list[bool] = []
@@ -30,13 +31,15 @@ class _Batch:
         us, vs = zip(*(member.vectors(update) for member in self.members), strict=True)
         norm, v_first = self.members[0].norm, self.members[0].v_first
         if fresh:
-            self.flat = None
+            self.flat = self._free_memory()
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
         self.flat, self.sigmas, self.u, self.v = forward_all(
             chosen, weights, us, vs, n_power_iterations=norm.n_power_iterations, eps=norm.eps, update=update,
             v_first=v_first, out_dtype=weights[0].dtype, out=self.flat, sigmas=sigmas,
         )  # fmt: skip
+        if fresh:
+            self.pool = [self.flat, *(flat for flat in self.pool if flat is not self.flat)][:2]
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if update else [self.flat]
             torch.autograd.graph.increment_version(written)
@@ -50,6 +53,14 @@ class _Batch:
             if told:
                 torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
         self.states = [member.state() for member in self.members]
+
+    def _free_memory(self) -> Tensor | None:
+        """Return memory of an earlier result that no graph and no user holds any more, or None."""
+        self.plain, self.linked, self.flat = [], (), None
+        for flat in self.pool:
+            if torch._C._storage_Use_Count(flat.untyped_storage()._cdata) == 2:  # type: ignore[attr-defined]  # the two here
+                return flat
+        return None
 
     def is_outdated(self) -> bool:
         """Return whether weights were written through `.data`, as far as 64 elements of each W/sigma show it."""

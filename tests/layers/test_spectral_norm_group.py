@@ -335,3 +335,19 @@ def test_weights_too_large_for_the_kernels_are_a_pass_of_their_own(monkeypatch):
     assert len(group) == 3 and [line.split(": ")[0] for line in lines] == [
         "spectral norm of 2 weights", "spectral norm of 4"
     ]  # fmt: skip
+
+
+def test_per_forward_memory_is_used_again_once_nobody_holds_it(generator):
+    model, twin = net(), net()
+    twin.load_state_dict(model.state_dict())
+    group = fuse_spectral_norm(model, update="forward")
+    x = images(generator)
+    losses = [[m(x).square().sum() for _ in range(4)] for m in (model, twin)]  # four graphs alive
+    ours, theirs = (gradients(sum(loss), m) for loss, m in zip(losses, (model, twin), strict=True))
+    assert_close(ours, theirs)
+    del losses
+    seen = set()
+    for _ in range(6):
+        model(x).sum().backward()
+        seen |= {batch.flat.data_ptr() for batch in group._batches}
+    assert len(seen) <= 2 * len(group._batches)
