@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sagan_fast.layers.foreign_spectral_norm import is_spectral_norm_hook, is_wrapper, method_of
 
 _FORWARDS = (nn.Conv2d.forward, nn.Conv1d.forward)
+_ONES, _NO_PADDING = ((1, 1), (1,)), ((0, 0), (0,), "valid", "same")
 
 
 def is_direct(conv: Any) -> bool:
@@ -30,16 +31,15 @@ def has_hooks(module: Any) -> bool:
     """Return whether `module` has hooks other than those of a spectral norm."""
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
-    return any(not is_spectral_norm_hook(hook, module) for hook in module._forward_pre_hooks.values())
+    pre = module._forward_pre_hooks
+    return bool(pre) and not all(is_spectral_norm_hook(hook, module) for hook in pre.values())
 
 
 def is_pointwise(conv: Any) -> bool:
     """Return whether `conv` has a 1x1 kernel, no stride, no padding and no groups."""
-    return set(conv.kernel_size) == {1} and set(conv.stride) == {1} and not _padding(conv) and conv.groups == 1
-
-
-def _padding(conv: Any) -> bool:
-    return conv.padding not in ("valid", "same") and any(conv.padding)
+    return (
+        conv.kernel_size in _ONES and conv.stride in _ONES and conv.padding in _NO_PADDING and conv.groups == 1
+    )  # fmt: skip
 
 
 def weight_now(conv: Any) -> Tensor:

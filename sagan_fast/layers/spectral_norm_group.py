@@ -224,9 +224,11 @@ class SpectralNormGroup:
             if training or not all(member.own_evaluation for member in self._members):
                 self.compute(update=training, fresh=True)
             return
-        for batch in self._batches if self._signature == self._now() else ():
+        for batch in self._batches:
             if batch.flat is None or batch.flat.is_cuda and (training or torch.cuda.is_current_stream_capturing()):
                 continue
+            if self._signature != self._now():
+                return  # something moved or left: the next access sees it
             if batch.is_outdated():
                 return self.refresh()
 
