@@ -136,7 +136,8 @@ class SpectralNormGroup:
         self._batches: list[_Batch] = []
         self._places: dict[int, tuple[_Batch, int]] = {}
         self._alone: dict[int, _Batch] = {}  # weights that moved alone since the last pass
-        self._unused: set[int] = set()  # with update="forward": those that moved and were not used since
+        self._unused: set[int] = set()  # with update="forward": those that moved and were not used since,
+        self._used: set[int] = set()  # and those used since the last forward of the model
         self._signature: Any = None
         for index, member in enumerate(members):
             member.norm.link.group, member.norm.link.index = self, index
@@ -222,7 +223,8 @@ class SpectralNormGroup:
         """
         if self.update == "forward":
             if training or not all(member.own_evaluation for member in self._members):
-                self.compute(update=training, fresh=True)
+                used, self._used = self._used, set()
+                self.compute(update=training, fresh=True, which=used)
             return
         for batch in self._batches:
             if batch.flat is None or batch.flat.is_cuda and (training or torch.cuda.is_current_stream_capturing()):
@@ -243,49 +245,59 @@ class SpectralNormGroup:
             return None
         if training and self.update == "step" and not self.started:
             self.compute(update=True, fresh=False)
-        elif training and self.update == "forward":
-            if index not in self._unused and torch._C._current_graph_task_id() == -1:  # not recomputed in a backward
-                self._move_alone(index)
+        elif self.update == "forward":
+            if training and index not in self._unused and torch._C._current_graph_task_id() == -1:  # in no backward
+                self._compute_alone(index, update=True)
             self._unused.discard(index)
+            self._used.add(index)
         place = (self._alone[index], 0) if index in self._alone else self._places.get(index)
         if place is None or member.state() != place[0].states[place[1]]:
-            self.compute(update=False, fresh=self.update == "forward")
+            if self.update == "forward":
+                return self._compute_alone(index, update=False).get(0)
+            self.compute(update=False, fresh=False)
             place = self._places[index]
         return place[0].get(place[1])
 
-    def _move_alone(self, index: int) -> None:
-        """Move u and v of one weight, used apart from a forward of the model or again in the same one."""
+    def _compute_alone(self, index: int, update: bool) -> _Batch:
+        """Normalise one weight: used apart from a forward of the model, again in the same one, or for the first time.
+
+        A pass moves only what the last forward used: a layer that the model never calls must not move.
+        """
         with torch.inference_mode(False), torch.no_grad():
-            self._alone[index] = _Batch([self._members[index]], [index])
-            self._alone[index].compute(True, True, self.backend)
+            self._alone[index] = batch = _Batch([self._members[index]], [index])
+            batch.compute(update, True, self.backend)
+        return batch
 
     def _refresh(self) -> None:
         states = [state for batch in self._batches for state in batch.states]
         now = [member.state() for batch in self._batches for member in batch.members]
-        if not self._batches or states != now:
+        if self.update == "forward" or not self._batches or states != now:
             self.compute(update=False, fresh=self.update == "forward")
 
-    def compute(self, update: bool, fresh: bool) -> None:
-        """Normalise, after an update of u and v if `update`; into new memory if `fresh`: earlier graphs stay valid."""
+    def compute(self, update: bool, fresh: bool, which: set[int] | None = None) -> None:
+        """Normalise, after an update of u and v if `update`; into new memory if `fresh`: earlier graphs stay valid.
+
+        `which` are the members meant, by default all.
+        """
         # Memory made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            self._arrange()
+            self._arrange(which)
             for batch in self._batches:
                 batch.compute(update, fresh, self.backend)
         self._alone.clear()
         if update:
             self.started, self._unused = True, set(self._places)
 
-    def _now(self) -> list[Any]:
+    def _now(self, which: set[int] | None = None) -> list[Any]:
         return [
             (index, member.weight.device, member.weight.dtype, member.weight.shape, member.weight.stride())
             for index, member in enumerate(self._members)
-            if member.is_alive()
+            if (which is None or index in which) and member.is_alive()
         ]
 
-    def _arrange(self) -> None:
+    def _arrange(self, which: set[int] | None = None) -> None:
         """Put members that one pass can take together, again whenever one left the model, moved or was converted."""
-        signature = self._now()
+        signature = self._now(which)
         if signature == self._signature:
             return
         together: dict[Any, list[int]] = defaultdict(list)

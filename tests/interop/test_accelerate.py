@@ -209,6 +209,17 @@ def test_deviating_attention_is_left_with_its_reason(why):
         sagan_fast.accelerate(net, strict=True)
 
 
+def test_a_layer_that_the_model_never_calls_stays_where_it_is(generator):
+    theirs = Net("studiogan").double()
+    theirs.unused = legacy(nn.Conv2d(3, 3, 1)).double()
+    ours = copy.deepcopy(theirs)
+    assert "unused" in sagan_fast.accelerate(ours).swapped
+    train([ours, theirs], [sgd(ours), sgd(theirs)], generator, 3)
+    ours.eval()(randn(1, 3, 8, 8, generator=generator))
+    for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=key)
+
+
 def test_strict_leaves_the_model_as_it_was():
     net = nn.Sequential(legacy(nn.Conv2d(16, 16, 1)), Block(conv, THETA), Scaled(conv, THETA))
     kinds, hooks = [type(m) for m in net.modules()], [*net[0]._forward_pre_hooks.values()]
