@@ -29,6 +29,14 @@ _NAMES = {
 _OPTIMIZER = re.compile(r"(^|/)(global_step|beta[12]_power|.*/(Adam(_\d+)?|RMSProp(_\d+)?|ExponentialMovingAverage))$")
 
 
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+    (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
+]  # fmt: skip
+"""What the pickle of a NumPy number calls: none of it runs code of the file."""
+
+
 def read_source(source: Source, network: Network, ema: bool) -> dict[str, Tensor]:
     """Return the tensors of `network` in `source`, on the CPU, floats in float32, by their names in that network.
 
@@ -57,7 +65,8 @@ def _read_file(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):  # such as the best FID, beside the weights
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except pickle.UnpicklingError as error:

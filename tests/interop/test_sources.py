@@ -17,6 +17,12 @@ def test_tensors_come_in_float32_by_their_own_names(tmp_path):
     assert list(read_source(tmp_path / "a.npz", "discriminator", True)) == ["d_x/u"]
 
 
+def test_numbers_of_numpy_beside_the_weights_are_no_code(tmp_path):
+    best = {"fid": np.float64(3.5), "is": np.float32(2), "step": np.int64(7), "done": np.bool_(True)}
+    torch.save({"state_dict": {"a": torch.ones(2)}, **best}, tmp_path / "a.pth")
+    assert list(read_source(tmp_path / "a.pth", "generator", True)) == ["a"]
+
+
 def test_safetensors_and_broken_ones(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
