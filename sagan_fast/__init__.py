@@ -11,6 +11,7 @@ if find_spec("sagan_fast.kernels") is None:
     )
 
 from sagan_fast import functional
+from sagan_fast.interop.accelerate import accelerate
 from sagan_fast.layers.explain import explain
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm, spectral_norm
@@ -22,6 +23,7 @@ __all__ = [
     "Generator",
     "SelfAttention2d",
     "SpectralNormGroup",
+    "accelerate",
     "explain",
     "functional",
     "fuse_spectral_norm",

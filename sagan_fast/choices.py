@@ -22,6 +22,8 @@ EvalMode = Literal["inline", "background"]
 """Evaluate between two steps, or in a process beside the run."""
 SourceKind = Literal["folder", "tar", "tfrecord", "hdf5"]
 """What `sagan-fast prepare` reads."""
+CodeBase = Literal["official-tf", "biggan-pytorch", "studiogan", "voletiv", "mmgeneration"]
+"""Whose checkpoints `sagan-fast import` reads."""
 ProtocolName = Literal["clean", "official"]
 Metric = Literal["fid", "is", "kid", "prdc", "intra_fid"]
 Resize = Literal["tf1-bilinear", "antialias-bicubic"]

@@ -14,7 +14,8 @@ COMMANDS = {
     "sample": "generate images from a run or checkpoint, without a data set",
     "evaluate": "compute IS, FID, KID, precision and more for a checkpoint or a folder of images",
     "attention": "draw attention maps of the generator or the discriminator",
-    "export": "write the generator as safetensors, ONNX or TorchScript",
+    "export": "write the generator as safetensors, ONNX, TorchScript, or for BigGAN-PyTorch or StudioGAN",
+    "import": "read the generator of another code base's checkpoint",
     "info": "show versions, the device, and the backend of attention with its reason",
 }
 

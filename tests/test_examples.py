@@ -1,11 +1,19 @@
-"""The examples do what they say: the optimizer equals a loop over matrices, and learns."""
+"""The scripts of examples/ run as they stand and do what they promise."""
 
 import importlib.util
+import runpy
 from pathlib import Path
 
+import pytest
 import torch
 
-PATH = Path(__file__).parents[1] / "examples" / "spectral_descent.py"
+FOLDER = Path(__file__).parents[1] / "examples"
+PRINTED = {
+    "accelerate_biggan.py": ["pooled, with an output projection", "6 weights", "loss after 3 steps: ", "undone: True"],
+    "accelerate_sagan.py": ["unpooled, its map on demand", "2 weights", "map of (4, 256, 256)", "sums to 1.000"],
+    "functional.py": ["attention: (2, 1024, 64)", "block: (2, 64, 32, 32)", "singular values: 1.00 and 1.00"],
+}
+PATH = FOLDER / "spectral_descent.py"
 
 
 def example():
@@ -74,3 +82,10 @@ def test_updates_have_the_norm_asked_for_and_the_network_learns(capsys):
     torch.testing.assert_close(norm, torch.tensor(0.5 * 3**0.5), rtol=0.02, atol=0.0)
     losses = module.main(60)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10]) and "step 59  loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_script_prints_what_it_promises(name, capsys):
+    runpy.run_path(str(FOLDER / name))
+    out = capsys.readouterr().out
+    assert all(part in out for part in PRINTED[name]), out

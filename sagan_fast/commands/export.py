@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 
-FORMATS = ("safetensors", "onnx", "torchscript")
+FORMATS = ("safetensors", "onnx", "torchscript", "biggan-pytorch", "studiogan")
 TOLERANCE = 1e-4
 """Largest difference to the checkpoint's samples, in units of [-1, 1], that an export may have: under a 78th of a gray
 level of 256."""
@@ -24,7 +24,7 @@ class Options:
     out: str
     """folder for the files"""
     format: str = "safetensors"
-    """formats to write: one or more of safetensors,onnx,torchscript"""
+    """formats to write: one or more of safetensors,onnx,torchscript,biggan-pytorch,studiogan"""
     last: bool = False
     """use the weights of the last step instead of the EMA weights"""
 
@@ -39,6 +39,11 @@ def run(args: list[str]) -> None:
     folder = Path(options.out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out must name a folder, and {folder} is a file")
+    import torch
+
+    from sagan_fast.files import written
+    from sagan_fast.interop import import_generator
+    from sagan_fast.interop.foreign_states import foreign_state
     from sagan_fast.models import export
     from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
     from sagan_fast.models.generator import WEIGHTS, is_exported
@@ -53,15 +58,19 @@ def run(args: list[str]) -> None:
         "data": data_name(content["config"]["data"]),
     }
     paths = {"safetensors": WEIGHTS, "onnx": export.ONNX, "torchscript": export.TORCHSCRIPT}
+    paths |= {name: f"{name}.pth" for name in FORMATS if name not in paths}
     inputs = export.example(generator, count=5, seed=1)
     expected = generator(*inputs)
     for name in formats:
         path = folder / paths[name]
         if name == "safetensors":
             export.save_folder(generator, folder, about)
+        elif path.suffix == ".pth":
+            with written(path) as file:
+                torch.save(foreign_state(generator, name), file)
         else:
             {"onnx": export.save_onnx, "torchscript": export.save_torchscript}[name](generator, path)
-        exported = export.read(path)
+        exported = import_generator(path, layout=name) if path.suffix == ".pth" else export.read(path)
         if exported is None:
             print(f"{path}: not compared with the checkpoint's samples, onnxruntime is not installed")
             continue

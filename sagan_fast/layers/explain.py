@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.layers.self_attention import SelfAttention2d
-from sagan_fast.layers.spectral_norm import SpectralNorm, group_of
+from sagan_fast.layers.spectral_norm import GroupedForward, group_of
 from sagan_fast.ops.backends import choose
 from sagan_fast.ops.self_attention import choose_block
 
@@ -45,7 +45,7 @@ def _attentions(model: nn.Module) -> list[str]:
 def _spectral_norms(model: nn.Module) -> list[str]:
     groups = {id(group): group for module in model.modules() if (group := group_of(module)) is not None}
     lines = [line for group in groups.values() for line in group.explain()]
-    alone = sum(isinstance(module, SpectralNorm) and group_of(module) is None for module in model.modules())
+    alone = sum(isinstance(module, GroupedForward) and group_of(module) is None for module in model.modules())
     if alone:
         lines.append(f"spectral norm of {alone} weights: one at a time (fuse_spectral_norm(model) takes them together)")
     return lines

@@ -1,6 +1,6 @@
 """The residual blocks of the released SAGAN (generator.py:29-92, discriminator.py:29-62), wide and pre-activated.
 
-No ReLU works in place: the shortcut reads the same tensor (in place, it would be rectified too).
+No ReLU works in place: the shortcut reads the same tensor (in place, it would be rectified too, as an option does).
 """
 
 import torch.nn.functional as F
@@ -21,12 +21,13 @@ class GeneratorBlock(nn.Module):
     """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_classes: int, sn_eps: float = 1e-12, momentum: float = 0.1
-    ) -> None:
+        self, in_channels: int, out_channels: int, num_classes: int, sn_eps: float = 1e-12, momentum: float = 0.1,
+        bn_eps: float = 1e-5,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.norm1 = ConditionalBatchNorm2d(in_channels, num_classes, momentum=momentum)
+        self.norm1 = ConditionalBatchNorm2d(in_channels, num_classes, bn_eps, momentum)
         self.conv1 = sn_conv(in_channels, out_channels, 3, sn_eps)
-        self.norm2 = ConditionalBatchNorm2d(out_channels, num_classes, momentum=momentum)
+        self.norm2 = ConditionalBatchNorm2d(out_channels, num_classes, bn_eps, momentum)
         self.conv2 = sn_conv(out_channels, out_channels, 3, sn_eps)
         self.shortcut = sn_conv(in_channels, out_channels, 1, sn_eps)
 
@@ -42,14 +43,15 @@ class DiscriminatorBlock(nn.Module):
     """Halves a map, (B, in, H, W) to (B, out, H/2, W/2), unless `downsample=False`: ReLU-conv-ReLU-conv-average pool.
 
     The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
-    The `first` block takes an image: no ReLU ahead of it.
+    The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, downsample: bool = True, first: bool = False, sn_eps: float = 1e-12
-    ) -> None:
+        self, in_channels: int, out_channels: int, downsample: bool = True, first: bool = False, sn_eps: float = 1e-12,
+        rectified: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.downsample, self.first = downsample, first
+        self.downsample, self.first, self.rectified = downsample, first, rectified
         self.conv1 = sn_conv(in_channels, out_channels, 3, sn_eps)
         self.conv2 = sn_conv(out_channels, out_channels, 3, sn_eps)
         learned = downsample or in_channels != out_channels
@@ -57,7 +59,10 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output for `x` (B, in, H, W)."""
-        h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        rectified = x if self.first else F.relu(x)
+        h = self.conv2(F.relu(self.conv1(rectified)))
+        if self.rectified:
+            x = rectified
         # pooling and a 1x1 convolution commute: pooling first is a quarter of the work
         residual = F.avg_pool2d(x, 2) if self.downsample else x
         if self.shortcut is not None:

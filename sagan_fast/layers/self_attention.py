@@ -1,15 +1,19 @@
 """The self-attention block as a module."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan_fast.kernels.attention.reference import attention_map
-from sagan_fast.kernels.projection.reference import project
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
+from sagan_fast.layers.effective_weight import bias_of, is_direct, weight_now
+from sagan_fast.layers.foreign_spectral_norm import saved_spectral_norm
 from sagan_fast.layers.initialization import xavier
-from sagan_fast.ops.backends import BACKENDS, Choice, check_backend
+from sagan_fast.ops.attention import attention
+from sagan_fast.ops.backends import BACKENDS, Choice, check_backend, choose
 from sagan_fast.ops.self_attention import block_on, check_block, choose_block
 
 
@@ -22,8 +26,10 @@ class SelfAttention2d(nn.Module):
     only gamma learns at first.
 
     The parameters are `theta.weight`, `phi.weight` (qk_channels, C, 1, 1), `g.weight` (v_channels, C, 1, 1),
-    `o.weight` (C, v_channels, 1, 1), their biases, and `gamma`, a scalar; the names are BigGAN-PyTorch's too. Weights
-    start Xavier-uniform, biases at zero. Spectral norm works on the four convolutions as on any other.
+    `o.weight` (C, v_channels, 1, 1), their biases, and `gamma`, a scalar. Weights start Xavier-uniform, biases at zero.
+    The names are BigGAN-PyTorch's too, and `load_state_dict` takes its states. Spectral norm works on the four
+    convolutions as on any other. Hooks of the convolutions run, and so does a convolution with its own forward in
+    their place: then the block calls them, and only softmax(q kᵀ) v is fused.
 
     Input of any strides, float32, float16, bfloat16 or float64; output in the dtype of x. For `backend` see
     `functional.attention`. Raises ValueError for widths that do not fit each other, for x with another number of
@@ -66,14 +72,31 @@ class SelfAttention2d(nn.Module):
         """Return the block's output, (B, C, H, W), for `x` (B, C, H, W)."""
         self._check(x)
         theta, phi, g, o = self.theta, self.phi, self.g, self.o  # once: nn.Module finds them slowly
-        w_theta, w_phi, w_g = _weight(theta, x), _weight(phi, x), _weight(g, x)
-        w_o, b_o = (None, None) if o is None else (_weight(o, x), o.bias)
-        inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, self.gamma, theta.bias, phi.bias, g.bias, b_o)
+        if not (is_direct(theta) and is_direct(phi) and is_direct(g) and (o is None or is_direct(o))):
+            return self._with_calls(x)
+        w_theta, w_phi, w_g = weight_now(theta), weight_now(phi), weight_now(g)
+        w_o, b_o = (None, None) if o is None else (weight_now(o), bias_of(o))
+        inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, self.gamma, bias_of(theta), bias_of(phi), bias_of(g), b_o)
         check_block(inputs, self.pool)
         choice = choose_block(inputs, self.pool, self.backend)
         if not torch.compiler.is_compiling():
             self.last_choice = choice
         return block_on(choice.backend, inputs, self.pool)
+
+    def _with_calls(self, x: Tensor) -> Tensor:
+        """Return the block's output from calls of its convolutions: they have hooks, or a forward of their own."""
+        maps = (self.theta(x), self.phi(x), self.g(x))
+        q, k, v = (F.max_pool2d(m, 2) if self.pool and i else m for i, m in enumerate(maps))
+        q, k, v = (m.flatten(2).transpose(1, 2) for m in (q, k, v))
+        (B, N, D_QK), (M, D_V) = q.shape, v.shape[1:]
+        choice = choose("SelfAttention2d", self.backend, q, B, N, M, D_QK, D_V)
+        out = attention(q, k, v, backend=self.backend).transpose(1, 2).reshape(B, D_V, *x.shape[2:])
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            out = out.contiguous()
+        if not torch.compiler.is_compiling():
+            self.last_choice = Choice(choice.backend, f"{choice.reason}; the convolutions are called: one has hooks or "
+                                      "its own forward")  # fmt: skip
+        return (x + self.gamma * (out if self.o is None else self.o(out))).to(x.dtype)
 
     @torch.no_grad()
     def attention_map(self, x: Tensor, queries: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -85,8 +108,8 @@ class SelfAttention2d(nn.Module):
         Raises ValueError for positions outside the map.
         """
         self._check(x)
-        q = project(x, _weight(self.theta, x), self.theta.bias)
-        k = project(x, _weight(self.phi, x), self.phi.bias, self.pool)
+        q, k = self.theta(x), self.phi(x)
+        q, k = (m.flatten(2).transpose(1, 2) for m in (q, F.max_pool2d(k, 2) if self.pool else k))
         if queries is not None:
             positions = torch.as_tensor(queries, device=x.device, dtype=torch.long).reshape(-1)
             N = q.shape[1]
@@ -103,9 +126,27 @@ class SelfAttention2d(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"SelfAttention2d: x must have shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Also take a state whose convolutions have the spectral norm of another code base, and gamma of shape (1,).
 
-def _weight(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return the weight the convolution would use now: hooks that set it (torch's old spectral norm) run first."""
-    for hook in conv._forward_pre_hooks.values():
-        hook(conv, (x,))
-    return conv.weight
+        A plain convolution gets W/sigma, one with our or torch's parametrization W, u and v. Gamma takes the shape
+        that it has in the state, so that a state saved later fits where this one came from.
+        """
+        for name in ("theta", "phi", "g", "o"):
+            conv, saved = getattr(self, name), saved_spectral_norm(state_dict, prefix + name)
+            own = conv.state_dict() if conv is not None else {}
+            theirs = [key for key in state_dict if key.startswith(f"{prefix}{name}.") and not key.endswith(".bias")]
+            if saved is None or conv is None or all(key.removeprefix(f"{prefix}{name}.") in own for key in theirs):
+                continue
+            weight, u, v = saved
+            for key in theirs:
+                del state_dict[key]
+            if "weight" in own:
+                state_dict[f"{prefix}{name}.weight"] = weight / torch.dot(u, weight.flatten(1) @ v)
+            else:
+                chain = f"{prefix}{name}.parametrizations.weight."
+                state_dict |= {chain + "original": weight, chain + "0._u": u, chain + "0._v": v}
+        gamma = state_dict.get(prefix + "gamma")
+        if gamma is not None and gamma.numel() == 1 and gamma.ndim < 2:
+            self.gamma.data = self.gamma.data.reshape(gamma.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]

@@ -4,100 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sagan_fast.kernels.spectral_norm.tables import is_dense
+from sagan_fast.kernels.spectral_norm.eager import matrix_of
+from sagan_fast.layers.spectral_norm_member import Member, rows_first
 from sagan_fast.ops.backends import choose_spectral_norm, too_large
-from sagan_fast.ops.library import is_transformed
 from sagan_fast.ops.spectral_norm import forward_all, gradient, split
-
-
-class Link:
-    """Points from a weight to its group and its index there; a copy of a link points to no group."""
-
-    def __init__(self, group: SpectralNormGroup | None = None, index: int = 0) -> None:
-        self.group, self.index = group, index
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
-        return Link()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Link, ()
-
-    def normalised(self, weight: Tensor) -> Tensor | None:
-        """Return W/sigma from the group; None where `weight` is another, being compiled, or under a transform."""
-        if self.group is None or torch.compiler.is_compiling() or is_transformed():
-            return None
-        return self.group.normalised(self.index, weight)
-
-    def updates(self, training: bool) -> bool:
-        """Return whether an access that the group does not serve updates u and v; never under a transform."""
-        return training and not is_transformed() and (self.group is None or self.group.update == "forward")
-
-    def before_forward(self, module: nn.Module, inputs: Any) -> None:
-        """Update the group at a training forward of its whole model: the hook of `update="forward"`."""
-        if self.group is None or not module.training:
-            return
-        if not torch.compiler.is_compiling() and not is_transformed():
-            self.group.compute(update=True, fresh=True)
-
-
-class Norm(Protocol):
-    """The common attributes of our parametrization, our hook and our BigGAN-PyTorch method."""
-
-    link: Link
-    dim: int
-    n_power_iterations: int
-    eps: float
-
-
-Place = tuple[Any, str]
-"""A module and the name of a tensor in it: looked up each time, since `.to()` and loading put other tensors there."""
-
-
-@dataclass
-class Member:
-    """One weight: where it, u and v are, and how it is normalised.
-
-    `is_alive` says whether the module still uses this. `prepare` runs before u and v are used, and what it changes is
-    taken as theirs; `after_step` runs after they were moved; `sigma_at` is where a copy of sigma goes then.
-    """
-
-    name: str
-    norm: Norm
-    weight_at: Place
-    u_at: Place
-    v_at: Place
-    v_first: bool
-    is_alive: Callable[[], bool] = lambda: True
-    prepare: Callable[[], None] = lambda: None
-    after_step: Callable[[], None] = lambda: None
-    sigma_at: Place | None = None
-
-    @property
-    def weight(self) -> Tensor:
-        return getattr(*self.weight_at)
-
-    @property
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """u (R,) and v (K,); BigGAN-PyTorch keeps u as (1, R)."""
-        u, v = getattr(*self.u_at), getattr(*self.v_at)
-        return u if u.ndim == 1 else u.view(-1), v
-
-    def state(self) -> tuple[int, ...]:
-        """Return numbers that change when the weight, u or v changes or moves."""
-        tensors = (self.weight, *self.vectors)
-        return tuple(n for x in tensors for n in (x.data_ptr(), 0 if x.is_inference() else x._version))
-
-
-def rows_first(weight: Tensor, dim: int) -> Tensor:
-    """Return `weight` with its rows first and dense: itself, but for transposed convolutions."""
-    weight = weight.movedim(dim, 0) if dim else weight
-    return weight if is_dense(weight) else weight.contiguous()
 
 
 class _Batch:
@@ -106,24 +21,25 @@ class _Batch:
     def __init__(self, members: list[Member], indices: list[int]) -> None:
         self.members, self.indices = members, indices
         self.flat: Tensor | None = None
+        self.pool: list[Tensor] = []  # for fresh results: new memory would cost a page fault for every 4 KB
         self.plain: list[Tensor] = []
         self.linked: tuple[Tensor, ...] = ()
         self.linked_flags: list[bool] = []
 
     def compute(self, update: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
-        for member in self.members:
-            member.prepare()
         weights = [rows_first(member.weight, member.norm.dim).detach() for member in self.members]
-        us, vs = zip(*(member.vectors for member in self.members), strict=True)
+        us, vs = zip(*(member.vectors(update) for member in self.members), strict=True)
         norm, v_first = self.members[0].norm, self.members[0].v_first
         if fresh:
-            self.flat = None
+            self.flat = self._free_memory()
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
         self.flat, self.sigmas, self.u, self.v = forward_all(
             chosen, weights, us, vs, n_power_iterations=norm.n_power_iterations, eps=norm.eps, update=update,
             v_first=v_first, out_dtype=weights[0].dtype, out=self.flat, sigmas=sigmas,
         )  # fmt: skip
+        if fresh:
+            self.pool = [self.flat, *(flat for flat in self.pool if flat is not self.flat)][:2]
         if chosen == "triton":  # which writes without PyTorch's knowledge
             written = [self.flat, *us, *vs] if update else [self.flat]
             torch.autograd.graph.increment_version(written)
@@ -136,9 +52,27 @@ class _Batch:
             told = [(i, getattr(*member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at]
             if told:
                 torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
-            for member in self.members:
-                member.after_step()
         self.states = [member.state() for member in self.members]
+
+    def _free_memory(self) -> Tensor | None:
+        """Return memory of an earlier result that no graph and no user holds any more, or None."""
+        self.plain, self.linked, self.flat = [], (), None
+        for flat in self.pool:
+            if torch._C._storage_Use_Count(flat.untyped_storage()._cdata) == 2:  # type: ignore[attr-defined]  # the two here
+                return flat
+        return None
+
+    def is_outdated(self) -> bool:
+        """Return whether weights were written through `.data`, as far as 64 elements of each W/sigma show it."""
+        pairs = []
+        for member, plain in zip(self.members, self.plain, strict=True):
+            dense = rows_first(member.weight.detach(), member.norm.dim)
+            every = max(1, dense.numel() // 64)
+            pairs.append((matrix_of(dense).view(-1)[::every], matrix_of(plain).view(-1)[::every]))
+        sizes = torch.tensor([now.numel() for now, _ in pairs], device=self.sigmas.device)
+        now, served = (torch.cat(each).to(self.sigmas.dtype) for each in zip(*pairs, strict=True))
+        difference = (now / self.sigmas.repeat_interleave(sizes) - served).abs()
+        return bool((difference > 8 * torch.finfo(self.plain[0].dtype).eps * served.abs()).any())
 
     def get(self, position: int) -> Tensor:
         member = self.members[position]
@@ -196,15 +130,17 @@ class SpectralNormGroup:
 
     def __init__(self, members: list[Member], update: str, backend: str = "auto") -> None:
         self.update, self.backend = update, backend
+        self.started = False  # whether u and v have moved: until then the first training access moves them
+        self.release: Callable[[], None] = lambda: None  # removes the hook of the model's forward
         self._members = members
         self._batches: list[_Batch] = []
         self._places: dict[int, tuple[_Batch, int]] = {}
+        self._alone: dict[int, _Batch] = {}  # weights that moved alone since the last pass
+        self._unused: set[int] = set()  # with update="forward": those that moved and were not used since,
+        self._used: set[int] = set()  # and those used since the last forward of the model
         self._signature: Any = None
         for index, member in enumerate(members):
             member.norm.link.group, member.norm.link.index = self, index
-
-    def release(self) -> None:
-        """Stop moving u and v at the model's forwards: another group takes the weights over."""
 
     @property
     def names(self) -> list[str]:
@@ -220,6 +156,22 @@ class SpectralNormGroup:
         W/sigma is written in place, so finish the backward of earlier graphs first; afterwards it raises RuntimeError.
         """
         self.compute(update=True, fresh=self.update == "forward")
+
+    def refresh(self) -> None:
+        """Normalise every weight again, with u and v as they are: for weights changed through `.data`.
+
+        PyTorch does not see such writes. At a forward of the model the group finds those that change most of a weight.
+        """
+        self.compute(update=False, fresh=self.update == "forward")
+
+    def undo(self) -> None:
+        """Give every weight back to the spectral norm it had before, with u and v where they are now."""
+        self.release()
+        for member in self._members:
+            member.norm.link.group = None
+            if member.is_alive():
+                member.undo()
+        self._members, self._batches = [], []
 
     def explain(self) -> list[str]:
         """Return one line for each pass: which weights it normalises, on which backend, and why."""
@@ -262,45 +214,95 @@ class SpectralNormGroup:
             for batch in self._batches:
                 saved = torch.stack([state_dict[member.name].to(member.weight.device) for member in batch.members])
                 batch.compute(False, self.update == "forward", self.backend, saved)
+        self.started = True
 
-    def normalised(self, index: int, weight: Tensor) -> Tensor | None:
+    def before_forward(self, training: bool) -> None:
+        """Do what a forward of the whole model asks for: with update="forward" a pass, else a look for unseen writes.
+
+        The look needs a transfer from a GPU, and takes place there only in evaluation.
+        """
+        if self.update == "forward":
+            if training or not all(member.own_evaluation for member in self._members):
+                used, self._used = self._used, set()
+                self.compute(update=training, fresh=True, which=used)
+            return
+        for batch in self._batches:
+            if batch.flat is None or batch.flat.is_cuda and (training or torch.cuda.is_current_stream_capturing()):
+                continue
+            if self._signature != self._now():
+                return  # something moved or left: the next access sees it
+            if batch.is_outdated():
+                return self.refresh()
+
+    def normalised(self, index: int, weight: Tensor, training: bool) -> Tensor | None:
         """Return W/sigma of weight `index`, or None if `weight` is not that one but a replica's or a substitute.
 
-        It is computed again, with u and v as they are, only if something changed.
+        It is computed again, with u and v as they are, only if something changed. In training u and v move first where
+        the unfused model's would: with update="step" before the first step, with "forward" at every use of the weight.
         """
-        if weight is not self._members[index].weight:
+        member = self._members[index]
+        if weight is not member.weight:
             return None
-        place = self._places.get(index)
-        if place is None or self._members[index].state() != place[0].states[place[1]]:
-            self.compute(update=False, fresh=self.update == "forward")
+        if training and self.update == "step" and not self.started:
+            self.compute(update=True, fresh=False)
+        elif self.update == "forward":
+            if training and index not in self._unused and torch._C._current_graph_task_id() == -1:  # in no backward
+                self._compute_alone(index, update=True)
+            self._unused.discard(index)
+            self._used.add(index)
+        place = (self._alone[index], 0) if index in self._alone else self._places.get(index)
+        if place is None or member.state() != place[0].states[place[1]]:
+            if self.update == "forward":
+                return self._compute_alone(index, update=False).get(0)
+            self.compute(update=False, fresh=False)
             place = self._places[index]
         return place[0].get(place[1])
+
+    def _compute_alone(self, index: int, update: bool) -> _Batch:
+        """Normalise one weight: used apart from a forward of the model, again in the same one, or for the first time.
+
+        A pass moves only what the last forward used: a layer that the model never calls must not move.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self._alone[index] = batch = _Batch([self._members[index]], [index])
+            batch.compute(update, True, self.backend)
+        return batch
 
     def _refresh(self) -> None:
         states = [state for batch in self._batches for state in batch.states]
         now = [member.state() for batch in self._batches for member in batch.members]
-        if not self._batches or states != now:
+        if self.update == "forward" or not self._batches or states != now:
             self.compute(update=False, fresh=self.update == "forward")
 
-    def compute(self, update: bool, fresh: bool) -> None:
-        """Normalise, after an update of u and v if `update`; into new memory if `fresh`: earlier graphs stay valid."""
+    def compute(self, update: bool, fresh: bool, which: set[int] | None = None) -> None:
+        """Normalise, after an update of u and v if `update`; into new memory if `fresh`: earlier graphs stay valid.
+
+        `which` are the members meant, by default all.
+        """
         # Memory made in inference mode could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            self._arrange()
+            self._arrange(which)
             for batch in self._batches:
                 batch.compute(update, fresh, self.backend)
+        self._alone.clear()
+        if update:
+            self.started, self._unused = True, set(self._places)
 
-    def _arrange(self) -> None:
-        """Put members that one pass can take together, again whenever one left the model, moved or was converted."""
-        alive = [(index, member) for index, member in enumerate(self._members) if member.is_alive()]
-        signature = [
+    def _now(self, which: set[int] | None = None) -> list[Any]:
+        return [
             (index, member.weight.device, member.weight.dtype, member.weight.shape, member.weight.stride())
-            for index, member in alive
+            for index, member in enumerate(self._members)
+            if (which is None or index in which) and member.is_alive()
         ]
+
+    def _arrange(self, which: set[int] | None = None) -> None:
+        """Put members that one pass can take together, again whenever one left the model, moved or was converted."""
+        signature = self._now(which)
         if signature == self._signature:
             return
         together: dict[Any, list[int]] = defaultdict(list)
-        for index, member in alive:
+        for index, *_ in signature:
+            member = self._members[index]
             weight, norm = member.weight, member.norm
             where = (weight.device, weight.dtype, too_large(weight.movedim(norm.dim, 0)))
             together[where, member.v_first, norm.n_power_iterations, norm.eps].append(index)

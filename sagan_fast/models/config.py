@@ -74,6 +74,8 @@ class GeneratorConfig(NetworkConfig):
     """momentum of the conditional batch norms: weight of the new batch in the running averages"""
     tail_batch_norm_momentum: float = 0.0001
     """momentum of the last batch norm, which is not conditional"""
+    batch_norm_eps: float = 1e-5
+    """epsilon of all batch norms: what is added to the variance"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +106,8 @@ class DiscriminatorConfig(NetworkConfig):
     """channels after each block, in units of base_channels"""
     final_size: int = 4
     """final map size: blocks halve the map until it has this size, then keep it"""
+    rectified_shortcut: bool = False
+    """apply the first ReLU of a block to its shortcut too, as the in-place ReLU of voletiv's code and StudioGAN does"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,7 +31,8 @@ class Discriminator(nn.Module):
         size_before, channels = config.resolution, 3
         for i, (width, size) in enumerate(zip(widths, config.sizes, strict=True)):
             downsample = size < size_before
-            self.blocks.append(DiscriminatorBlock(channels, width, downsample, first=i == 0, sn_eps=eps))
+            rectified = config.rectified_shortcut
+            self.blocks.append(DiscriminatorBlock(channels, width, downsample, i == 0, eps, rectified))
             if downsample and size in config.attention_resolutions:
                 self.attentions[str(size)] = attention_block(width, config)
             size_before, channels = size, width

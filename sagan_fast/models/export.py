@@ -115,7 +115,7 @@ def save_onnx(generator: Generator, path: Path) -> None:
 
 CARD = """# SAGAN generator, {size}x{size}, {classes}
 
-{weights} weights after {step} steps on `{data}`; {parameters:,} parameters, spectral norm folded in.
+{origin}; {parameters:,} parameters, spectral norm folded in.
 Inputs: `z` (batch, {z_dim}), normal{and_y}. Output: images (batch, 3, {size}, {size}) in [-1, 1].
 {usage}"""
 USAGE = {
@@ -141,13 +141,23 @@ generator = torch.jit.load("{folder}/model.torchscript.pt")
 images = generator(torch.randn(8, {z_dim}){y})
 ```
 """,
+    "biggan-pytorch.pth": """
+In BigGAN-PyTorch, with `G_shared=False` and the sizes of config.json; in evaluation it gives the same images:
+`G.load_state_dict(torch.load("{folder}/biggan-pytorch.pth"))`
+""",
+    "studiogan.pth": """
+In StudioGAN, backbone "resnet" with spectral norm and the sizes of config.json; in evaluation it gives the same images:
+`Gen.load_state_dict(torch.load("{folder}/studiogan.pth"))`
+""",
 }
 
 
 def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], files: list[str]) -> None:
     """Write README.md to `folder`: what the generator is, and for each of `files` the lines that use it."""
     n, config = generator.config.num_classes, generator.config
+    weights = str(about["weights"]).capitalize()
     values = {
+        "origin": about.get("origin") or f"{weights} weights after {about['step']} steps on `{about['data']}`",
         "folder": folder.name,
         "size": config.resolution,
         "z_dim": config.z_dim,
@@ -156,8 +166,6 @@ def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], file
         "y": f", torch.randint({n}, (8,))" if n else "",
         "onnx_y": f', "y": numpy.random.randint({n}, size=8)' if n else "",
         "parameters": sum(parameter.numel() for parameter in generator.parameters()),
-        **about,
-        "weights": str(about["weights"]).capitalize(),
     }
     text = CARD.format(usage="".join(USAGE[file].format(**values) for file in files), **values)
     if generator.class_names:

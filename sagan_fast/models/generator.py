@@ -60,12 +60,11 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList()
         self.attentions = nn.ModuleDict()
         for i, size in enumerate(config.sizes):
-            self.blocks.append(
-                GeneratorBlock(widths[i], widths[i + 1], config.num_classes, eps, config.batch_norm_momentum)
-            )
+            momentum, bn_eps = config.batch_norm_momentum, config.batch_norm_eps
+            self.blocks.append(GeneratorBlock(widths[i], widths[i + 1], config.num_classes, eps, momentum, bn_eps))
             if size in config.attention_resolutions:
                 self.attentions[str(size)] = attention_block(widths[i + 1], config)
-        self.norm = nn.BatchNorm2d(widths[-1], momentum=config.tail_batch_norm_momentum)
+        self.norm = nn.BatchNorm2d(widths[-1], config.batch_norm_eps, config.tail_batch_norm_momentum)
         self.conv = sn_conv(widths[-1], 3, 3, eps)
 
     @classmethod

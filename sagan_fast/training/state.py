@@ -82,9 +82,10 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
         return torch.optim.Adam(model.parameters(), lr=lr, betas=(config.beta1, config.beta2), fused=True)
 
     precision = Precision(config.precision, device)
+    g_spectral, d_spectral = (fuse_spectral_norm(model, update="step") for model in (generator, discriminator))
+    g_spectral.started = d_spectral.started = True  # by the iterations of their construction: only steps move u and v
     return TrainState(
         generator, discriminator, ema,
-        adam(generator, config.g_lr), adam(discriminator, config.d_lr),
-        fuse_spectral_norm(generator, update="step"), fuse_spectral_norm(discriminator, update="step"),
+        adam(generator, config.g_lr), adam(discriminator, config.d_lr), g_spectral, d_spectral,
         precision, precision.scaler(), precision.scaler(), LeCam(config.lecam_decay).to(device),
     )  # fmt: skip

@@ -48,9 +48,22 @@ def test_the_default_is_safetensors_and_is_read_like_a_checkpoint(tiny_run, tmp_
     assert "is an exported generator: give the run or checkpoint it came from" in sentence()
 
 
+def test_other_code_bases_get_their_state_dicts(tiny_run, tmp_path, capsys):
+    out = tmp_path / "e"
+    assert cli.main(["export", str(tiny_run), "--out", str(out), "--format", "studiogan,biggan-pytorch"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("differs from the checkpoint's samples by" in line for line in lines)
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "biggan-pytorch.pth", "studiogan.pth"]
+    card = (out / "README.md").read_text()
+    assert "G.load_state_dict" in card and "Averaged weights after 2 steps on `shapes`" in card
+
+
 def test_bad_options(tiny_run, tmp_path, sentence):
     assert cli.main(["export", str(tiny_run), "--out", str(tmp_path / "e"), "--format", "onnx,pickle"]) == 2
-    assert "format must be one or more of safetensors,onnx,torchscript, got 'pickle'" in sentence()
+    assert (
+        "format must be one or more of safetensors,onnx,torchscript,biggan-pytorch,studiogan, got 'pickle'"
+        in sentence()
+    )
     (tmp_path / "file").write_text("x")
     assert cli.main(["export", str(tiny_run), "--out", str(tmp_path / "file")]) == 2
     assert "--out must name a folder" in sentence()

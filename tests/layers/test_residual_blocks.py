@@ -43,3 +43,12 @@ def test_the_last_discriminator_block_has_an_identity_shortcut(generator):
 def test_hidden_width_is_the_output_width():
     assert DiscriminatorBlock(4, 32).conv1.out_channels == 32
     assert GeneratorBlock(32, 4, 0).conv1.out_channels == 4
+
+
+def test_a_rectified_shortcut_is_that_of_a_relu_in_place(generator):
+    block = DiscriminatorBlock(3, 4, rectified=True)
+    x = torch.randn(2, 3, 6, 6, generator=generator)
+    torch.testing.assert_close(block.eval()(x), block(x.relu()))
+    first = DiscriminatorBlock(3, 4, first=True, rectified=True).eval()
+    assert not torch.allclose(first(x), first(x.relu()))
+    assert GeneratorBlock(3, 4, 0, bn_eps=1e-4).norm2.norm.eps == 1e-4

@@ -1,9 +1,12 @@
 """The module: defaults of the released code, variants, maps, hooks of other people's spectral norm, explain."""
 
+import copy
 import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
+from foreign_layers import BigGANConv, MimicryConv, Wrapped, hooked
 from torch import nn
 
 import sagan_fast
@@ -105,10 +108,80 @@ def test_spectral_norm_of_any_kind_is_seen(norm, generator):
     torch.testing.assert_close(block(x), out)
 
 
-def test_the_state_of_a_biggan_style_block_loads():
-    state = {f"{name}.weight": torch.randn(shape) for name, shape in (
-        ("theta", (2, 16, 1, 1)), ("phi", (2, 16, 1, 1)), ("g", (8, 16, 1, 1)), ("o", (16, 8, 1, 1)))}  # fmt: skip
-    SelfAttention2d(16).load_state_dict({**state, "gamma": torch.tensor(0.3)})
+def by_calling(block, x, pool=True):
+    """The block's formula, its convolutions called."""
+    q, k, v = block.theta(x), block.phi(x), block.g(x)
+    if pool:
+        k, v = F.max_pool2d(k, 2), F.max_pool2d(v, 2)
+    beta = (q.flatten(2).mT @ k.flatten(2)).softmax(-1)
+    out = (v.flatten(2) @ beta.mT).unflatten(2, x.shape[2:])
+    return x + block.gamma * (out if block.o is None else block.o(out))
+
+
+CONVOLUTIONS = {
+    "biggan": lambda old: BigGANConv(old.in_channels, old.out_channels, 1, bias=False),
+    "mimicry": lambda old: MimicryConv(old.in_channels, old.out_channels, 1),
+    "wrapper": Wrapped,
+    "hook": hooked,
+    "unknown forward": lambda old: Doubling(old.in_channels, old.out_channels, 1),
+    "any module": lambda old: nn.Sequential(old, nn.Tanh()),
+}
+
+
+class Doubling(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_convolution_with_its_own_norm_or_forward_is_never_read_raw(kind, training, generator):
+    block = SelfAttention2d(16).double()
+    block.gamma.data.fill_(0.8)
+    for name in ("theta", "phi", "g", "o"):
+        setattr(block, name, CONVOLUTIONS[kind](getattr(block, name)).double())
+    twin = copy.deepcopy(block)
+    block.train(training), twin.train(training)
+    x = randn(2, 16, 6, 7, generator=generator)
+    torch.testing.assert_close(block(x), by_calling(twin, x))
+    assert ("called" in block.last_choice.reason) == (kind in ("unknown forward", "any module"))
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(block.state_dict()[key], value)
+    if not training:
+        assert block.attention_map(x).sum(2).allclose(torch.ones(2, 42, dtype=torch.float64))
+
+
+def test_hooks_of_the_convolutions_run_and_what_they_change_counts(generator):
+    block = SelfAttention2d(16).double()
+    block.gamma.data.fill_(0.8)
+    x, seen = randn(2, 16, 6, 7, generator=generator), []
+    block.theta.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    block.phi.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    block.g.register_forward_pre_hook(lambda module, inputs, options: None, with_kwargs=True)
+    block.o.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append("backward"))
+    out = block(x.requires_grad_())
+    out.sum().backward()
+    assert seen == [(2, 2, 6, 7), "backward"]
+    torch.testing.assert_close(out, by_calling(block, x))
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("kind", ["biggan", "mimicry", "legacy"])
+def test_the_state_of_a_spectral_normed_block_of_others_loads(kind, normed, generator):
+    make = {**CONVOLUTIONS, "legacy": lambda old: nn.utils.spectral_norm(old)}[kind]
+    theirs, ours = SelfAttention2d(16, bias=kind == "mimicry"), SelfAttention2d(16, bias=kind == "mimicry")
+    theirs.gamma = nn.Parameter(torch.full((1,), 0.8))
+    for name in ("theta", "phi", "g", "o"):
+        setattr(theirs, name, make(getattr(theirs, name)))
+        if normed:
+            sagan_fast.spectral_norm(getattr(ours, name))
+    x = randn(2, 16, 6, 7, generator=generator, dtype=torch.float32)
+    theirs(x)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    assert ours.gamma.shape == (1,) == ours.state_dict()["gamma"].shape
+    ours.load_state_dict({**ours.state_dict(), "gamma": torch.tensor(0.3)})
+    assert ours.gamma.shape == () and ours.gamma.item() == pytest.approx(0.3)
 
 
 def test_explicit_arguments_that_cannot_be_are_refused():
