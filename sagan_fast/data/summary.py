@@ -1,11 +1,14 @@
 """Says in a few lines what a data set holds, so that a wrong label or a lost image is seen before the training."""
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sagan_fast.data.dataset import ImageDataset, count, list_some
+from sagan_fast.data.layouts import SPLITS
 from sagan_fast.data.listing import said_passed_over
 
 PICTURED_CLASSES, PICTURES_EACH = 5, 8
@@ -15,7 +18,28 @@ PICTURED_CLASSES, PICTURES_EACH = 5, 8
 def summary(dataset: ImageDataset) -> list[str]:
     """Return the lines that describe `dataset`; see `described`."""
     counts = np.bincount(dataset.labels, minlength=dataset.num_classes).tolist() if dataset.class_names else []
-    return described(dataset.class_names, counts, dataset.labels_from, dataset.passed_over)
+    lines = described(dataset.class_names, counts, dataset.labels_from, dataset.passed_over)
+    return [*([f"by its name it is the part {part} of a set"] if (part := split_of(dataset.name)) else []), *lines]
+
+
+def record(dataset: ImageDataset) -> dict[str, Any]:
+    """Return what `summary` says as plain data for JSON, with the numbers of images of all classes."""
+    counts = np.bincount(dataset.labels, minlength=dataset.num_classes).tolist() if dataset.class_names else []
+    return {
+        "data": dataset.name,
+        "split": split_of(dataset.name) or None,
+        "images": len(dataset),
+        "resolution": dataset.resolution,
+        "labels_from": dataset.labels_from or None,
+        "classes": dict(zip(dataset.class_names, counts, strict=True)),
+        "passed_over": dict(dataset.passed_over),
+    }
+
+
+def split_of(name: str) -> str:
+    """Return the part of a data set that a path says it is, such as "train"; "" if it does not."""
+    words = re.findall(r"[a-z_]+", name.lower().partition(":")[2])
+    return next((word for word in reversed(words) if word in SPLITS), "")
 
 
 def described(

@@ -1,15 +1,17 @@
 """A training run from its configuration to its last checkpoint, read top to bottom."""
 
+import json
 from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
 
 from sagan_fast.data import ImageDataset, batches, open_dataset
-from sagan_fast.data.summary import pictured, summary
+from sagan_fast.data.summary import pictured, record, summary
 from sagan_fast.distributed import connected
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
+from sagan_fast.files import written
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
@@ -27,11 +29,11 @@ from sagan_fast.visualize.grids import labelled_grid, save_grid, save_png
 def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> TrainState:
     """Train until `config.steps` steps are done and return the state; all files are in the folder `config.out`.
 
-    These are config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/. Under torchrun each process takes
-    its share of every batch, and only the first writes and prints. `resume` continues an existing run as if it had
-    never stopped, on the CPU with as many processes bit for bit; otherwise a folder that holds a run is refused. SIGINT
-    or SIGTERM to any process ends the run after this step or the next, with a checkpoint. RUN/profile/ gets a trace of
-    `profile` steps.
+    These are config.yaml, log.jsonl, data.png, data.json, tensorboard/, samples/*.png and checkpoints/. Under torchrun
+    each process takes its share of every batch, and only the first writes and prints. `resume` continues an existing
+    run as if it had never stopped, on the CPU with as many processes bit for bit; otherwise a folder that holds a run
+    is refused. SIGINT or SIGTERM to any process ends the run after this step or the next, with a checkpoint.
+    RUN/profile/ gets a trace of `profile` steps.
 
     Raises InputError for bad input (data, folder, checkpoint), ConnectionError when another process is lost, `Diverged`
     when training cannot continue. Then checkpoints/stopped.pt holds the last state and last.pt the last good one. With
@@ -141,7 +143,7 @@ def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
 
 
 def save_data(dataset: ImageDataset, path: Path) -> None:
-    """Write a picture of eight images of up to five classes, with the names of the classes beside them.
+    """Write a picture of eight images of up to five classes, with their names, and what was found to a .json beside it.
 
     What cannot be read is left white: the training will say so when it needs it.
     """
@@ -151,6 +153,8 @@ def save_data(dataset: ImageDataset, path: Path) -> None:
         with suppress(InputError):
             images[place] = dataset.load(index).float() / 127.5 - 1
     save_png(labelled_grid(images, names), path)
+    with written(path.with_suffix(".json")) as file:
+        file.write(json.dumps(record(dataset), indent=1).encode() + b"\n")
 
 
 def save_samples(state: TrainState, config: TrainConfig, path: Path) -> None:

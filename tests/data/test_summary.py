@@ -3,7 +3,7 @@
 import numpy as np
 
 from sagan_fast.data import open_dataset
-from sagan_fast.data.summary import described, pictured, summary
+from sagan_fast.data.summary import described, pictured, record, split_of, summary
 
 
 def test_lines_of_a_set_with_classes():
@@ -14,6 +14,16 @@ def test_lines_of_a_set_with_classes():
         "passed over: 2 .txt, 1 hidden",
     ]
     assert summary(open_dataset("shapes", resolution=16))[1] == "500 (circle) to 500 (circle) images a class"
+
+
+def test_the_part_by_its_name():
+    names = ["folder:/a/imagenet/train", "packed:imagenet-val-128", "folder:/train/pets", "folder:/a/trained", "shapes"]
+    assert [split_of(name) for name in names] == ["train", "val", "train", "", ""]
+    data = open_dataset("shapes", resolution=16)
+    data.name, data.passed_over = "folder:tiny/val", {".txt": 2}
+    assert summary(data)[0] == "by its name it is the part val of a set"
+    found = record(data)
+    assert found["split"] == "val" and found["classes"]["circle"] == 500 and found["passed_over"] == {".txt": 2}
 
 
 def test_lines_of_a_set_without():

@@ -57,6 +57,8 @@ def test_the_picture_of_the_data_shows_what_the_labels_say(tmp_path):
     right = [np.unique(part[:, -64 * 7 :]).tolist() for part in np.array_split(picture[6:-6], 3)]
     assert 40 in right[0] and 100 in right[1] and right[2] == [255]
     assert (picture[:, :60] < 128).any()  # the names
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert found["classes"] == {"ant": 1, "bee": 1, "cow": 1} and found["labels_from"] == "sub-folders"
 
 
 def resumed_equals_straight(tmp_path, steps, **overrides):

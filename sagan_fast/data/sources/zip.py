@@ -49,7 +49,7 @@ class ZipSource(Source):
         return read_image(io.BytesIO(data), resolution).numpy(), int(self._labels[item])
 
     def fingerprint(self) -> str:
-        """Return a digest of the archive's name, size and time of modification, and of the labels."""
+        """Return a digest of the archive's name, size and time of modification."""
         status = os.stat(self.file)
         return fingerprint_of([os.path.basename(self.file), status.st_size, status.st_mtime_ns])
 
