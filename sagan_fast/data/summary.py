@@ -53,6 +53,8 @@ def described(
     if class_names:
         low, high = int(np.argmin(class_counts)), int(np.argmax(class_counts))
         sizes = f"{class_counts[low]} ({class_names[low]}) to {class_counts[high]} ({class_names[high]}) images a class"
+        if class_counts[low] == class_counts[high]:
+            sizes = f"{count(class_counts[low], 'image', 'images')} in each class"
         first = list_some([f"{label} {name}" for label, name in enumerate(class_names[:6])], 5)
         lines.append(f"labels from {labels_from or 'the set'}: {count(len(class_names), 'class', 'classes')}, {first}")
         lines.append(sizes)

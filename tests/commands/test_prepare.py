@@ -29,7 +29,7 @@ def test_prepare_train_on_it_and_check(images, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{out}: 8 images of 8x8, 2 classes; train with --data packed:{out}",
         "labels from sub-folders: 2 classes, 0 a, 1 b",
-        "4 (a) to 4 (a) images a class",
+        "4 images in each class",
     ]
     assert len(open_dataset(f"packed:{out}", resolution=8, num_classes=2)) == 8
     assert main(["prepare", "--check", out]) == 0

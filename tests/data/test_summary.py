@@ -13,7 +13,7 @@ def test_lines_of_a_set_with_classes():
         "3 (n11) to 7 (n1) images a class",
         "passed over: 2 .txt, 1 hidden",
     ]
-    assert summary(open_dataset("shapes", resolution=16))[1] == "500 (circle) to 500 (circle) images a class"
+    assert summary(open_dataset("shapes", resolution=16))[1] == "500 images in each class"
 
 
 def test_the_part_by_its_name():

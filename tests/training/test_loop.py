@@ -44,7 +44,7 @@ def test_a_run_folder_holds_everything(tmp_path, capsys):
     content = load_checkpoint(run / "checkpoints" / "last.pt")
     assert content["step"] == 4 and {"generator", "ema", "discriminator"} <= set(content)
     said = capsys.readouterr().out
-    assert "done at step 4" in said and "500 (circle) to 500 (circle) images a class" in said
+    assert "done at step 4" in said and "500 images in each class" in said
 
 
 def test_the_picture_of_the_data_shows_what_the_labels_say(tmp_path):

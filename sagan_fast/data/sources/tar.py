@@ -243,21 +243,22 @@ class TarSource(FilesSource):
 
     def _find_classes(self, survey: "Survey") -> None:
         """Take the tar files for classes, if they are; refuse labels that would be passed over."""
+        names = in_order(sorted(survey.images))
+        by_file = survey.archives or (len(names) == len(self.files) > 1 and _are_classes(names))
+        if len(survey.folders) > 1 and not by_file:
+            said = ", ".join(folder or "." for folder in sorted(survey.folders))
+            raise InputError(
+                f"{self.path} has no labels (KEY.cls), but folders of images ({said}, ...): if they are classes, "
+                f"unpack it and give the folder; {UNLABELLED}"
+            )
         if survey.suspicious:
             said = list_some([f"{number} {kind}" for kind, number in survey.suspicious.most_common()])
             raise InputError(
                 f"{self.path} has no labels that are read (KEY.cls, or a label in KEY.json), and {said} may be labels: "
                 f"write them to KEY.cls as whole numbers; {UNLABELLED}"
             )
-        names = in_order(sorted(survey.images))
-        if survey.archives or (len(names) == len(self.files) > 1 and _are_classes(names)):
+        if by_file:
             self._classes = {name: label for label, name in enumerate(names)}
-        elif len(survey.folders) > 1:
-            said = ", ".join(folder or "." for folder in sorted(survey.folders))
-            raise InputError(
-                f"{self.path} has no labels (KEY.cls), but folders of images ({said}, ...): if they are classes, "
-                f"unpack it and give the folder; {UNLABELLED}"
-            )
 
 
 @dataclass
