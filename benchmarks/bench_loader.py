@@ -148,11 +148,13 @@ def write_jpegs(folder: Path, size: Size, rng: np.random.Generator) -> None:
 
 def write_packed(folder: Path, size: Size, rng: np.random.Generator) -> None:
     """Write a packed set of `size.packed` images of random bytes in two classes."""
-    source: Any = SimpleNamespace(kind="made up", path="-", class_names=["a", "b"], first_label=0)
+    source: Any = SimpleNamespace(
+        kind="made up", path="-", class_names=["a", "b"], first_label=0, labels_from="", passed_over={}
+    )
     writer = PackedWriter(folder, {"kind": source.kind, "fingerprint": ""}, size.resolution)
     shape = (64, 3, size.resolution, size.resolution)
     for done in range(64, size.packed + 1, 64):
-        writer.append(Chunk(64, done, rng.integers(0, 256, shape, dtype=np.uint8), [0, 1] * 32, []))
+        writer.append(Chunk(64, done, rng.integers(0, 256, shape, dtype=np.uint8), [0, 1] * 32, [], []))
     writer.finish(source, None)
     writer.close()
 

@@ -20,7 +20,7 @@ OnBroken = Literal["fail", "skip"]
 OnDivergence = Literal["stop", "rollback"]
 EvalMode = Literal["inline", "background"]
 """Evaluate between two steps, or in a process beside the run."""
-SourceKind = Literal["folder", "tar", "tfrecord", "hdf5"]
+SourceKind = Literal["folder", "tar", "zip", "tfrecord", "hdf5"]
 """What `sagan-fast prepare` reads."""
 CodeBase = Literal["official-tf", "biggan-pytorch", "studiogan", "voletiv", "mmgeneration"]
 """Whose checkpoints `sagan-fast import` reads."""

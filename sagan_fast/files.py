@@ -1,5 +1,6 @@
 """Writes files completely or not at all, holds locks, and turns system errors into sentences."""
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -129,3 +130,12 @@ def _beside(path: Path, durable: bool) -> Iterator[Path]:
 def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of the file `path` in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -8,8 +8,19 @@ import torch
 from torch import Tensor
 
 
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def attention_map(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
-    """Return beta = softmax(scale q kᵀ) over keys, (B, N, M), from `q` (B, N, D_QK) and `k` (B, M, D_QK)."""
+    """Return beta = softmax(scale q kᵀ) over keys, (B, N, M), from `q` (B, N, D_QK) and `k` (B, M, D_QK).
+
+    For float16, also autocast's, scores and beta are float32, as in the kernels.
+    """
+    if torch.float16 in (q.dtype, _autocast_dtype(q)):  # whose largest number, 65,504, scores may exceed
+        with torch.autocast(q.device.type, enabled=False):
+            return torch.softmax(torch.bmm(q.float(), k.float().transpose(1, 2)) * scale, dim=-1)
     logits = torch.bmm(q, k.transpose(1, 2))
     return torch.softmax(logits if scale == 1.0 else logits * scale, dim=-1)
 

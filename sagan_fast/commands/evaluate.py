@@ -1,20 +1,25 @@
 """`sagan-fast evaluate` scores a checkpoint or a folder of images and states the protocol."""
 
+from __future__ import annotations
+
 import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sagan_fast.choices import Device, ProtocolName
+from sagan_fast.choices import Device, OnBroken, ProtocolName
 from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics
 from sagan_fast.files import explained, written
+
+if TYPE_CHECKING:
+    from sagan_fast.data import ImageDataset
 
 TIMEOUT = 3600
 """Seconds that a process waits for the others, of which the first also computes the scores of the real images."""
@@ -42,21 +47,30 @@ class Options:
     """
 
     generated: str
-    """what to score: run folder, checkpoint file, folder of images, or data set such as packed:PATH"""
+    """what to score: run folder, checkpoint file, folder or .npz file of images, or data set such as packed:PATH"""
     data: str
-    """real images: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
+    """real images: shapes, or folder, packed, cifar10, cifar100 or npz with :PATH; or FILE.npz with mu and sigma,
+    for FID alone"""
     json: str | None = None
     """JSON file for the scores and their protocol"""
+    save_statistics: str | None = None
+    """.npz file for mean (mu) and covariance (sigma) of the real images' features"""
     protocol: ProtocolName = "clean"
     """set of defaults for the options below: clean as in clean-fid, official as in the released SAGAN code"""
     features: str = "inception"
-    """network that computes the features: inception, efficientnet-lite0 or a TorchScript file"""
+    """network that computes the features: inception, dinov2, efficientnet-lite0 or a TorchScript file"""
     inception_weights: str | None = None
-    """file with torch-fidelity's Inception weights; default: download them"""
+    """file with the weights of inception (torch-fidelity's) or dinov2 (ViT-L/14); default: download them"""
     metrics: str = "all"
     """scores to compute: all, or some of fid,is,kid,prdc,intra_fid"""
     last: bool = False
     """use the weights of the last step instead of the EMA weights"""
+    classes: str | None = None
+    """text file with the class names of --data in the order of its labels, one per line"""
+    on_broken: OnBroken = "fail"
+    """what to do with an image that cannot be read: fail, or read another of its class instead and say so"""
+    unlabelled: Literal["false", "true"] = "false"
+    """true reads the real images without labels, whatever looks like a label beside them"""
     resolution: int | None = None
     """crop and resize all images to this width and height; not for checkpoints, which have their own"""
     device: Device = "auto"
@@ -69,16 +83,17 @@ def run(args: list[str]) -> None:
     """Parse and run `sagan-fast evaluate`."""
     with said_once():
         options, overrides = _parse(args)
-        target = Path(options.json) if options.json else None
-        if target is not None:
-            _check_writable(target)
+        target, save_to = (Path(name) if name else None for name in (options.json, options.save_statistics))
+        for option, path in (("json", target), ("save-statistics", save_to)):
+            if path is not None:
+                _check_writable(option, path)
     from sagan_fast.distributed import connected
     from sagan_fast.evaluation.evaluate import evaluate
 
     with connected(options.device, TIMEOUT) as world:
         what = world.together(lambda: _opened(options, overrides, str(world.device)))
         with _progress(world.is_main) as progress:
-            result = world.together(lambda: evaluate(**what, num_workers=options.num_workers, progress=progress))
+            result = world.together(lambda: evaluate(**what, progress=progress, save_to=save_to))
     if result is None:
         return
     if target is not None:
@@ -111,6 +126,9 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
 
     metrics = METRICS if options.metrics == "all" else check_metrics(options.metrics.split(","))
     spec = _spec(options.generated)
+    reading: Any = {
+        "on_broken": options.on_broken, "classes": options.classes or "", "unlabelled": options.unlabelled == "true",
+    }  # fmt: skip
     images: Images
     if spec is None:
         if options.resolution is not None:
@@ -118,19 +136,22 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
         protocol = Protocol.preset(options.protocol, **overrides)
         generator, source = generator_source(Path(options.generated), protocol.weights, device)
         images, config = GeneratedImages(generator, protocol), generator.config
-        dataset = open_dataset(options.data, resolution=config.resolution, num_classes=config.num_classes)
+        known = None if config.num_classes else 0  # which classes they are is compared by name
+        dataset = _real(options.data, resolution=config.resolution, num_classes=known, **reading)
+        _take_classes(dataset, images.class_names, options.generated, metrics, config.num_classes)
     else:
         for name in ("truncation", "batch_norm", "standing_batches", "quantise", "weights"):
             if name in overrides:
                 name = "last" if name == "weights" else name
                 raise InputError(f"{name} is for checkpoints, and {options.generated} holds images")
-        stored = open_dataset(spec, resolution=options.resolution)
+        stored = open_dataset(spec, resolution=options.resolution, on_broken=options.on_broken)
         # What is said of a generator does not apply; uint8 is what files hold.
         protocol = Protocol.preset(options.protocol, **{"count": len(stored), **overrides, "quantise": "uint8"})
         images = StoredImages(
             stored, protocol.count, seed=protocol.seed, batch_size=protocol.batch_size, num_workers=options.num_workers
         )
-        dataset, source = open_dataset(options.data, resolution=stored.resolution), dataset_source(stored)
+        dataset = _real(options.data, resolution=stored.resolution, **reading)
+        source = dataset_source(stored)
     extractor = open_extractor(
         options.features,
         resize=protocol.feature_resize,
@@ -140,8 +161,30 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     )
     return {
         "generated": images, "dataset": dataset, "extractor": extractor, "protocol": protocol, "source": source,
-        "metrics": metrics,
+        "metrics": metrics, "num_workers": options.num_workers,
     }  # fmt: skip
+
+
+def _real(data: str, **reading: Any) -> ImageDataset:
+    """Return the real images, or the statistics in a file that stands for them."""
+    from sagan_fast.data import open_dataset
+    from sagan_fast.evaluation.statistics_file import StatisticsFile
+
+    return StatisticsFile(data) if data.endswith(".npz") and ":" not in data else open_dataset(data, **reading)
+
+
+def _take_classes(dataset: ImageDataset, names: list[str], of: str, metrics: Sequence[str], num_classes: int) -> None:
+    """Label `dataset` as the classes of a checkpoint; other classes are refused where intra-FID compares them."""
+    from sagan_fast.data.classes import take_order
+
+    if "intra_fid" not in metrics or not dataset.num_classes:
+        return
+    try:
+        take_order(dataset, names, of)
+        if not names and num_classes != dataset.num_classes:  # an old checkpoint
+            raise InputError(f"{dataset.name} has {dataset.num_classes} classes, and {of} has {num_classes}")
+    except InputError as error:
+        raise InputError(f"{error}; --metrics without intra_fid compares them without their classes") from None
 
 
 def _spec(generated: str) -> str | None:
@@ -151,6 +194,8 @@ def _spec(generated: str) -> str | None:
     path = Path(generated).expanduser()
     if not path.exists() and generated.partition(":")[0] in SPECS:
         return generated
+    if path.suffix == ".npz" and path.is_file():
+        return f"npz:{generated}"
     if path.is_dir() and not (path / "checkpoints").exists() and not (path / "config.yaml").exists():
         return f"folder:{generated}"
     return None
@@ -172,10 +217,10 @@ def _progress(is_main: bool) -> Iterator[Callable[[str, int], Callable[[int], No
         yield begin
 
 
-def _check_writable(target: Path) -> None:
+def _check_writable(option: str, target: Path) -> None:
     """Raise InputError if `target` cannot be written, before the work begins."""
     if target.is_dir():
-        raise InputError(f"--json must name a file, and {target} is a folder")
+        raise InputError(f"--{option} must name a file, and {target} is a folder")
     with explained(f"cannot write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
     is_pipe = target.exists() and not target.is_file()
@@ -193,11 +238,14 @@ def _print(result: dict[str, Any]) -> None:
     table = Table(
         title=f"{what}: {protocol['count']} images against {protocol['reference_count']} of {protocol['real']['data']}",
         caption=f"{features['name']} ({features['sha256'][:8]}), {features['resize']} to {features['size']}; protocol "
-        f"{protocol['name']}, {protocol['quantise']}, seed {protocol['seed']}",
+        f"{protocol['name']}, {protocol['quantise']}, seed {protocol['seed']}; real images "
+        f"{protocol['real']['fingerprint'][:8]}",
     )
     for heading in ("score", "value", "deviation", "better"):
         table.add_column(heading, justify="left" if heading in ("score", "better") else "right")
+    distance = {"inception": "FID", "dinov2": "FD-DINOv2"}.get(features["name"], "FD")
     for key, deviation, name, better in SCORES:
+        name = name.replace("FID", distance)
         if key in result:
             spread = f"{result[deviation]:.4g}" if deviation else ""
             table.add_row(name, f"{result[key]:.5g}", spread, better)

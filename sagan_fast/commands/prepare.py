@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from sagan_fast.choices import OnBroken, SourceKind, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
-from sagan_fast.files import explained
 
 if TYPE_CHECKING:
     from sagan_fast.data.packed import Manifest
@@ -27,9 +26,10 @@ SECONDS_BETWEEN_LINES = 30.0
 class Options:
     """Write a packed set: the images of a data set, decoded, cropped and resized once.
 
-    Then train with --data packed:OUT. The source is a folder of images, with class folders or flat. It can also be tar
-    shards in the WebDataset layout, TFRecord files, or an HDF5 file of BigGAN-PyTorch or StudioGAN. Its path may
-    contain wildcards, {a,b} and {0000..0099}. To continue an interrupted preparation, run the same command again.
+    Then train with --data packed:OUT. The source is a folder or a zip archive of images. It can also be tar shards in
+    the WebDataset layout, TFRecord files, or an HDF5 file of BigGAN-PyTorch or StudioGAN. docs/data.md says what is
+    read as the label. The path may contain wildcards, {a,b} and {0000..0099}. To continue an interrupted preparation,
+    run the same command again.
     """
 
     source: str
@@ -44,12 +44,14 @@ class Options:
     """number of decoding processes; default: one per processor"""
     on_broken: OnBroken = "fail"
     """what to do with an image that cannot be read: fail, or skip it and list it in broken.txt"""
-    first_label: int = 0
-    """label of the first class in the source, 0 or 1"""
-    class_names: str | None = None
-    """text file with one class name per line, for sources whose labels are numbers"""
+    first_label: int | None = None
+    """label of the first class in the source, 0 or 1; default: 0, and labels that leave 0 out are refused"""
+    classes: str | None = None
+    """text file with one class name per line, in the order of the labels"""
+    unlabelled: Literal["false", "true"] = "false"
+    """true reads the images without labels, whatever looks like a label beside them"""
     check: bool = False
-    """compare all pixels of a packed set with their checksums; change nothing"""
+    """compare all pixels of a packed set with their checksums, and its source if it is there; change nothing"""
 
 
 def run(args: list[str]) -> None:
@@ -60,19 +62,20 @@ def run(args: list[str]) -> None:
             raise InputError("--check takes one folder, the packed set")
         _check(options.source)
         return
-    from sagan_fast.data.prepare import prepare
+    from sagan_fast.data.classes import read_classes
+    from sagan_fast.data.packed import MANIFEST
+    from sagan_fast.data.prepare import packed_on, prepare
     from sagan_fast.data.sources import open_source
+    from sagan_fast.data.summary import described
     from sagan_fast.training.signals import stop_on_signals
 
     if options.out is None or options.size is None:
         raise InputError("prepare needs SOURCE, OUT and --size, as in: sagan-fast prepare images packed --size 128")
     check_least(1, options, "size")
     check_least(0, options, "num_workers")
-    source = open_source(options.source, options.source_kind, options.first_label)
-    names = None
-    if options.class_names is not None:
-        with explained(f"{options.class_names} cannot be read", kinds=(OSError, UnicodeDecodeError)):
-            names = Path(options.class_names).read_text().splitlines()
+    names = None if options.classes is None else read_classes(options.classes)
+    source = open_source(options.source, options.source_kind, options.first_label, options.unlabelled == "true")
+    before = (Path(options.out).expanduser() / MANIFEST).exists()
     with stop_on_signals() as stop, _shown(options.out) as show:
         manifest = prepare(
             source,
@@ -87,17 +90,23 @@ def run(args: list[str]) -> None:
     if manifest is None:
         print(f"{options.out}: stopped as asked; the same command goes on")
         return
+    if before:
+        print(f"{options.out}: already packed on {packed_on(Path(options.out).expanduser())}; nothing was read")
     print(f"{_summary(options.out, manifest)}; train with --data packed:{options.out}")
+    for line in described(manifest.class_names, manifest.class_counts, source.labels_from, source.passed_over):
+        print(line)
     if manifest.num_broken:
         print(f"{manifest.num_broken} could not be read and were left out: {Path(options.out, 'broken.txt')}")
 
 
 def _check(folder: str) -> None:
     from sagan_fast.data.packed_check import check
+    from sagan_fast.data.prepare import compare_with_source
 
     with _shown(folder) as show:
         manifest = check(folder, on_progress=show)
     print(f"{_summary(folder, manifest)}: all right")
+    print(compare_with_source(folder))
 
 
 def _summary(folder: str, manifest: Manifest) -> str:

@@ -23,7 +23,8 @@ class Options:
     checkpoint: str
     """run folder, checkpoint file or exported folder"""
     out: str
-    """folder for the PNG files; with --grid or for a picture with rows, one PNG file"""
+    """folder for the PNG files, or one .npz file with uint8 images (N, H, W, 3) as arr_0 and labels as arr_1; with
+    --grid or for a picture with rows, one PNG file"""
     count: int | None = None
     """number of images (default: 64). In a picture with rows: images per row (default: 8); with --interpolate: rows
     (default: 8)"""
@@ -68,7 +69,7 @@ def run(args: list[str]) -> None:
     from sagan_fast.distributed import pick_device
     from sagan_fast.evaluation import sampling
     from sagan_fast.models.checkpoint import load_generator
-    from sagan_fast.visualize.grids import grid, labelled_grid, save_animation, save_grid, save_png, to_uint8
+    from sagan_fast.visualize.grids import grid, labelled_grid, save_animation, save_grid, save_npz, save_png, to_uint8
 
     device = pick_device(options.device)
     generator = load_generator(options.checkpoint, average=not options.last, device=str(device))
@@ -97,6 +98,9 @@ def run(args: list[str]) -> None:
         print(f"{len(labels)} rows of {len(z) // len(labels)} images in {out}")
     elif options.grid:
         save_grid(torch.cat(list(images)), out, min(8, count))
+        print(f"{count} images in {out}")
+    elif out.suffix.lower() == ".npz":
+        save_npz(torch.cat([to_uint8(batch) for batch in images]), y, out)
         print(f"{count} images in {out}")
     else:
         for number, image in enumerate(image for batch in images for image in to_uint8(batch)):
@@ -155,6 +159,6 @@ def _check(options: Options, out: Path, truncations: list[float | None]) -> str 
         raise InputError(f"--out must name a {' or '.join(suffixes)} file with {what}, got {out}")
     if not rows and options.grid and out.suffix.lower() != ".png":
         raise InputError(f"--out must name a .png file with --grid, got {out}")
-    if not rows and not options.grid and out.is_file():
+    if not rows and not options.grid and out.is_file() and out.suffix.lower() != ".npz":
         raise InputError(f"--out must name a folder without --grid, and {out} is a file")
     return rows

@@ -4,6 +4,7 @@ import difflib
 import os
 
 from sagan_fast.choices import OnBroken, check_choice
+from sagan_fast.data.classes import take_file
 from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.data.loader import batches
 from sagan_fast.data.packed import PackedDataset
@@ -12,19 +13,27 @@ from sagan_fast.errors import InputError
 
 __all__ = ["ImageDataset", "batches", "open_dataset"]
 
-SPECS = {"shapes": "shapes", "folder": "folder:PATH", "packed": "packed:PATH", "cifar10": "cifar10:PATH"}
+KINDS = ("folder", "packed", "cifar10", "cifar100", "npz")
+SPECS = {"shapes": "shapes", **{kind: f"{kind}:PATH" for kind in KINDS}}
 
 
 def open_dataset(
-    spec: str, *, resolution: int | None, num_classes: int | None = None, on_broken: OnBroken = "fail"
+    spec: str,
+    *,
+    resolution: int | None,
+    num_classes: int | None = None,
+    on_broken: OnBroken = "fail",
+    classes: str = "",
+    unlabelled: bool = False,
 ) -> ImageDataset:
     """Return the data set that `spec` names, with square images of `resolution` pixels; None takes the size they have.
 
     Args:
-        spec: "shapes" (drawn in code), "folder:PATH" (class folders, or one flat folder of images), "packed:PATH"
-            (what `sagan-fast prepare` wrote) or "cifar10:PATH" (the folder that holds cifar-10-batches-py).
+        spec: one of `SPECS`, such as "folder:PATH"; docs/data.md describes them.
         num_classes: what the model expects; 0 is unconditional (all labels 0), None takes what the set has.
         on_broken: "fail" raises InputError when a broken image is read, "skip" replaces it and counts it.
+        classes: text file with the class names in the order of their labels, one per line.
+        unlabelled: read a folder without labels, whatever looks like a label in it.
 
     Raises InputError if the spec is unknown, the folder is not laid out as such, its classes are not those expected, or
     its images have no size of their own that all share.
@@ -35,21 +44,33 @@ def open_dataset(
     kind, colon, path = spec.partition(":")
     if kind not in SPECS:
         raise InputError(_unknown(spec, kind, path))
+    if kind == "shapes" and colon:
+        raise InputError(f"'{spec}': shapes is drawn in code and takes no path; write shapes")
+    if kind != "shapes" and not path:
+        raise InputError(f"'{spec}' names no path; write {SPECS[kind]}")
+    if unlabelled and num_classes is None:
+        num_classes = 0
+    expected = {"resolution": resolution, "num_classes": num_classes}
+    dataset: ImageDataset
     if kind == "shapes":
-        if colon:
-            raise InputError(f"'{spec}': shapes is drawn in code and takes no path; write shapes")
-        return ShapesDataset(resolution=resolution, num_classes=num_classes)
-    if not path:
-        raise InputError(f"'{spec}' names no folder; write {SPECS[kind]}")
-    if kind == "cifar10":
-        from sagan_fast.data.cifar10 import Cifar10Dataset
+        dataset = ShapesDataset(**expected)
+    elif kind in ("cifar10", "cifar100"):
+        from sagan_fast.data.cifar import CifarDataset
 
-        return Cifar10Dataset(path, resolution=resolution, num_classes=num_classes)
-    if kind == "packed":
-        return PackedDataset(path, resolution=resolution, num_classes=num_classes)
-    from sagan_fast.data.folders import FolderDataset
+        dataset = CifarDataset(kind, path, **expected)
+    elif kind == "npz":
+        from sagan_fast.data.npz import NpzDataset
 
-    return FolderDataset(path, resolution=resolution, num_classes=num_classes, on_broken=on_broken)
+        dataset = NpzDataset(path, **expected)
+    elif kind == "packed":
+        dataset = PackedDataset(path, **expected)
+    else:
+        from sagan_fast.data.folders import FolderDataset
+
+        dataset = FolderDataset(path, on_broken=on_broken, unlabelled=unlabelled, **expected)
+    if classes:
+        take_file(dataset, classes)
+    return dataset
 
 
 def _unknown(spec: str, kind: str, path: str) -> str:

@@ -30,11 +30,16 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         resolution: R, in pixels.
         class_names: one name per label; empty for an unconditional set, whose labels are all 0.
         labels: int64 array (len(dataset),).
+        order_given: whether the user gave the order of the classes.
+        labels_from: what the labels were read from, in words.
+        passed_over: what lies beside the images and was not read: kind, such as ".txt", and number.
         in_threads: whether batches are read by threads, not processes: reading is copying, without the interpreter.
         preprocessing: how its images were cropped and resized, in words or as a mapping of words.
     """
 
     in_threads = False
+    order_given = False
+    labels_from = ""
     preprocessing: Any = "largest centred square, Pillow's bilinear with antialiasing to the resolution, RGB uint8"
 
     def __init__(
@@ -51,6 +56,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.class_names = list(class_names)
         self.labels = labels if self.class_names else np.zeros(len(labels), np.int64)
         self.on_broken = on_broken
+        self.passed_over: Mapping[str, int] = {}
         self._broken: dict[int, str] = {}
 
     @property
@@ -62,6 +68,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def num_broken(self) -> int:
         """Number of broken files skipped so far, including those found by the loader's workers."""
         return len(self._broken)
+
+    def reorder_classes(self, class_names: Sequence[str]) -> None:
+        """Label the same classes in the order of `class_names`; each image keeps its class."""
+        place = {name: label for label, name in enumerate(class_names)}
+        self.labels = np.array([place[name] for name in self.class_names], np.int64)[self.labels]
+        self.class_names = list(class_names)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,85 +1,79 @@
-"""Reads a folder of images as a data set: one sub-folder per class, or flat for an unconditional model.
+"""Reads a folder of images as a data set: one sub-folder per class, labels in a file, or flat without labels.
 
-Listing opens no file and asks the system for nothing but the folders' entries, so ImageNet's 1.28 million take
-seconds. Any other layout is refused with a sentence that says what was found. Otherwise the usual mistake, a
-folder one level too high, would train on a single class unnoticed.
+Listing opens no image and asks the system for nothing but the folders' entries, so ImageNet's 1.28 million take
+seconds. layouts.py decides what the labels are.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from sagan_fast.choices import OnBroken
-from sagan_fast.data.dataset import ImageDataset, count, list_some, match_classes
+from sagan_fast.data.dataset import ImageDataset, count, match_classes
 from sagan_fast.data.images import BrokenImageError, image_size, read_image
+from sagan_fast.data.layouts import layout_of
+from sagan_fast.data.listing import EXTENSIONS, Tree, read_tree
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained, reason
 
-logger = logging.getLogger(__name__)
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-SPLITS = ("train", "training", "train_images", "val", "valid", "validation", "test", "testing", "dev", "eval")
-"""Names that sub-folders have when they are parts of a data set, not classes of one; the preferred first."""
-NOT_DATA = ("__macosx",)
 _RESIZE = "give --resolution R to have all images cropped and resized"
 MAX_LOOKED_AT = 100
 """Entries looked at beside a folder to tell whether it is one of many classes."""
 
 
 class FolderDataset(ImageDataset):
-    """Images of a folder, centre-cropped and resized; classes are the sub-folders, sorted by name.
+    """Images of a folder, centre-cropped and resized, with the labels of `layout_of`.
 
-    A class takes the images anywhere below its folder. Hidden files and folders, `__MACOSX` and files that are not
-    JPEG, PNG or WebP by their name are left out; `num_ignored` counts them. Links are followed.
+    A class takes the images anywhere below its folder. `passed_over` counts what was not read: hidden files, folders
+    that systems make, and files that are no images by their names. Links are followed.
 
     Args:
         path: the folder; `~` is the home folder.
         resolution: R; None takes the images as they are, all as large as the first, and refuses any other.
+        unlabelled: take all images, at any depth, without labels.
+
+    Attributes:
+        labels_from: what the labels were read from, in words.
 
     Raises InputError with one sentence that says what was found instead and what to do.
     """
 
     def __init__(
-        self, path: str, *, resolution: int | None, num_classes: int | None = None, on_broken: OnBroken = "fail"
+        self,
+        path: str,
+        *,
+        resolution: int | None,
+        num_classes: int | None = None,
+        on_broken: OnBroken = "fail",
+        unlabelled: bool = False,
     ) -> None:
         name = f"folder:{path}"
         self.root = os.path.expanduser(path)
-        tree = _list_root(name, self.root)
-        if tree.files:
-            _check_flat(name, self.root, len(tree.files), num_classes)
-            classes, class_names = {"": tree.files}, []
-        else:
-            classes = {folder: inner.all_files() for folder, inner in tree.folders.items()}
-            empty = [folder for folder, inside in classes.items() if not inside]
-            if empty and num_classes != 0:
-                raise InputError(
-                    f"{name}: {len(empty)} of its {len(classes)} class folders ({list_some(empty)}) "
-                    f"{'has' if len(empty) == 1 else 'have'} no JPEG, PNG or WebP images: fill or remove what is empty"
-                )
-            class_names = match_classes(name, list(classes), num_classes)
-        files = [file for inside in classes.values() for file in inside]
-        labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(inside) for inside in classes.values()])
-        super().__init__(name, resolution=resolution or 1, class_names=class_names, labels=labels, on_broken=on_broken)
-        self.num_ignored = tree.total_ignored()
-        self._files = np.array([os.fsencode(file) for file in files])  # reference counts would copy a list a worker
+        layout = layout_of(
+            name,
+            _list_root(name, self.root),
+            lambda file: _content(os.path.join(self.root, file)),
+            wants_labels=num_classes != 0,
+            unlabelled=unlabelled,
+        )
+        if not layout.class_names:
+            _check_flat(name, self.root, len(layout.files), num_classes)
+        class_names = match_classes(name, layout.class_names, num_classes)
+        super().__init__(
+            name, resolution=resolution or 1, class_names=class_names, labels=layout.labels, on_broken=on_broken
+        )
+        self.passed_over, self.labels_from = layout.passed_over, layout.labels_from
+        self._files = np.array([os.fsencode(file) for file in layout.files])  # a list's references would be copied
         self._as_they_are = resolution is None
         if resolution is None:
             self.resolution = self._first_size()
-        logger.info(
-            "%s: %s in %s, %s ignored",
-            name,
-            count(len(self), "image", "images"),
-            count(self.num_classes, "class", "classes") if self.num_classes else "no classes",
-            count(self.num_ignored, "other file", "other files"),
-        )
 
     def path_of(self, index: int) -> str:
         """Return the path of the file of image `index`."""
@@ -113,101 +107,21 @@ class FolderDataset(ImageDataset):
             yield f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
 
 
-@dataclass
-class _Tree:
-    """The images at and below one folder, as sorted paths relative to the root."""
-
-    files: list[str]  # directly in it
-    folders: dict[str, _Tree]  # its sub-folders by name, the empty ones too
-    num_ignored: int
-
-    def all_files(self) -> list[str]:
-        return sorted([*self.files, *(file for tree in self.folders.values() for file in tree.all_files())])
-
-    def inhabited(self) -> dict[str, _Tree]:
-        return {name: tree for name, tree in self.folders.items() if tree.files or tree.inhabited()}
-
-    def total_ignored(self) -> int:
-        return self.num_ignored + sum(tree.total_ignored() for tree in self.folders.values())
+def _content(path: str) -> bytes:
+    with explained(f"{path} cannot be read"):
+        return Path(path).read_bytes()
 
 
-def _read_tree(root: str, relative: str = "", ancestors: tuple[tuple[int, int], ...] = ()) -> _Tree:
-    tree = _Tree([], {}, 0)
-    status = os.stat(os.path.join(root, relative))
-    here = (status.st_dev, status.st_ino)
-    if here in ancestors:  # a link to a folder that holds it
-        return tree
-    subfolders = []
-    with os.scandir(os.path.join(root, relative)) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                if not entry.name.startswith(".") and entry.name.lower() not in NOT_DATA:
-                    subfolders.append(entry.name)
-            elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
-                tree.files.append(os.path.join(relative, entry.name))
-            else:
-                tree.num_ignored += 1
-    tree.files.sort()
-    for name in sorted(subfolders):
-        tree.folders[name] = _read_tree(root, os.path.join(relative, name), (*ancestors, here))
-    return tree
-
-
-def _list_root(name: str, root: str) -> _Tree:
-    """Return what `root` holds, which is class folders or a flat folder of images, or raise InputError."""
+def _list_root(name: str, root: str) -> Tree:
+    """Return what the folder `root` holds; InputError if it cannot be listed."""
     if not os.path.exists(root):
         raise InputError(f"{name} does not exist: check the path (relative ones start at {os.getcwd()})")
     if not os.path.isdir(root):
         raise InputError(f"{name} is a file: give the folder that holds the images (unpack it first if it is packed)")
     try:
-        tree = _read_tree(root)
+        return read_tree(root)
     except OSError as error:
         raise InputError(f"{name}: {error.filename} cannot be listed: {reason(error)}") from error
-    folders = tree.inhabited()
-    if not tree.files and not folders:
-        raise InputError(
-            f"{name} holds no images: neither in it nor below it is a JPEG, PNG or WebP file, only "
-            f"{count(tree.total_ignored(), 'other file', 'other files')}"
-        )
-    if tree.files and folders:
-        raise InputError(
-            f"{name} holds both images ({os.path.basename(tree.files[0])}, ...) and folders of images "
-            f"({list_some(list(folders))}): move the images into class folders, or give one of the folders"
-        )
-    if folders and (why := _why_too_high(folders)):
-        meant = os.path.join(name, _probably_meant(folders))
-        raise InputError(f"{name} is a level too high: {why}; give {meant}")
-    return tree
-
-
-def _why_too_high(folders: dict[str, _Tree]) -> str:
-    """Return what the sub-folders are instead of classes, or nothing if they are classes."""
-    if all(folder.lower() in SPLITS for folder in folders):
-        return f"its folders ({list_some(list(folders))}) are parts of a data set, not classes"
-    nested = {folder: tuple(tree.inhabited()) for folder, tree in folders.items() if not tree.files}
-    if len(folders) > 1 and len(nested) == len(folders) and len(set(nested.values())) == 1:
-        (inner,) = set(nested.values())
-        if len(inner) == 1:  # CLASS/images/FILE for every class, as in the original tiny-imagenet-200
-            return ""
-    if nested:
-        folder, inner = max(nested.items(), key=lambda item: len(item[1]))
-        return f"its folder {folder} holds no images but {count(len(inner), 'folder', 'folders')} ({list_some(inner)})"
-    return ""
-
-
-def _probably_meant(folders: dict[str, _Tree]) -> str:
-    """Return the path of the first folder below that holds classes or images, the training part where there is one."""
-
-    def rank(item: tuple[str, _Tree]) -> tuple[int, int]:
-        name, tree = item
-        preferred = SPLITS.index(name.lower()) if name.lower() in SPLITS else len(SPLITS)
-        return preferred, -len(tree.inhabited())
-
-    name, tree = min(folders.items(), key=rank)
-    inner = tree.inhabited()
-    if tree.files or not _why_too_high(inner):
-        return name
-    return os.path.join(name, _probably_meant(inner))
 
 
 def _check_flat(name: str, root: str, images: int, num_classes: int | None) -> None:

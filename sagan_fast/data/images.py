@@ -5,17 +5,27 @@ BigGAN-PyTorch (utils.py, `CenterCropLongEdge` then `Resize`) and mimicry do. Ot
 """
 
 import os
+import warnings
 from typing import IO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from sagan_fast.files import reason
 
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
+
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What turns an image upright, by its EXIF orientation. Pillow's own function writes the other tags anew as well, and
+fails where one of them is odd."""
 
 
 class BrokenImageError(Exception):
@@ -30,8 +40,14 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Ten
     """
     try:
         with Image.open(path) as image:
-            image.load()
-            return to_tensor(crop_and_resize(to_rgb(ImageOps.exif_transpose(image)), resolution))
+            if _has_wide_transparency(image):
+                whole = _over_white(image)
+            else:
+                image.load()
+                whole = to_rgb(image)
+            if (turn := UPRIGHT.get(orientation(image))) is not None:
+                whole = whole.transpose(turn)
+            return to_tensor(crop_and_resize(whole, resolution))
     except MemoryError:
         raise
     except Exception as error:  # decoders meet bad bytes with nearly every kind of exception
@@ -43,10 +59,44 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return (width, height) of an image file from its header; None if the file is broken."""
     try:
         with Image.open(path) as image:
-            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            return image.size[::-1] if on_its_side else image.size
+            return image.size[::-1] if orientation(image) in (5, 6, 7, 8) else image.size
     except Exception:  # decoders meet bad bytes with nearly every kind of exception
         return None
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of `image`, 1 to 8; 1 (upright) where there is none that makes sense."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # other tags may be damaged in any way, and say nothing about the picture
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _has_wide_transparency(image: ImageFile.ImageFile) -> bool:
+    """Return whether `image`, not loaded yet, is a PNG of 16 bits a channel with a transparent colour (tRNS)."""
+    if image.format != "PNG" or "transparency" not in image.info or not image.tile:
+        return False
+    return "16" in str(image.tile[0][3])
+
+
+def _over_white(image: ImageFile.ImageFile) -> Image.Image:
+    """Return a PNG of 16 bits, not loaded yet, in mode RGB, its transparent colour white.
+
+    Pillow keeps 8 bits, and so takes other colours for the transparent one, or none (Pillow 13.0.0).
+    """
+    from torchvision.io import decode_png
+
+    file = image.fp
+    assert file is not None
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a buffer that cannot be written
+        wide = decode_png(torch.frombuffer(file.read(), dtype=torch.uint8)).numpy()  # uint16 (1 or 3, H, W)
+    colour = np.asarray(image.info["transparency"], np.int64).reshape(-1, 1, 1)
+    pixels = (wide >> 8).astype(np.uint8)
+    pixels[:, (wide.astype(np.int64) == colour).all(0)] = 255
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (3, *wide.shape[1:])).transpose(1, 2, 0)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -165,6 +165,8 @@ class PackedDataset(ImageDataset):
             )
         labels = load_labels(self.folder, manifest)
         super().__init__(name, resolution=manifest.resolution, class_names=names, labels=labels)
+        source = manifest.source
+        self.passed_over, self.labels_from = source.get("passed_over", {}), source.get("labels_from", "")
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ manifest is written last: a set that has one is complete.
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
 SYNC_SECONDS = 1.0
 LOCK = ".lock"
-ENTRY_KEYS = {"items", "labels", "position", "broken", "blocks"}
+ENTRY_KEYS = {"items", "labels", "position", "broken", "blocks", "stamps"}
 """Of a line of the journal after the first, which holds the settings."""
 TRANSFORM = {
     "crop": "largest centred square",
@@ -70,13 +70,22 @@ class Progress:
 
 @dataclass
 class Chunk:
-    """Consecutive items, decoded: images uint8 (n, 3, R, R), their n labels, and the broken ones."""
+    """Consecutive items, decoded: images uint8 (n, 3, R, R), their n labels, the broken ones, all items' stamps."""
 
     items: int
     position: int
     images: npt.NDArray[np.uint8]
     labels: list[int]
     broken: list[tuple[str, str]]
+    stamps: list[str]
+
+
+def stamp_of(source: Source, items: Iterable[Any]) -> str:
+    """Return the digest of what changes when the content of one of `items` changes."""
+    digest = new_digest()
+    for item in items if source.has_stamps else ():
+        digest.update(os.fsencode(source.stamp(item)) + b"\0")
+    return digest.hexdigest()
 
 
 class PackedWriter:
@@ -94,6 +103,7 @@ class PackedWriter:
         self._labels: list[int] = []
         self._blocks: list[str] = []
         self._digest = new_digest()
+        self.stamp = new_digest()
         self._pending: list[dict[str, Any]] = []
         self._num_safe = 0
         with self._sentences(), ExitStack() as opened:
@@ -115,6 +125,8 @@ class PackedWriter:
         """Write the images of `chunk` at the end."""
         with self._sentences():
             _write_all(self._images, chunk.images.tobytes())
+            for stamp in chunk.stamps:
+                self.stamp.update(os.fsencode(stamp) + b"\0")
             entry = {**vars(chunk), "blocks": self._add_to_digest(chunk.images)}
             del entry["images"]
             self._count(entry)
@@ -134,6 +146,9 @@ class PackedWriter:
         if not done.images:
             raise InputError(f"{source.path}: none of its {count(done.items, 'item', 'items')} could be read")
         labels = np.array(self._labels, np.int64)
+        if class_names is not None and source.class_names:
+            places = {name: label for label, name in enumerate(class_names)}
+            labels = np.array([places[name] for name in source.class_names], np.int64)[labels]
         names = _names(source, class_names, labels)
         decoders = {key: value for key, value in self.settings.items() if key.startswith(("pillow", "lib"))}
         blocks = [*self._blocks, *([self._digest.hexdigest()] if done.images % self._images_per_block else [])]
@@ -151,6 +166,9 @@ class PackedWriter:
                 "fingerprint": self.settings["fingerprint"],
                 "first_label": source.first_label,
                 "items": done.items,
+                "stamp": self.stamp.hexdigest(),
+                "labels_from": source.labels_from,
+                "passed_over": dict(source.passed_over),
             },
             transform=TRANSFORM,
             made_with={"sagan_fast": sagan_fast.__version__, "numpy": np.__version__, **decoders},
@@ -199,6 +217,8 @@ class PackedWriter:
             else:
                 self._count(entry)
                 self._blocks += entry["blocks"]
+                for stamp in entry["stamps"]:
+                    self.stamp.update(os.fsencode(stamp) + b"\0")
             whole += len(line)
         self._journal.truncate(whole)
         self._journal.seek(whole)
@@ -276,13 +296,13 @@ class PackedWriter:
 
 def _names(source: Source, given: list[str] | None, labels: npt.NDArray[np.int64]) -> list[str]:
     if source.class_names is not None:
-        return source.class_names
+        return source.class_names if given is None else given
     needed = int(labels.max()) + 1
     if given is None:
         return [str(number) for number in range(needed)]
     if len(given) < needed:
         raise InputError(
-            f"{source.path} has labels up to {needed - 1}, and there are {len(given)} class names: give {needed}; "
+            f"{source.path} has labels up to {needed - 1}, and --classes has {len(given)} names: give {needed}; "
             "everything is packed, the same command with the right names finishes at once"
         )
     return given

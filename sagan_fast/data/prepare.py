@@ -20,12 +20,13 @@ import PIL
 from PIL import features
 
 from sagan_fast.choices import OnBroken
+from sagan_fast.data.classes import differences
 from sagan_fast.data.dataset import MAX_BROKEN_IN_A_ROW, count
 from sagan_fast.data.images import BrokenImageError
 from sagan_fast.data.loader import ignore_stop_signals, load
 from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
-from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress
-from sagan_fast.data.sources.base import Source
+from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress, stamp_of
+from sagan_fast.data.sources import Source, open_source
 from sagan_fast.errors import InputError
 
 TASK_BYTES = 2 * 2**20
@@ -50,7 +51,7 @@ def prepare(
         resolution: R, pixels a side.
         num_workers: processes that decode; None is one per processor, 0 decodes in this one.
         on_broken: "fail" stops at the first broken item, "skip" leaves them out and lists them in broken.txt.
-        class_names: names in place of mere numbers, for sources that have no names.
+        class_names: the names in the order of the labels; they replace mere numbers.
         on_progress: called after every few images.
 
     Raises InputError if the folder holds something else or cannot be written, the disk is full, an item is broken and
@@ -59,21 +60,26 @@ def prepare(
     target = Path(folder).expanduser()
     if source.kind == "folder" and target.resolve().is_relative_to(Path(source.path).expanduser().resolve()):
         raise InputError(f"{folder} lies in the folder of images, {source.path}: give a folder elsewhere")
-    if class_names is not None and source.class_names is not None:
-        has = "class names of its own" if source.class_names else "no labels"
-        raise InputError(f"{source.path} has {has}: class names can be given to sources whose labels are numbers only")
+    _check_names(source, class_names)
+    if source.faults and on_broken == "fail":
+        name, why = source.faults[0]
+        raise InputError(
+            f"{name} cannot be read: {why}; nothing is packed yet: repair it and start again, or add --on-broken skip"
+        )
     settings = {
         "kind": source.kind,
         "fingerprint": source.fingerprint(),
         "first_label": source.first_label,
+        "labels_from": source.labels_from,
         "resolution": resolution,
         **made_with(),
     }
     if (target / MANIFEST).exists():
-        return _already_there(target, settings)
+        return _already_there(target, settings, source, class_names)
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with closing(PackedWriter(target, settings, resolution)) as writer:
+        _check_packed_part(writer, source)
         done = writer.progress
         done.total = source.total
         _check_space(target, source, done, resolution)
@@ -100,12 +106,43 @@ def made_with() -> dict[str, str]:
     return {"pillow": PIL.__version__, **{name: version for name, version in versions.items() if version}}
 
 
-def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
+def _check_names(source: Source, names: list[str] | None) -> None:
+    """Raise InputError if `names` are not those of the source, where that is known before the work begins."""
+    if names is None:
+        return
+    if source.class_names == []:
+        raise InputError(f"{source.path} is read without labels, and --classes names some: leave it out")
+    if source.class_names is not None and sorted(source.class_names) != sorted(names):
+        raise InputError(f"{source.path} has other classes than --classes: {differences(source.class_names, names)}")
+    if source.class_names is None and source.label_counts and len(names) != (needed := max(source.label_counts) + 1):
+        raise InputError(f"{source.path} has {needed} classes, and --classes names {len(names)}: give {needed} names")
+
+
+def _check_packed_part(writer: PackedWriter, source: Source) -> None:
+    """Raise InputError if what an unfinished preparation has packed has changed since."""
+    done = writer.progress.items
+    if done and stamp_of(source, itertools.islice(source.items(), done)) != writer.stamp.hexdigest():
+        raise InputError(
+            f"{writer.folder} holds an unfinished preparation, and pictures or labels that are in it have changed "
+            f"since in {source.path}: remove the folder, or give another one"
+        )
+
+
+def _already_there(folder: Path, settings: dict[str, Any], source: Source, class_names: list[str] | None) -> Manifest:
+    """Return the manifest of the whole set in `folder`; InputError if it was made of something else."""
     manifest = read_manifest(folder)
     there = {**manifest.source, "resolution": manifest.resolution}
-    changed = [key for key in ("kind", "fingerprint", "first_label", "resolution") if there.get(key) != settings[key]]
+    compared = ("kind", "first_label", "resolution", "labels_from")
+    changed = [key for key in compared if there.get(key, settings[key]) != settings[key]]
+    if class_names is not None and manifest.class_names != class_names:
+        changed.append("class names")
+    if not changed and (why := changed_since(manifest, source)):
+        raise InputError(
+            f"{folder} was packed on {packed_on(folder)}, and {why}: remove it to pack them again, or give another "
+            "folder"
+        )
     if changed:
-        said = ", ".join("files" if key == "fingerprint" else key.replace("_", " ") for key in changed)
+        said = ", ".join(key.replace("_", " ") for key in changed)
         raise InputError(
             f"{folder} holds another packed set, with other {said} ({manifest.num_images} images of "
             f"{manifest.resolution}x{manifest.resolution} from {manifest.source.get('path')}): remove it or give "
@@ -113,6 +150,40 @@ def _already_there(folder: Path, settings: dict[str, Any]) -> Manifest:
         )
     (folder / PROGRESS).unlink(missing_ok=True)
     return manifest
+
+
+def changed_since(manifest: Manifest, source: Source) -> str:
+    """Return what says that `source` is no longer what was packed, or nothing; one look at every file, no reading."""
+    if "stamp" not in manifest.source and source.kind != "folder":
+        return ""  # packed when fingerprints did not hold times
+    if manifest.source.get("fingerprint") != source.fingerprint():
+        return f"the files of {source.path} have changed since"
+    stamp, items = manifest.source.get("stamp"), itertools.islice(source.items(), manifest.source["items"])
+    if stamp is not None and stamp != stamp_of(source, items):
+        return f"pictures or labels of {source.path} have changed since"
+    return ""
+
+
+def compare_with_source(folder: str | os.PathLike[str]) -> str:
+    """Return a sentence about whether the source of the whole packed set in `folder` is still what was packed.
+
+    Raises InputError if it has changed.
+    """
+    target = Path(folder).expanduser()
+    manifest = read_manifest(target)
+    path, first_label = manifest.source.get("path"), manifest.source.get("first_label")
+    try:
+        source = open_source(str(path), manifest.source["kind"], first_label, unlabelled=not manifest.class_names)
+    except (InputError, KeyError) as error:
+        return f"its source {path} was not compared: {error}"
+    if why := changed_since(manifest, source):
+        raise InputError(f"{folder} was packed on {packed_on(target)}, and {why}: prepare it again in another folder")
+    return f"its source {path} is as it was when it was packed, {packed_on(target)}"
+
+
+def packed_on(folder: Path) -> str:
+    """Return the day and time at which the whole set in `folder` was finished."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / MANIFEST).stat().st_mtime))
 
 
 def _check_space(folder: Path, source: Source, done: Progress, resolution: int) -> None:
@@ -143,6 +214,7 @@ def _decode(source: Source, resolution: int, items: list[Any]) -> Chunk:
     images = np.empty((len(items), 3, resolution, resolution), np.uint8)
     labels: list[int] = []
     broken = []
+    stamps = [source.stamp(item) for item in items] if source.has_stamps else []  # before reading: a change shows
     for item, read in zip(items, source.read_many(items, resolution), strict=True):
         if isinstance(read, BrokenImageError):
             broken.append((source.name_of(item), str(read)))
@@ -150,7 +222,7 @@ def _decode(source: Source, resolution: int, items: list[Any]) -> Chunk:
             images[len(labels)], label = read
             labels.append(label)
     # arrays travel through a pipe: tensors would need shared memory, of which containers have little
-    return Chunk(len(items), source.position(items[-1]), images[: len(labels)], labels, broken)
+    return Chunk(len(items), source.position(items[-1]), images[: len(labels)], labels, broken, stamps)
 
 
 def _decoded(source: Source, resolution: int, num_workers: int, start: int) -> Generator[Chunk]:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from sagan_fast.data import ImageDataset
+from sagan_fast.data.classes import differences
+from sagan_fast.data.listing import said_passed_over
 from sagan_fast.distributed import current_world
-from sagan_fast.evaluation.features import Extractor, file_sha256
+from sagan_fast.errors import InputError
+from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.metrics import (
     Gaussian,
     InceptionScore,
@@ -20,7 +23,9 @@ from sagan_fast.evaluation.metrics import (
 )
 from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics, versions
 from sagan_fast.evaluation.statistics import Reference, SetStatistics, collect
+from sagan_fast.evaluation.statistics_file import StatisticsFile, save_statistics
 from sagan_fast.evaluation.streams import Images, StoredImages
+from sagan_fast.files import file_sha256
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
 from sagan_fast.models.generator import Generator
 
@@ -41,6 +46,7 @@ def evaluate(
     metrics: Iterable[str] = METRICS,
     num_workers: int = 0,
     progress: Progress | None = None,
+    save_to: Path | None = None,
 ) -> dict[str, Any] | None:
     """Return the scores of `generated` against `dataset`, plain data fit for JSON; None except on the first process.
 
@@ -51,21 +57,23 @@ def evaluate(
     Args:
         source: what `generated` is, for the protocol: see `generator_source` and `dataset_source`.
         num_workers: processes that read real images.
+        save_to: .npz file for mean and covariance of the real images' features.
 
     Raises InputError for unknown metrics, and for images that cannot be read or made.
     """
     metrics = check_metrics(metrics)
     notes: list[str] = []
-    same_classes = generated.num_classes == dataset.num_classes > 0
-    if generated.class_names:
-        same_classes = generated.class_names == dataset.class_names
-    per_class = "intra_fid" in metrics and same_classes
+    fixed = dataset.gaussian if isinstance(dataset, StatisticsFile) else None
+    if fixed is not None:
+        metrics = _of_statistics(dataset.name, fixed, metrics, extractor)
+    pairs = _shared_classes(generated, dataset)
+    per_class = "intra_fid" in metrics and bool(pairs)
     with_score = "is" in metrics and extractor.num_logits > 0
 
     world = current_world(extractor.device)
     what = world.from_main(lambda: dataset_source(dataset))
     real_count = len(dataset) if protocol.reference_count is None else min(protocol.reference_count, len(dataset))
-    if protocol.reference_count is not None and real_count < protocol.reference_count:
+    if fixed is None and protocol.reference_count is not None and real_count < protocol.reference_count:
         notes.append(f"the protocol wants {protocol.reference_count} real images, and there are {real_count}")
     identity = {
         "data": what["fingerprint"],
@@ -80,19 +88,21 @@ def evaluate(
 
     begin = progress or (lambda label, count: lambda done: None)
     batches = {"batch_size": protocol.batch_size, "num_workers": num_workers}
-    reference = Reference(
-        identity,
-        lambda: StoredImages(dataset, real_count, seed=protocol.seed, **batches),
-        extractor,
-        keep=protocol.keep,
-        per_class=per_class,
-        progress=begin("real images", real_count),
-    )
+    reference = None
+    if fixed is None:
+        reference = Reference(
+            identity,
+            lambda: StoredImages(dataset, real_count, seed=protocol.seed, **batches),
+            extractor,
+            keep=protocol.keep,
+            per_class=per_class,
+            progress=begin("real images", real_count),
+        )
     intra: dict[int, tuple[float, int]] = {}
 
     def compare_class(label: int, count: int, gaussian: Gaussian) -> None:
-        if (found := reference.of_class(label)) is not None:
-            intra[label] = (frechet_distance(gaussian, found[1]), count)
+        if reference and label in pairs and (found := reference.of_class(pairs[label])) is not None:
+            intra[pairs[label]] = (frechet_distance(gaussian, found[1]), count)
 
     score = None
     if with_score and world.is_main:
@@ -105,9 +115,20 @@ def evaluate(
         inception=score,
         progress=begin("generated images", generated.count),
     )
-    real = reference.statistics
+    real = reference.statistics if reference else None
+    if fixed is not None and world.is_main:
+        nothing = torch.zeros(0, extractor.num_features, device=extractor.device)
+        real = SetStatistics(0, fixed.to(extractor.device), nothing)
+    broken = world.gather((dataset.num_broken, generated.num_broken))
     if fake is None or real is None:
         return None
+    for number, which in zip(map(sum, zip(*broken, strict=True)), ("real", "generated"), strict=True):
+        if number:
+            notes.append(f"{number} of the {which} images could not be read: others of their classes stand in for them")
+    if said := said_passed_over(dataset.passed_over):
+        notes.append(f"passed over beside the real images: {said}")
+    if save_to is not None:
+        save_statistics(real.gaussian, save_to)
     result = _scores(fake, real, protocol, metrics, notes)
     if score is not None:
         result["is"], result["is_std"] = score.result()
@@ -115,16 +136,22 @@ def evaluate(
         notes.append("no inception score: the features come without logits")
     if intra:
         result |= _intra(intra, dataset.class_names)
-        if len(intra) < dataset.num_classes:
-            notes.append(f"intra-FID over {len(intra)} of {dataset.num_classes} classes: the others lack two images")
+        if len(pairs) < max(dataset.num_classes, generated.num_classes):
+            notes.append(
+                f"intra-FID of the {len(pairs)} classes that both have: "
+                f"{differences(generated.class_names, dataset.class_names)}"
+            )
+        if len(intra) < len(pairs):
+            notes.append(f"intra-FID over {len(intra)} of {len(pairs)} classes: the others lack two images")
         fewest = min(count for _, count in intra.values())
         if fewest <= extractor.num_features:
             notes.append(f"intra-FID from only {fewest} images a class is biased upwards: compare equal counts only")
-    elif "intra_fid" in metrics and dataset.num_classes:
+    elif "intra_fid" in metrics and max(dataset.num_classes, generated.num_classes):
         notes.append("no intra-FID: the generated images do not have the classes of the real ones")
-    if min(fake.count, real_count) <= extractor.num_features:
+    fewest_images = fake.count if fixed is not None else min(fake.count, real_count)
+    if "fid" in metrics and fewest_images <= extractor.num_features:
         notes.append(
-            f"{min(fake.count, real_count)} images are too few for {extractor.num_features} features: "
+            f"{fewest_images} images are too few for {extractor.num_features} features: "
             "FID is biased upwards; compare equal counts only"
         )
     result["notes"] = notes
@@ -140,7 +167,12 @@ def evaluate(
             "num_logits": extractor.num_logits,
         },
         "generated": dict(source or {"generator": "in memory"}),
-        "real": {**what, "resolution": dataset.resolution, "images": len(dataset)},
+        "real": {
+            **what,
+            "resolution": dataset.resolution,
+            "images": len(dataset),
+            "passed_over": dict(dataset.passed_over),
+        },
         "device": str(extractor.device),
         "processes": world.size,
         "versions": versions(),
@@ -148,6 +180,19 @@ def evaluate(
     if not generated.drawn:
         result["protocol"] |= dict.fromkeys(("labels", "batch_norm", "standing_batches", "truncation", "weights"))
     return result
+
+
+def _of_statistics(name: str, gaussian: Gaussian, metrics: tuple[str, ...], extractor: Extractor) -> tuple[str, ...]:
+    """Return those of `metrics` that need no real images; InputError if there are none, or other features were used."""
+    if len(gaussian.mean) != extractor.num_features:
+        raise InputError(
+            f"{name} are of {len(gaussian.mean)} features, and {extractor.identity.name} has {extractor.num_features}: "
+            "choose the features that they were made with"
+        )
+    kept = tuple(metric for metric in metrics if metric in ("fid", "is"))
+    if not kept:
+        raise InputError(f"{name} give FID only, and {', '.join(metrics)} need the real images")
+    return kept
 
 
 def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tuple[Generator, dict[str, Any]]:
@@ -168,6 +213,16 @@ def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tupl
 def dataset_source(dataset: ImageDataset) -> dict[str, Any]:
     """Return the protocol's entry of a set of images: its spec, its preprocessing, its fingerprint."""
     return {"data": dataset.name, "preprocessing": dataset.preprocessing, "fingerprint": dataset.fingerprint()}
+
+
+def _shared_classes(generated: Images, dataset: ImageDataset) -> dict[int, int]:
+    """Return the labels of `generated`, each with the label of the same class in `dataset`."""
+    if generated.class_names:
+        places = {name: label for label, name in enumerate(dataset.class_names)}
+        return {label: places[name] for label, name in enumerate(generated.class_names) if name in places}
+    # a generator in memory does not name its classes
+    same = generated.num_classes == dataset.num_classes
+    return {label: label for label in range(dataset.num_classes)} if same else {}
 
 
 def _scores(

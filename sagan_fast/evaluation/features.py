@@ -6,7 +6,6 @@ other network. Everything except opening `inception` needs PyTorch only.
 """
 
 import dataclasses
-import hashlib
 import json
 import socket
 from pathlib import Path
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 
 from sagan_fast.choices import Resize, check_choice
 from sagan_fast.errors import InputError
-from sagan_fast.files import written
+from sagan_fast.evaluation.dinov2 import dinov2
+from sagan_fast.files import file_sha256, written
 from sagan_fast.models.export import quiet
 from sagan_fast.ops.tf32 import tf32
 
-NAMES = ("inception", "efficientnet-lite0")
+NAMES = ("inception", "dinov2", "efficientnet-lite0")
 METADATA = "sagan_fast.json"
 INCEPTION_SHA256 = "6726825d"
 
@@ -32,7 +32,7 @@ class Identity:
     """Identifies an extractor, in every protocol and every cache key: equal identities give equal features."""
 
     name: str
-    """inception, efficientnet-lite0, or the name of a file"""
+    """one of `NAMES`, or the name of a file"""
     sha256: str
     """of the file of its weights"""
     size: int | None
@@ -94,11 +94,11 @@ def open_extractor(
     inception_weights: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Extractor:
-    """Return the extractor `name`: inception, efficientnet-lite0, or a TorchScript file (*.pt).
+    """Return the extractor `name`: one of `NAMES`, or a TorchScript file (*.pt).
 
     Args:
-        resize: how images are resized, to `size` pixels a side (None: what the network was trained on, 299 or 224).
-        inception_weights: file of torch-fidelity's weights; None takes PyTorch's cache, or downloads them.
+        resize: how images are resized, to `size` pixels a side (None: 299 for inception, 224 for the others).
+        inception_weights: file of the weights of inception or dinov2; None takes PyTorch's cache, or downloads them.
 
     A file maps uint8 (B, 3, H, W), of any H and W, to features (B, F) or to (features, logits), and resizes by itself.
     Raises InputError if there is no such extractor, or its weights cannot be had or read; the sentence says what to do.
@@ -106,8 +106,8 @@ def open_extractor(
     check_choice("feature-resize", resize, Resize)
     if size is not None and size < 32:
         raise InputError(f"feature-size must be at least 32, got {size}")
-    if inception_weights is not None and name != "inception":
-        raise InputError(f"--inception-weights works with --features inception only, got {name}")
+    if inception_weights is not None and name not in ("inception", "dinov2"):
+        raise InputError(f"--inception-weights works with --features inception or dinov2 only, got {name}")
     if name.endswith((".pt", ".pth", ".ts")):
         if size is not None:
             raise InputError(f"feature-size cannot be changed: {name} resizes by itself")
@@ -115,6 +115,9 @@ def open_extractor(
     if name == "inception":
         network, sha256 = _inception(inception_weights)
         size = size or 299
+    elif name == "dinov2":
+        network, sha256 = dinov2(inception_weights)
+        size = size or 224
     elif name == "efficientnet-lite0":
         network, sha256 = _efficientnet()
         size = size or 224
@@ -264,15 +267,6 @@ def _open_file(path: Path, device: torch.device | str) -> Extractor:
     if extra[METADATA]:
         return Extractor(module, Identity(**json.loads(extra[METADATA])), device)
     return Extractor(module, Identity(path.name, file_sha256(path), None, "inside", takes_floats=False), device)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of the file `path` in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _last_line(error: BaseException) -> str:

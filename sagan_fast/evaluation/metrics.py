@@ -23,6 +23,10 @@ class Gaussian:
     mean: Tensor
     factor: Tensor
 
+    def to(self, device: torch.device) -> Gaussian:
+        """Return the same on `device`."""
+        return Gaussian(self.mean.to(device), self.factor.to(device))
+
     @classmethod
     def of_rows(cls, rows: Tensor) -> Gaussian:
         """Return the fit to `rows` (n, F), n >= 2; the covariance is the unbiased one. Exact at any rank."""
@@ -32,6 +36,13 @@ class Gaussian:
         if len(rows) > rows.shape[1]:
             factor = torch.linalg.qr(factor, mode="r").R
         return cls(mean, factor)
+
+    @classmethod
+    def of_covariance(cls, mean: Tensor, covariance: Tensor) -> Gaussian:
+        """Return the Gaussian of a float64 `mean` (F,) and symmetric `covariance` (F, F)."""
+        values, vectors = torch.linalg.eigh(covariance)
+        real = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps  # the rest is rounding
+        return cls(mean, values[real].sqrt()[:, None] * vectors[:, real].T)
 
 
 class Moments:
@@ -55,9 +66,7 @@ class Moments:
             raise ValueError(f"Moments: count must be at least 2, got {self.count}")
         mean = self.sum / self.count
         covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
-        values, vectors = torch.linalg.eigh(covariance)
-        real = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps  # the rest is rounding
-        return Gaussian(mean, values[real].sqrt()[:, None] * vectors[:, real].T)
+        return Gaussian.of_covariance(mean, covariance)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -40,6 +40,11 @@ class Images:
         return len(self.labels)
 
     @property
+    def num_broken(self) -> int:
+        """Number of images that could not be read so far, and that others stand in for."""
+        return 0
+
+    @property
     def num_units(self) -> int:
         """Number of batches, the last of which may be short."""
         return -(-self.count // self.batch_size)
@@ -74,6 +79,7 @@ class GeneratedImages(Images):
             y = y[torch.from_numpy(epoch_order(whole, protocol.seed, 0))]
         self._y = y
         super().__init__(torch.zeros(count, dtype=torch.int64) if y is None else y[:count], num_classes, batch_size)
+        self.class_names = list(generator.class_names)
         if protocol.batch_norm != "running":
             self.generator = _with_statistics(generator, protocol)
 
@@ -115,6 +121,10 @@ class StoredImages(Images):
         super().__init__(torch.from_numpy(dataset.labels[self.indices]), dataset.num_classes, batch_size)
         self.class_names = dataset.class_names
         self.dataset, self.num_workers = dataset, num_workers
+
+    @property
+    def num_broken(self) -> int:
+        return self.dataset.num_broken
 
     def units(self, numbers: range) -> Iterator[Tensor]:
         batches = [self.indices[list(self.unit_range(unit))].tolist() for unit in numbers]

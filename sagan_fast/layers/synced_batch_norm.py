@@ -25,7 +25,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         if self.momentum is None:
             raise ValueError("SyncedBatchNorm2d: momentum must be a number, got None")
         out, mean, var, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
-        if self.track_running_stats:
+        if self.track_running_stats and bool(count > 0):
             with torch.no_grad():
                 unbiased = var * (count / (count - 1).clamp_min(1))
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # type: ignore[union-attr]
@@ -62,7 +62,7 @@ class _Normalise(torch.autograd.Function):
         dist.all_gather(gathered, mine)
         means, variances, counts = torch.split(torch.stack(gathered), [C, C, 1], dim=1)
         count = counts.sum()
-        share = counts / count
+        share = counts / count.clamp_min(1)
         mean = (share * means).sum(0)
         var = (share * (variances + (means - mean).square())).sum(0)
         out = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
@@ -81,7 +81,7 @@ class _Normalise(torch.autograd.Function):
         totals = torch.stack([d_bias, d_weight])[..., None, None]
         dist.all_reduce(totals)
         gain = scale if weight is None else scale * weight.to(wide)
-        d_x = (d_wide - (totals[0] + normalised * totals[1]) / count) * gain.view(-1, 1, 1)
+        d_x = (d_wide - (totals[0] + normalised * totals[1]) / count.clamp_min(1)) * gain.view(-1, 1, 1)
         if weight is None:
             return d_x.to(x.dtype), None, None, None
         return d_x.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(weight.dtype), None

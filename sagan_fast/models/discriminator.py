@@ -54,7 +54,7 @@ class Discriminator(nn.Module):
         size = self.config.resolution
         if x.ndim != 4 or x.shape[1:] != (3, size, size):
             raise ValueError(f"Discriminator: x must have shape (B, 3, {size}, {size}), got {tuple(x.shape)}")
-        check_classes("Discriminator", y, self.config.num_classes)
+        check_classes("Discriminator", y, self.config.num_classes, x)
         size_before = size
         for block, size in zip(self.blocks, self.config.sizes, strict=True):
             x = block(x)

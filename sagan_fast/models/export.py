@@ -133,7 +133,7 @@ session = onnxruntime.InferenceSession("{folder}/model.onnx")
 z = numpy.random.randn(8, {z_dim}).astype("float32")
 (images,) = session.run(None, {{"z": z{onnx_y}}})
 ```
-""",
+{onnx_note}""",
     TORCHSCRIPT: """
 ```python
 import torch
@@ -165,6 +165,7 @@ def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], file
         "and_y": f", and `y` (batch,) int64, classes 0 to {n - 1}" if n else "",
         "y": f", torch.randint({n}, (8,))" if n else "",
         "onnx_y": f', "y": numpy.random.randint({n}, size=8)' if n else "",
+        "onnx_note": "ONNX Runtime counts negative classes from the end.\n" if n else "",
         "parameters": sum(parameter.numel() for parameter in generator.parameters()),
     }
     text = CARD.format(usage="".join(USAGE[file].format(**values) for file in files), **values)

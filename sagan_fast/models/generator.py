@@ -125,7 +125,7 @@ class Generator(nn.Module):
         """Return images (B, 3, R, R) in [-1, 1] for `z` (B, z_dim) and classes `y` (B,), or weights of them."""
         if z.ndim != 2 or z.shape[1] != self.config.z_dim:
             raise ValueError(f"Generator: z must have shape (B, {self.config.z_dim}), got {tuple(z.shape)}")
-        check_classes("Generator", y, self.config.num_classes)
+        check_classes("Generator", y, self.config.num_classes, z)
         size = self.config.seed_size
         x = self.linear(z).unflatten(1, (-1, size, size))
         for block, size in zip(self.blocks, self.config.sizes, strict=True):
@@ -152,8 +152,10 @@ def is_exported(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def check_classes(model: str, y: Tensor | None, num_classes: int) -> None:
-    """Raise ValueError where classes are missing, or given to an unconditional model."""
+def check_classes(model: str, y: Tensor | None, num_classes: int, batch: Tensor) -> None:
+    """Raise ValueError where classes are missing, given to an unconditional model, or not one for each in `batch`."""
+    if y is not None and num_classes and y.shape[0] != batch.shape[0]:
+        raise ValueError(f"{model}: y must have one class for each of {batch.shape[0]} inputs, got {y.shape[0]}")
     if (y is None) != (num_classes == 0):
         expected = "None (unconditional)" if num_classes == 0 else f"(B,) classes 0..{num_classes - 1}"
         raise ValueError(f"{model}: y must be {expected}, got {'None' if y is None else tuple(y.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,15 @@ class TrainConfig:
     """Options of the run."""
 
     data: str
-    """real images: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
+    """real images: shapes, or folder, packed, cifar10, cifar100 or npz with :PATH; docs/data.md describes them"""
     out: str
-    """folder of the run, for config.yaml, log.jsonl, samples/, checkpoints/ and tensorboard/"""
+    """folder of the run, for config.yaml, log.jsonl, data.png, samples/, checkpoints/ and tensorboard/"""
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
+    classes: str = ""
+    """text file with one class name per line, in the order of the labels; default: by name, or by number"""
+    unlabelled: bool = False
+    """read the images without labels, whatever looks like a label beside them; for num_classes 0"""
     resolution: int = 128
     """width and height of the images, a power of two"""
     num_classes: int = 1000
@@ -121,7 +126,7 @@ class TrainConfig:
     eval_reference_count: int = 0
     """number of real images per evaluation, chosen at random once; 0: all"""
     eval_features: str = "inception"
-    """network that computes the features: inception, efficientnet-lite0 or a TorchScript file"""
+    """network that computes the features: inception, dinov2, efficientnet-lite0 or a TorchScript file"""
     eval_metrics: str = "fid,is,kid"
     """scores to compute: fid, and any of is,kid,prdc,intra_fid"""
     eval_mode: EvalMode = "inline"
@@ -193,12 +198,32 @@ class TrainConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in the YAML file `path`; InputError if it cannot be read or is no mapping."""
+    """Return the mapping in the YAML file `path`; a value means what it means on the command line.
+
+    Numbers in YAML's other notations, such as 010 and 12:30, stay text for the parser of options. Raises InputError if
+    the file cannot be read, is no mapping, or gives a key twice or without a value.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if repeated := [key for key in keys if keys.count(key) > 1]:
+                raise InputError(f"{path} gives {repeated[0]} twice: remove one of the lines")
+            values = super().construct_mapping(node, deep)
+            if empty := [key for key, value in values.items() if value is None]:
+                raise InputError(f"{path} gives {empty[0]} no value: write one, or remove the line for the default")
+            return values
+
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:int"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.yaml_implicit_resolvers = resolvers
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
     try:
         with explained(f"cannot read {path}"):
-            values = yaml.safe_load(path.read_text())
+            values = yaml.load(path.read_text(), Loader)  # noqa: S506, a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from sagan_fast.data import open_dataset
+from sagan_fast.data import ImageDataset, open_dataset
+from sagan_fast.data.classes import take_order
 from sagan_fast.distributed import environment_of_one
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.evaluate import evaluate
-from sagan_fast.evaluation.features import Extractor, file_sha256, open_extractor
+from sagan_fast.evaluation.features import Extractor, open_extractor
 from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.evaluation.streams import GeneratedImages
-from sagan_fast.files import explained, link, reason, written
+from sagan_fast.files import explained, file_sha256, link, reason, written
 from sagan_fast.training.log import Log
 from sagan_fast.training.run import Run
 
@@ -57,10 +58,19 @@ class Evaluations:
                 self.extractor: Extractor = world.together(lambda: opened(device=world.device))
             self.dataset = run.dataset
             if config.eval_data:
-                self.dataset = world.together(
-                    lambda: open_dataset(config.eval_data, resolution=config.resolution, num_classes=config.num_classes)
-                )
+                self.dataset = world.together(self._open_eval_data)
         world.by_main(self._make_folder)
+
+    def _open_eval_data(self) -> ImageDataset:
+        """Return the images of `eval_data`, labelled as those of the run where they have labels."""
+        config = self.run.config
+        known = None if config.num_classes else 0
+        dataset = open_dataset(
+            config.eval_data, resolution=config.resolution, num_classes=known, on_broken=config.on_broken
+        )
+        if said := take_order(dataset, self.run.dataset.class_names, self.run.dataset.name):
+            self.log.say(said)
+        return dataset
 
     def due(self, step: int) -> bool:
         """Return whether the state after `step` is to be evaluated."""
@@ -128,6 +138,7 @@ class Evaluations:
         try:
             with _undisturbed(run.world.device):
                 images = GeneratedImages(run.state.ema, self.protocol)
+                images.class_names = run.dataset.class_names
                 result = evaluate(images, self.dataset, self.extractor, self.protocol, source=source, metrics=metrics)
         except InputError as error:  # the same in every process
             self.log.say(f"the evaluation of step {step} failed: {error}")
@@ -176,6 +187,8 @@ class _Beside:
             "reference-count": protocol.reference_count,
             "features": config.eval_features,
             "metrics": config.eval_metrics,
+            "on-broken": config.on_broken,
+            "unlabelled": "true" if config.unlabelled and not config.eval_data else "false",
             "device": config.eval_device if config.eval_device != "auto" else run.world.device.type,
         }
         command = [sys.executable, "-m", "sagan_fast.cli", "evaluate", str(self.snapshot)]

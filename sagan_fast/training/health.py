@@ -104,7 +104,7 @@ def network_values(state: TrainState) -> tuple[dict[str, float], dict[str, float
     for letter, _, group in networks:
         found = group.sigmas()
         sigmas |= {f"sigma/{letter}.{name}": sigma for name, sigma in found.items()}
-        values[f"sigma_max/{letter}"] = max(found.values())
+        values[f"sigma_max/{letter}"] = float(max(found.values(), key=lambda sigma: (math.isnan(sigma), sigma)))
     values |= {"skipped_steps/g": state.g_scaler.skipped, "skipped_steps/d": state.d_scaler.skipped}
     return values, sigmas
 

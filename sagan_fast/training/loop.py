@@ -1,14 +1,17 @@
 """A training run from its configuration to its last checkpoint, read top to bottom."""
 
-from contextlib import closing
+import json
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
 
-from sagan_fast.data import batches, open_dataset
+from sagan_fast.data import ImageDataset, batches, open_dataset
+from sagan_fast.data.summary import pictured, record, summary
 from sagan_fast.distributed import connected
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.evaluation.sampling import classes, latents, sample
+from sagan_fast.files import written
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
@@ -20,17 +23,17 @@ from sagan_fast.training.run import Run
 from sagan_fast.training.signals import StopVote, stop_on_signals
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import train_step
-from sagan_fast.visualize.grids import save_grid
+from sagan_fast.visualize.grids import labelled_grid, save_grid, save_png
 
 
 def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> TrainState:
     """Train until `config.steps` steps are done and return the state; all files are in the folder `config.out`.
 
-    These are config.yaml, log.jsonl, tensorboard/, samples/*.png and checkpoints/. Under torchrun each process takes
-    its share of every batch, and only the first writes and prints. `resume` continues an existing run as if it had
-    never stopped, on the CPU with as many processes bit for bit; otherwise a folder that holds a run is refused. SIGINT
-    or SIGTERM to any process ends the run after this step or the next, with a checkpoint. RUN/profile/ gets a trace of
-    `profile` steps.
+    These are config.yaml, log.jsonl, data.png, data.json, tensorboard/, samples/*.png and checkpoints/. Under torchrun
+    each process takes its share of every batch, and only the first writes and prints. `resume` continues an existing
+    run as if it had never stopped, on the CPU with as many processes bit for bit; otherwise a folder that holds a run
+    is refused. SIGINT or SIGTERM to any process ends the run after this step or the next, with a checkpoint.
+    RUN/profile/ gets a trace of `profile` steps.
 
     Raises InputError for bad input (data, folder, checkpoint), ConnectionError when another process is lost, `Diverged`
     when training cannot continue. Then checkpoints/stopped.pt holds the last state and last.pt the last good one. With
@@ -41,7 +44,12 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
         world.together(lambda: config.micro_batches(world.size))  # or a sentence
         dataset = world.together(
             lambda: open_dataset(
-                config.data, resolution=config.resolution, num_classes=config.num_classes, on_broken=config.on_broken
+                config.data,
+                resolution=config.resolution,
+                num_classes=config.num_classes,
+                on_broken=config.on_broken,
+                classes=config.classes,
+                unlabelled=config.unlabelled,
             )
         )
         world.by_main(lambda: folder.check(resume))
@@ -59,8 +67,9 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
                     f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
                     f"{world.device}, {state.precision.name}, {run.division()}step {state.step} of {config.steps}"
                 )
-                for sentence in changes:
+                for sentence in [*summary(dataset), *changes]:
                     log.say(sentence)
+                world.by_main(lambda: save_data(dataset, folder.path / "data.png"))
                 tracing = Profile(folder.path, profile if world.is_main else 0)
                 while True:
                     try:
@@ -131,6 +140,21 @@ def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
     last = folder.checkpoints.last
     where = f"checkpoint {last}" if world.is_main and last.exists() else "nothing to save yet"
     log.say(f"{folder.path}: {word} at step {state.step}; {where}")
+
+
+def save_data(dataset: ImageDataset, path: Path) -> None:
+    """Write a picture of eight images of up to five classes, with their names, and what was found to a .json beside it.
+
+    What cannot be read is left white: the training will say so when it needs it.
+    """
+    indices, names = pictured(dataset)
+    images = torch.ones(indices.size, 3, dataset.resolution, dataset.resolution)
+    for place, index in enumerate(indices.reshape(-1).tolist()):
+        with suppress(InputError):
+            images[place] = dataset.load(index).float() / 127.5 - 1
+    save_png(labelled_grid(images, names), path)
+    with written(path.with_suffix(".json")) as file:
+        file.write(json.dumps(record(dataset), indent=1).encode() + b"\n")
 
 
 def save_samples(state: TrainState, config: TrainConfig, path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 import sagan_fast
 from sagan_fast.data import ImageDataset
+from sagan_fast.data.classes import take_order
 from sagan_fast.data.dataset import count
 from sagan_fast.distributed import World
 from sagan_fast.errors import Diverged, InputError
@@ -25,7 +26,7 @@ MAY_CHANGE = {
     "data", "out", "backend", "device", "steps", "num_workers", "log_every", "sample_every", "checkpoint_every",
     "on_broken", "collapse_patience", "micro_batch_size", "sync_batch_norm", "keep", "sigma_growth", "on_divergence",
     "max_rollbacks", "timeout", "eval_every", "eval_count", "eval_data", "eval_reference_count", "eval_features",
-    "eval_metrics", "eval_mode", "eval_device",
+    "eval_metrics", "eval_mode", "eval_device", "classes", "unlabelled",
 }  # fmt: skip
 
 
@@ -117,10 +118,11 @@ class Run:
         if changed:
             said = ", ".join(f"{key} (was {before[key]}, now {now[key]})" for key in changed)
             raise InputError(f"{path} belongs to another configuration and cannot be resumed: {said}")
+        said = take_order(self.dataset, content.get("class_names", ()), f"the checkpoint {path}")
+        sentences = [said] if said else []
         self.state.load_state_dict(content)
         self.guard.load_state_dict(content.get("guard", {}))
         states = content.get("ranks", [content["rng"]])
-        sentences = []
         if len(states) == world.size:
             restore_rng(states[world.rank])
         else:

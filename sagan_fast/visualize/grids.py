@@ -27,6 +27,16 @@ def save_png(image: Tensor, path: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
 
 
+def save_npz(images: Tensor, labels: Tensor | None, path: Path) -> None:
+    """Write uint8 images (B, 3, H, W) as `arr_0` (B, H, W, 3), and their labels as `arr_1` if there are any, to `path`.
+
+    This is the form of guided diffusion's evaluations. Raises InputError if it cannot be written.
+    """
+    arrays = [images.permute(0, 2, 3, 1).numpy(), *([] if labels is None else [labels.numpy()])]
+    with written(path) as file:
+        np.savez(file, *arrays)
+
+
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
     """Write images (B, 3, H, W) in [-1, 1] to the PNG `path`, as `grid` arranges them."""
     save_png(grid(images, columns), path)

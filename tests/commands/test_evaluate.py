@@ -117,7 +117,10 @@ def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, fe
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--features", "vgg16"], "features must be one of inception, efficientnet-lite0 or a TorchScript file"),
+        (
+            ["--features", "vgg16"],
+            "features must be one of inception, dinov2, efficientnet-lite0 or a TorchScript file",
+        ),
         (["--features", "F", "--protocol", "dirty"], "protocol must be one of clean, official, got 'dirty'"),
         (["--features", "F", "--metrics", "fid,ssim"], "metrics must be of fid, is, kid, prdc, intra_fid, got ssim"),
         (["--features", "F", "--truncation", "-1"], "truncation must be positive"),
@@ -209,3 +212,62 @@ def test_a_packed_set_scores_as_the_folder_it_was_made_from(tmp_path, features):
         found.append(json.loads(target.read_text()))
     assert found[0]["fid"] == pytest.approx(found[1]["fid"], rel=1e-9)
     assert found[0]["protocol"]["real"]["fingerprint"] != found[1]["protocol"]["real"]["fingerprint"]
+
+
+def test_classes_of_a_checkpoint_against_others(tiny_run, tmp_path, features, sentence):
+    real = tmp_path / "real"
+    for name in ("ant", "bee"):
+        pictures(real / name, count=3, size=(32, 32))
+    what = ["evaluate", str(tiny_run), "--data", f"folder:{real}", "--features", features, "--count", "10"]
+    assert cli.main(what) == 2
+    said = sentence()
+    assert "real has other classes than" in said and "it has ant, bee (2 against 10 classes)" in said
+    assert "--metrics without intra_fid" in said
+    target = tmp_path / "scores.json"
+    assert cli.main([*what, "--metrics", "fid", "--json", str(target)]) == 0
+    flat = ["evaluate", str(tiny_run), "--data", f"folder:{real / 'ant'}", "--features", features, "--count", "10"]
+    assert cli.main([*flat, "--json", str(target)]) == 0
+    assert any(note.startswith("no intra-FID") for note in json.loads(target.read_text())["notes"])
+
+
+def test_broken_and_unread_files_are_said(tmp_path, features, sentence, capsys):
+    real, generated = pictures(tmp_path / "real"), pictures(tmp_path / "generated", seed=1)
+    (real / "003.png").write_bytes(b"")
+    (real / "note.txt").write_text("x")
+    target = tmp_path / "scores.json"
+    what = ["evaluate", str(generated), "--data", f"folder:{real}", "--features", features, "--resolution", "20"]
+    assert cli.main(what) == 2 and "003.png cannot be read" in sentence()
+    assert cli.main([*what, "--on-broken", "skip", "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    assert "1 of the real images could not be read: others of their classes stand in for them" in result["notes"]
+    assert "passed over beside the real images: 1 .txt" in result["notes"]
+    assert result["protocol"]["real"]["passed_over"] == {".txt": 1}
+    fingerprint = result["protocol"]["real"]["fingerprint"][:8]
+    assert f"real images {fingerprint}" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_the_readme_on_the_original_tiny_imagenet(tmp_path, features, capsys):
+    root, rng = tmp_path / "tiny-imagenet", np.random.default_rng(0)
+    lines = []
+    for name in ("n02", "n01"):
+        pictures(root / "train" / name / "images", count=4, size=(64, 64), seed=int(rng.integers(99)))
+        (root / "train" / name / f"{name}_boxes.txt").write_text("000.png\t0\t0\t62\t62\n")
+        lines += [f"00{len(lines) + i}.png\t{name}\t0\t0\t62\t62\n" for i in range(2)]
+    pictures(root / "val" / "images", count=4, size=(64, 64))
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    run = str(tmp_path / "run")
+    small = ["--steps=1", "--batch-size=4", "--device=cpu"]
+    small += [f"--{network}.base-channels=2" for network in ("generator", "discriminator")]
+    what = ["train", "--preset", "tiny-imagenet-64", "--data", f"folder:{root / 'train'}", "--num-classes", "2"]
+    assert cli.main([*what, "--out", run, *small]) == 0
+    said = capsys.readouterr().out
+    assert "labels from sub-folders: 2 classes, 0 n01, 1 n02" in said and "passed over: 2 .txt" in said
+    assert (tmp_path / "run" / "data.png").exists()
+    target = tmp_path / "scores.json"
+    score = ["evaluate", run, "--features", features, "--count", "12", "--json", str(target)]
+    for data in ("train", "val"):
+        assert cli.main([*score, "--data", f"folder:{root / data}", "--on-broken", "skip"]) == 0
+        assert list(json.loads(target.read_text())["intra_fid_per_class"]) == ["n01", "n02"]
+    assert cli.main(["sample", run, "--out", str(tmp_path / "goldfish"), "--class-id", "0", "--count", "12"]) == 0
+    one = ["evaluate", str(tmp_path / "goldfish"), "--data", f"folder:{root / 'train' / 'n01'}", "--features", features]
+    assert cli.main([*one, "--metrics", "fid"]) == 0

@@ -1,5 +1,6 @@
 """`sagan-fast prepare` from the command line: makes, checks, refuses in a sentence."""
 
+import os
 import signal
 
 import numpy as np
@@ -25,10 +26,16 @@ def images(tmp_path, rng):
 def test_prepare_train_on_it_and_check(images, tmp_path, capsys):
     out = str(tmp_path / "packed")
     assert main(["prepare", str(images), out, "--size", "8", "--num-workers", "1"]) == 0
-    assert capsys.readouterr().out == f"{out}: 8 images of 8x8, 2 classes; train with --data packed:{out}\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{out}: 8 images of 8x8, 2 classes; train with --data packed:{out}",
+        "labels from sub-folders: 2 classes, 0 a, 1 b",
+        "4 images in each class",
+    ]
     assert len(open_dataset(f"packed:{out}", resolution=8, num_classes=2)) == 8
     assert main(["prepare", "--check", out]) == 0
-    assert capsys.readouterr().out == f"{out}: 8 images of 8x8, 2 classes: all right\n"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{out}: 8 images of 8x8, 2 classes: all right"
+    assert said[1].startswith(f"its source {images} is as it was when it was packed, 2") and len(said) == 2
     (tmp_path / "packed" / "labels.npy").unlink()
     assert main(["prepare", out, "--check"]) == 2
     assert "labels.npy cannot be read" in capsys.readouterr().err
@@ -71,13 +78,84 @@ def test_progress_is_a_line_now_and_then(images, tmp_path, capsys, monkeypatch):
     assert f"{tmp_path / 'packed'}: 100%, 8 images, " in err and "\x1b" not in err
 
 
-def test_class_names_are_for_numbers(images, tmp_path, sentence):
+def gray(images, name, value):
+    Image.new("L", (9, 9), value).save(images / name / "0.png")
+
+
+def test_the_same_command_after_a_change_does_not_keep_the_old_set(images, tmp_path, capsys, sentence):
+    out = tmp_path / "packed"
+    what = ["prepare", str(images), str(out), "--size=8", "--num_workers=0"]
+    assert main(what) == 0
+    capsys.readouterr()
+    assert main(what) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: already packed on 2")
+    gray(images, "a", 7)
+    for command in (what, ["prepare", "--check", str(out)]):
+        assert main(command) == 2
+        assert (
+            "was packed on 2" in (said := sentence()) and f"pictures or labels of {images} have changed since" in said
+        )
+    (images / "a" / "0.png").rename(images / "a" / "9.png")
+    assert main(what) == 2 and f"the files of {images} have changed since" in sentence()
+    images.rename(tmp_path / "elsewhere")
+    assert main(["prepare", "--check", str(out)]) == 0
+    assert f"its source {images} was not compared: " in capsys.readouterr().out
+
+
+def test_what_is_packed_already_must_not_change_and_the_rest_may_be_repaired(images, tmp_path, monkeypatch, sentence):
+    import sagan_fast.data.prepare as work
+
+    monkeypatch.setattr(work, "TASK_BYTES", 1)
+    out = tmp_path / "packed"
+    what = ["prepare", str(images), str(out), "--size=8", "--num_workers=0"]
+    (images / "b" / "0.png").write_text("no image")
+    assert main(what) == 2 and "4 images are packed so far" in sentence()
+    time = (images / "a" / "0.png").stat()
+    gray(images, "a", 7)
+    assert main(what) == 2 and "holds an unfinished preparation, and pictures or labels that are in it" in sentence()
+    (images / "a" / "0.png").write_bytes(b" " * time.st_size)
+    os.utime(images / "a" / "0.png", ns=(time.st_atime_ns, time.st_mtime_ns))  # as it was, as far as anyone can tell
+    gray(images, "b", 7)
+    assert main(what) == 0
+    assert open_dataset(f"packed:{out}", resolution=8)[4][0].unique().tolist() == [7]
+
+
+def test_a_shard_that_changed_is_seen(tmp_path, sentence):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["imgs"], file["labels"] = np.zeros((2, 3, 8, 8), np.uint8), np.arange(2)
+    what = ["prepare", str(tmp_path / "a.h5"), str(tmp_path / "packed"), "--size=8", "--num_workers=0"]
+    assert main(what) == 0
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["labels"][...] = [1, 0]
+    assert main(what) == 2 and f"the files of {tmp_path / 'a.h5'} have changed since" in sentence()
+
+
+def test_classes_from_a_file(images, tmp_path, sentence):
+    (tmp_path / "order.txt").write_text("b\na\n")
     (tmp_path / "names.txt").write_text("one\ntwo\n")
-    what = ["prepare", str(images), str(tmp_path / "packed"), "--size=8", "--class-names"]
+    what = ["prepare", str(images), str(tmp_path / "packed"), "--size=8", "--num_workers=0", "--classes"]
     assert main([*what, str(tmp_path / "names.txt")]) == 2
-    assert "has class names of its own" in sentence()
+    assert "has other classes than --classes: it lacks one, two and it has a, b" in sentence()
     assert main([*what, str(tmp_path / "none.txt")]) == 2
     assert "none.txt cannot be read: No such file" in sentence()
+    assert main([*what, str(tmp_path / "order.txt")]) == 0
+    data, folder = (open_dataset(f"{kind}:{path}", resolution=8) for kind, path in
+                    (("packed", tmp_path / "packed"), ("folder", images)))  # fmt: skip
+    assert data.class_names == ["b", "a"] and data.labels.tolist() == [1] * 4 + [0] * 4
+    assert all((a[0] == b[0]).all() for a, b in zip(data, folder, strict=True))
+
+
+def test_what_was_passed_over_is_said_and_recorded(images, tmp_path, capsys):
+    (images / "a" / "note.txt").write_text("x")
+    (images / "a" / "@eaDir").mkdir()
+    (images / "a" / "@eaDir" / "0.png").write_text("x")
+    out = tmp_path / "packed"
+    assert main(["prepare", str(images), str(out), "--size=8", "--num_workers=0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "passed over: 1 .txt, 1 @eaDir"
+    assert open_dataset(f"packed:{out}", resolution=8).passed_over == {".txt": 1, "@eaDir": 1}
+    what = ["prepare", str(images), str(tmp_path / "flat"), "--size=8", "--num_workers=0", "--unlabelled", "true"]
+    assert main(what) == 0 and "no labels are read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from sagan_fast import cli
 from sagan_fast.commands.sample import read_classes, read_truncations
+from sagan_fast.data import open_dataset
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.sampling import latents, sample, truncated
 from sagan_fast.models.checkpoint import load_generator
@@ -119,3 +120,13 @@ def test_lists_are_read():
         read_classes(None, 1000)
     with pytest.raises(InputError, match="cannot be given for a model trained without classes"):
         read_classes(None, 0)
+
+
+def test_samples_in_one_npz_file_are_the_pictures(tiny_run, tmp_path):
+    what = ["sample", str(tiny_run), "--count", "5", "--device", "cpu", "--out"]
+    assert all(cli.main([*what, str(tmp_path / name)]) == 0 for name in ("a.npz", "pictures"))
+    data = open_dataset(f"npz:{tmp_path / 'a.npz'}", resolution=None)
+    names = sorted((tmp_path / "pictures").iterdir())
+    assert [f"{i:06d}_class{label}.png" for i, label in enumerate(data.labels)] == [path.name for path in names]
+    for (image, _), path in zip(data, names, strict=True):
+        assert (image.permute(1, 2, 0).numpy() == np.asarray(Image.open(path))).all()

@@ -11,7 +11,7 @@ from sagan_fast import cli
 
 def test_train_writes_the_run_folder(tiny_run):
     names = {p.name for p in tiny_run.iterdir()}
-    assert names == {"config.yaml", "log.jsonl", "samples", "checkpoints", "tensorboard"}
+    assert names == {"config.yaml", "log.jsonl", "data.png", "data.json", "samples", "checkpoints", "tensorboard"}
 
 
 def test_resume_needs_no_more_than_the_folder(tiny_run, tmp_path):

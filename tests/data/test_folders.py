@@ -1,15 +1,15 @@
 """Folders as people have them: every layout that is read, and a sentence for every one that is not."""
 
-import logging
 import os
 import pickle
 import sys
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from sagan_fast.data import open_dataset
+from sagan_fast.data.listing import said_passed_over
 from sagan_fast.errors import InputError
 
 
@@ -58,14 +58,40 @@ def test_flat_folder(tmp_path, num_classes):
     assert files(data) == ["10.png", "2.png"] and data.num_classes == 0 and data[1][1] == 0
 
 
-def test_what_is_no_image_is_left_out_and_counted(tmp_path, caplog):
+def test_what_is_no_image_is_left_out_and_counted_by_kind(tmp_path):
     make(tmp_path, "a/1.png", "b/2.png", "__MACOSX/a/._1.png", "a/.hidden.png", ".cache/x.png")
-    for name in ["a/Thumbs.db", "readme.txt", "b/list.csv"]:
+    make(tmp_path, "b/@eaDir/2.png/SYNOFILE_THUMB_M.jpg", "b/@eaDir/2.png/SYNOFILE_THUMB_S.jpg")
+    for name in ["a/Thumbs.db", "readme.txt", "b/list.csv", "b/photo.HEIC", "b/photo2.heic", "a/LICENSE"]:
         (tmp_path / name).write_text("no image")
-    with caplog.at_level(logging.INFO):
-        data = open_folder(tmp_path)
-    assert files(data) == ["a/1.png", "b/2.png"] and data.num_ignored == 4
-    assert "2 images in 2 classes, 4 other files ignored" in caplog.text
+    data = open_folder(tmp_path)
+    assert files(data) == ["a/1.png", "b/2.png"]
+    assert data.passed_over == {
+        "__MACOSX": 1, "@eaDir": 2, "hidden": 2, ".db": 1, ".txt": 1, ".csv": 1, ".heic": 2, "no extension": 1,
+    }  # fmt: skip
+    said = said_passed_over(data.passed_over)
+    assert said == "2 .heic, 2 @eaDir, 2 hidden, 1 .csv, 1 .db, 1 .txt, 1 __MACOSX, 1 no extension"
+    (tmp_path / "c").mkdir()
+    assert open_folder(tmp_path, num_classes=0).passed_over["empty folder"] == 1
+
+
+def test_every_still_image_that_pillow_reads_is_read(tmp_path):
+    kinds = ["bmp", "tif", "tiff", "ppm", "gif", "jfif", *(["avif"] if features.check("avif") else [])]
+    (tmp_path / "a").mkdir()
+    image = Image.new("RGB", (8, 8), (200, 30, 60))
+    for kind in kinds:
+        image.save(tmp_path / "a" / f"1.{kind}", "JPEG" if kind == "jfif" else None)
+    image.save(tmp_path / "a" / "2.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
+    data = open_folder(tmp_path)
+    assert len(data) == len(kinds) + 1 and not data.passed_over
+    for pixels, _ in data:
+        assert (pixels[:, 4, 4].int() - torch.tensor([200, 30, 60])).abs().max() < 8
+
+
+def test_folders_named_by_numbers_are_in_the_order_of_the_numbers(tmp_path):
+    make(tmp_path, *(f"{label}/1.png" for label in range(12)))
+    data = open_folder(tmp_path)
+    assert data.class_names == [str(label) for label in range(12)]
+    assert files(data)[10] == "10/1.png" and data[10][1] == 10
 
 
 def test_deeper_images_belong_to_their_class(tmp_path):
@@ -114,7 +140,7 @@ def test_listing_opens_no_file(tmp_path):
     [
         (["a/1.png"], "b", {}, r"folder:.*b does not exist: check the path"),
         (["a/1.png"], "a/1.png", {}, r"1\.png is a file: give the folder that holds the images"),
-        (["a/b/"], "", {}, r"holds no images: .* JPEG, PNG or WebP file, only 0 other files"),
+        (["a/b/"], "", {}, r"holds no images: neither in it nor below it are JPEG, PNG, WebP or .* reads$"),
         (["1.png", "cat/2.png", "dog/3.png"], "", {}, r"holds both images \(1\.png, .*folders of images \(cat, dog\)"),
         (["train/a/1.png", "train/b/2.png", "val/a/3.png"], "", {},
          r"a level too high: its folders \(train, val\) are parts of a data set, not classes; give folder:\S+train$"),
@@ -126,11 +152,11 @@ def test_listing_opens_no_file(tmp_path):
         (["a/1.png", "b/2.png"], "a", {"num_classes": 2},
          r"a flat folder of 1 image, but the model has 2 classes: it seems to be one class of folder:\S+, a level too"),
         (["x/1.png"], "x", {"num_classes": 2}, r"has 2 classes: give a folder with one sub-folder .*`num_classes: 0`"),
-        (["a/1.png", "b/", "c/2.png"], "", {}, r"1 of its 3 class folders \(b\) has no JPEG, PNG or WebP images"),
+        (["a/1.png", "b/", "c/2.png"], "", {}, r"1 of its 3 class folders \(b\) has no JPEG, PNG, WebP or other"),
         (["a/1.png", "b/", "c/x/"], "", {}, r"2 of its 3 class folders \(b, c\) have no JPEG"),
         (["a/1.png", "b/2.png"], "", {"num_classes": 1000},
          r"has 2 classes \(a, b\), but the model is made for 1000: .*`--num-classes 2`, which"),
-        (["images/1.png"], "", {"num_classes": 10}, r"has 1 class \(images\), but the model is made for 10"),
+        (["images/1.png"], "", {"num_classes": 10}, r"a flat folder of 1 image, but the model has 10 classes: give"),
     ],
 )  # fmt: skip
 def test_wrong_layouts(tmp_path, names, below, options, message):

@@ -19,17 +19,17 @@ def test_shapes():
         (
             "shape",
             r"^'shape' is no data set; did you mean shapes\? "
-            r"\(accepted are shapes, folder:PATH, packed:PATH, cifar10:PATH\)$",
+            r"\(accepted are shapes, folder:PATH, packed:PATH, cifar10:PATH, cifar100:PATH, npz:PATH\)$",
         ),
         ("foldr:/a/b", r"'foldr:/a/b' is no data set; did you mean folder:/a/b\?"),
         ("CIFAR10:x", r"did you mean cifar10:x\?"),
         ("cifar:x", r"did you mean cifar10:x\?"),
-        ("zzz", r"^'zzz' is no data set; accepted are shapes, folder:PATH, packed:PATH, cifar10:PATH$"),
+        ("zzz", r"^'zzz' is no data set; accepted are shapes, folder:PATH, packed:PATH, \S+, \S+, npz:PATH$"),
         ("", r"^'' is no data set; accepted"),
         ("paked:/a", r"did you mean packed:/a\?"),
-        ("packed:", r"'packed:' names no folder; write packed:PATH"),
-        ("folder", r"'folder' names no folder; write folder:PATH"),
-        ("cifar10:", r"'cifar10:' names no folder; write cifar10:PATH"),
+        ("packed:", r"'packed:' names no path; write packed:PATH"),
+        ("folder", r"'folder' names no path; write folder:PATH"),
+        ("cifar10:", r"'cifar10:' names no path; write cifar10:PATH"),
         ("shapes:32", r"shapes is drawn in code and takes no path"),
     ],
 )

@@ -43,6 +43,7 @@ def chunks(rng):
                 rng.integers(0, 256, (size, 3, 4, 4), dtype=np.uint8),
                 rng.integers(0, 3, size).tolist(),
                 [(f"{done}-{i}\n\udcff", "bad luck") for i in range(broken)],
+                [f"{done}-{i}\udcff" for i in range(size + broken)],
             )
         )
     return made
@@ -248,7 +249,7 @@ def test_class_names(chunks, tmp_path):
             chunk.labels[:1] = [2] * len(chunk.labels[:1])
             writer.append(chunk)
         if given:
-            with pytest.raises(InputError, match=r"has labels up to 2, and there are 2 class names: give 3"):
+            with pytest.raises(InputError, match=r"has labels up to 2, and --classes has 2 names: give 3"):
                 writer.finish(Numbers(), given[:2])
         assert writer.finish(Numbers(), given).class_names == expected
         writer.close()

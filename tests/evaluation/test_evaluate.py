@@ -157,6 +157,50 @@ def test_intra_fid_is_the_mean_of_the_fids_of_the_classes(tmp_path):
     assert result["intra_fid_per_class"]["cross"] == pytest.approx(alone["fid"], rel=1e-3)
 
 
+def test_classes_are_compared_by_name(tmp_path):
+    extractor = open_extractor(str(tiny_extractor_file(tmp_path / "f.pt")))
+    generator = Generator.from_preset("shapes-32", base_channels=4, resolution=16).eval()
+    protocol = Protocol.preset("clean", count=60, reference_count=200)
+    names = list(open_dataset("shapes", resolution=16).class_names)
+
+    def found(theirs, metrics=("fid", "intra_fid")):
+        dataset = open_dataset("shapes", resolution=16)
+        generator.class_names = names
+        if theirs is not None:
+            dataset.class_names = theirs
+        return evaluate(GeneratedImages(generator, protocol), dataset, extractor, protocol, metrics=metrics)
+
+    same = found(None)
+    # Fewer names in common: these alone are compared, each with its own images.
+    fewer = found([*names[:3], *(f"other {i}" for i in range(7))])
+    assert list(fewer["intra_fid_per_class"]) == names[:3] and fewer["fid"] == same["fid"]
+    for name in names[:3]:
+        assert fewer["intra_fid_per_class"][name] == pytest.approx(same["intra_fid_per_class"][name], rel=1e-9)
+    assert any(
+        note.startswith("intra-FID of the 3 classes that both have: it lacks other 0") for note in fewer["notes"]
+    )
+    # The same names, given to other images: the classes are compared with what is called so.
+    turned = found(names[::-1])
+    by_place = {name: turned["intra_fid_per_class"][name] for name in names}
+    assert any(by_place[name] != same["intra_fid_per_class"][name] for name in names)
+    none = found([f"other {i}" for i in range(10)])
+    assert "intra_fid" not in none and any(note.startswith("no intra-FID") for note in none["notes"])
+
+
+def test_real_images_without_labels_and_no_word_on_fid_where_it_was_not_asked_for(tmp_path):
+    extractor = open_extractor(str(tiny_extractor_file(tmp_path / "f.pt")))
+    generator = Generator.from_preset("shapes-32", base_channels=4, resolution=16).eval()
+    protocol = Protocol.preset("clean", count=20, reference_count=60)
+    unlabelled, labelled = (open_dataset("shapes", resolution=16, num_classes=n) for n in (0, 10))
+    one, two = (
+        evaluate(GeneratedImages(generator, protocol), dataset, extractor, protocol, metrics=("fid",))
+        for dataset in (unlabelled, labelled)
+    )
+    assert one["fid"] == pytest.approx(two["fid"], rel=1e-9) and any("FID is biased" in note for note in one["notes"])
+    alone = evaluate(GeneratedImages(generator, protocol), labelled, extractor, protocol, metrics=("is",))
+    assert not any("FID" in note for note in alone["notes"])
+
+
 def _samples(generator, count, label):
     images = GeneratedImages(generator, Protocol(count=count))
     return torch.cat(list(images.units(range(images.num_units))))[images.labels == label]

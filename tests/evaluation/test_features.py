@@ -165,10 +165,10 @@ def test_files_without_logits_and_wrong_ones(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "vgg"}, "features must be one of inception, efficientnet-lite0 or a TorchScript file"),
+        ({"name": "vgg"}, "features must be one of inception, dinov2, efficientnet-lite0 or a TorchScript file"),
         ({"name": "inception", "resize": "nearest"}, "feature-resize must be one of"),
         ({"name": "efficientnet-lite0", "size": 8}, "feature-size must be at least 32"),
-        ({"name": "efficientnet-lite0", "inception_weights": "x"}, "works with --features inception only"),
+        ({"name": "efficientnet-lite0", "inception_weights": "x"}, "works with --features inception or dinov2 only"),
     ],
 )
 def test_bad_options(options, message):

@@ -67,6 +67,26 @@ def test_two_processes_are_one_batch(tmp_path, dtype, limit, affine):
         assert torch.equal(buffer, other) and rel_rms(buffer, expected) < limit
 
 
+def empty_everywhere(folder):
+    from sagan_fast.distributed import connected
+
+    norm = make()
+    norm.running_mean.fill_(2.0)
+    sync_batch_norms(model := nn.Sequential(norm))
+    with connected("cpu", 60) as world:
+        out = model(x := torch.zeros(0, 5, 3, 4, requires_grad=True))
+        out.sum().backward()
+        torch.save([*model.buffers(), x.grad, norm.weight.grad], folder / f"{world.rank}.pt")
+
+
+def test_empty_batches_everywhere_leave_the_statistics_alone(tmp_path):
+    assert run_ranks(empty_everywhere, 2, tmp_path) == [0, 0]
+    for rank in range(2):
+        mean, var, batches, d_x, d_weight = torch.load(tmp_path / f"{rank}.pt")
+        assert (mean == 2).all() and (var == 1).all() and batches == 0
+        assert d_x.shape == (0, 5, 3, 4) and (d_weight == 0).all()
+
+
 def test_alone_and_in_evaluation_it_is_plain_batch_norm(generator):
     x = torch.randn(4, 5, 3, 3, generator=generator)
     norm, synced = nn.BatchNorm2d(5), SyncedBatchNorm2d(5)

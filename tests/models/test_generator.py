@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sagan_fast import Generator
+from sagan_fast import Discriminator, Generator
 
 
 def test_parameter_counts_are_the_official_ones():
@@ -27,6 +27,16 @@ def test_unconditional():
     assert not any("gain" in name for name, _ in model.named_parameters())
     with pytest.raises(ValueError, match=r"Generator: y must be None \(unconditional\), got \(2,\)"):
         model(torch.randn(2, 128), torch.zeros(2, dtype=torch.long))
+
+
+def test_one_class_is_not_spread_over_several_z():
+    model = Generator.from_preset("shapes-32", base_channels=4)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=rf"Generator: y must have one class for each of 2 inputs, got {count}"):
+            model(torch.randn(2, 128), torch.zeros(count, dtype=torch.long))
+    critic = Discriminator.from_preset("shapes-32", base_channels=4)
+    with pytest.raises(ValueError, match=r"Discriminator: y must have one class for each of 2 inputs, got 1"):
+        critic(torch.randn(2, 3, 32, 32), torch.zeros(1, dtype=torch.long))
 
 
 def test_the_class_changes_the_image_once_the_tables_do():

@@ -182,3 +182,24 @@ def test_on_a_gpu_auto_is_triton_and_matches_float64(dtype, generator):
     assert_close_to_truth("out", found, truth, eager)
     found.square().sum().backward()
     assert all(t.grad.isfinite().all() for t in leaves)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_scores_above_float16s_largest_number(generator, backend, autocast):
+    q, k, v = (torch.randn(1, n, d, generator=generator) for n, d in ((5, 32), (9, 32), (9, 16)))
+    q, k, v = (t.half().float() for t in (q * 90, k * 90, v))
+    assert torch.bmm(q, k.mT).abs().max() > 65504
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        found = attention(*(t if autocast else t.half() for t in (q, k, v)), backend=backend)
+    truth = attention(q.double(), k.double(), v.double(), backend="eager")
+    assert (found.double() - truth).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("M", [1, 2, 7, 15, 16, 17])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "auto"])
+def test_a_nan_shows_however_few_keys_there_are(generator, backend, M):
+    q, k, v = (torch.randn(1, n, 8, generator=generator) for n in (4, M, M))
+    q[0, 1, 3] = float("nan")
+    for inputs in ((q, k, v), (q.clone().requires_grad_(True), k, v)):
+        assert attention(*inputs, backend=backend).isnan().any(2)[0].tolist() == [False, True, False, False]

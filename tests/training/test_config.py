@@ -48,6 +48,32 @@ def test_bad_values_are_refused_in_a_sentence(change, message):
         TrainConfig.from_preset("shapes-32", **{"out": "x", **change})
 
 
+def test_numbers_mean_in_a_file_what_they_mean_on_the_command_line(tmp_path):
+    from sagan_fast.commands.train import _parse
+
+    base = ["--preset", "shapes-32", "--data", "shapes", "--out", str(tmp_path / "run")]
+    for text in ("010", "12:30", "7", "0x10", "-3"):
+        (tmp_path / "c.yaml").write_text(f"seed: {text}\ndata: shapes\nout: x\ng_lr: 1e-4\nflip: true\n")
+        from_file, *_ = _parse(["--config", str(tmp_path / "c.yaml")])
+        assert from_file.seed == _parse([*base, f"--seed={text}"])[0].seed, text
+        assert from_file.g_lr == 1e-4 and from_file.flip is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 1\n", r"c\.yaml gives a twice: remove one of the lines"),
+        ("generator: {z_dim: 1, z_dim: 2}\n", "gives z_dim twice"),
+        ("num_classes: null\n", "gives num_classes no value: write one, or remove the line for the default"),
+        ("generator:\n  z_dim:\n", "gives z_dim no value"),
+    ],
+)
+def test_keys_that_stand_twice_or_empty(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_yaml(tmp_path / "c.yaml")
+
+
 def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path):
     for text, message in (("- a\n- b\n", "must hold keys and values, got list"), ("a: [1", "is not valid YAML")):
         (tmp_path / "c.yaml").write_text(text)

@@ -10,6 +10,7 @@ from PIL import Image
 
 import sagan_fast.training.loop as loop
 from sagan_fast import cli
+from sagan_fast.data.shapes import CLASS_NAMES
 from sagan_fast.errors import InputError
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.training import evaluation
@@ -94,16 +95,21 @@ def test_the_lowest_fid_is_kept(tmp_path, settings, monkeypatch, capsys):
 
 def test_a_failed_evaluation_does_not_end_the_run(tmp_path, settings, capsys):
     real = tmp_path / "real"
-    for label in range(10):
-        (real / str(label)).mkdir(parents=True)
+    for name in CLASS_NAMES:
+        (real / name).mkdir(parents=True)
         for i in range(2):
             pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(real / str(label) / f"{i}.png")
-    (real / "3" / "1.png").write_bytes(b"broken")
+            Image.fromarray(pixels).save(real / name / f"{i}.png")
+    (real / "ring" / "1.png").write_bytes(b"broken")
     settings |= {"eval_data": f"folder:{real}", "eval_reference_count": 0}
     state = train(tmp_path / "run", **settings, steps=3)
     assert state.step == 3
-    assert f"the evaluation of step 2 failed: {real}/3/1.png cannot be read" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"the evaluation of step 2 failed: {real}/ring/1.png cannot be read" in said
+    assert f"folder:{real} has the classes of shapes in another order" in said
+    assert not scores(tmp_path / "run")
+    train(tmp_path / "skipping", **settings, steps=2, on_broken="skip")
+    assert "eval/fid" in scores(tmp_path / "skipping")[2]
 
 
 @pytest.mark.parametrize(
@@ -160,3 +166,16 @@ def test_a_slow_background_evaluation_is_neither_doubled_nor_left_behind(tmp_pat
     assert "step 4 is not evaluated: the evaluation of step 2 is not done" in capsys.readouterr().out
     assert started.processes[0].returncode is not None
     assert not list((tmp_path / "run" / "evaluation").glob("*.pt"))
+
+
+def test_other_classes_of_eval_data_are_refused_at_once(tmp_path, settings):
+    for name in ("ant", "bee"):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(np.full((32, 32, 3), 90 * i, np.uint8)).save(tmp_path / "real" / name / f"{i}.png")
+    with pytest.raises(InputError, match=r"real has other classes than shapes: it lacks .* and it has ant, bee \(2 ag"):
+        train(tmp_path / "run", eval_data=f"folder:{tmp_path / 'real'}", **settings)
+    (tmp_path / "real" / "ant").rename(tmp_path / "flat")
+    settings["eval_reference_count"] = 2
+    train(tmp_path / "other", eval_data=f"folder:{tmp_path / 'flat'}", **settings)
+    assert "eval/fid" in scores(tmp_path / "other")[4]

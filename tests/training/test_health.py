@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from sagan_fast.errors import Diverged
+from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.health import Guard, memory_gib, network_values
+from sagan_fast.training.state import new_state
 
 FINE = {"d_loss": 1.2, "g_loss": 0.3, "d_real": 0.4, "d_fake": -0.5, "grad_norm/d": 3.0, "grad_norm/g": 0.0}
 
@@ -69,19 +71,32 @@ def test_a_divergence_says_how_long_all_was_well():
     resumed.check(6, won)
 
 
-def test_the_log_shows_gammas_sigmas_and_skipped_steps():
-    from sagan_fast.training.config import TrainConfig
-    from sagan_fast.training.state import new_state
-
-    narrow = {"base_channels": 4}
+def tiny_state():
+    narrow = {"base_channels": 2}
     config = TrainConfig.from_preset("shapes-32", out="x", generator=narrow, discriminator=narrow)
-    state = new_state(config, torch.device("cpu"))
+    return new_state(config, torch.device("cpu"))
+
+
+def test_the_log_shows_gammas_sigmas_and_skipped_steps():
+    state = tiny_state()
     state.generator.attentions["16"].gamma.data.fill_(0.25)
     values, curves = network_values(state)
     assert values["gamma/g.attentions.16"] == 0.25 and values["gamma/d.attentions.16"] == 0.0
     assert values["skipped_steps/g"] == values["skipped_steps/d"] == 0
     assert values["sigma_max/d"] == max(v for k, v in curves.items() if k.startswith("sigma/d."))
     assert len(curves) == len(state.g_spectral) + len(state.d_spectral)
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_the_largest_sigma_is_nan_wherever_one_is(place):
+    state = tiny_state()
+    found = dict.fromkeys(state.d_spectral.sigmas(), 1.0)
+    found[list(found)[place]] = float("nan")
+    state.d_spectral.sigmas = lambda: found
+    values, _ = network_values(state)
+    assert math.isnan(values["sigma_max/d"]) and math.isfinite(values["sigma_max/g"])
+    with pytest.raises(Diverged, match="sigma_max/d grew from nan to nan"):
+        Guard(patience=3).check(1, {**FINE, **values})
 
 
 def test_memory_is_that_of_this_process():

@@ -6,11 +6,14 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import sagan_fast.training.loop as loop
+from sagan_fast.data import open_dataset
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import load_checkpoint
 from sagan_fast.training.config import TrainConfig, read_yaml
@@ -40,7 +43,22 @@ def test_a_run_folder_holds_everything(tmp_path, capsys):
     assert list((run / "tensorboard").iterdir())
     content = load_checkpoint(run / "checkpoints" / "last.pt")
     assert content["step"] == 4 and {"generator", "ema", "discriminator"} <= set(content)
-    assert "done at step 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "done at step 4" in said and "500 images in each class" in said
+
+
+def test_the_picture_of_the_data_shows_what_the_labels_say(tmp_path):
+    for value, name in enumerate(("ant", "bee", "cow")):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        Image.new("L", (64, 64), 40 + 60 * value).save(tmp_path / "real" / name / "1.png")
+    (tmp_path / "real" / "cow" / "1.png").write_text("no image")
+    loop.save_data(open_dataset(f"folder:{tmp_path / 'real'}", resolution=64), tmp_path / "data.png")
+    picture = np.asarray(Image.open(tmp_path / "data.png").convert("L"))
+    right = [np.unique(part[:, -64 * 7 :]).tolist() for part in np.array_split(picture[6:-6], 3)]
+    assert 40 in right[0] and 100 in right[1] and right[2] == [255]
+    assert (picture[:, :60] < 128).any()  # the names
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert found["classes"] == {"ant": 1, "bee": 1, "cow": 1} and found["labels_from"] == "sub-folders"
 
 
 def resumed_equals_straight(tmp_path, steps, **overrides):

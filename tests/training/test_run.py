@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sagan_fast.data import open_dataset
+from sagan_fast.data.shapes import CLASS_NAMES
 from sagan_fast.distributed import World, connected
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import load_checkpoint
@@ -54,6 +55,46 @@ def test_a_checkpoint_from_before_an_option_was_there_is_one_with_its_default(tm
     assert after.resume() == [] and after.state.step == 3
     with pytest.raises(InputError, match=r"cannot be resumed: loss \(was hinge, now relativistic\)"):
         run_in(tmp_path, loss="relativistic").resume()
+
+
+def checkpoint_with(path, names):
+    """Write a checkpoint of the shapes whose classes have these names."""
+    before = run_in(path)
+    before.dataset.class_names = list(names)
+    before.save()
+
+
+def test_a_run_goes_on_with_its_own_labels(tmp_path):
+    names = list(CLASS_NAMES)
+    checkpoint_with(tmp_path, names[::-1])
+    after = run_in(tmp_path)
+    before = after.dataset.labels.copy()
+    (said,) = after.resume()
+    assert "has the classes of the checkpoint" in said and "10 of 10 labels are mapped by name" in said
+    assert after.dataset.class_names == names[::-1] and (after.dataset.labels == 9 - before).all()
+    checkpoint_with(tmp_path, ["ant", *names[1:]])
+    other = run_in(tmp_path)
+    other.state.generator.conv.bias.data.fill_(0.5)
+    with pytest.raises(InputError, match=r"shapes has other classes than the checkpoint \S+last\.pt: it lacks ant and"):
+        other.resume()
+    assert other.state.generator.conv.bias.unique().tolist() == [0.5]  # nothing was loaded
+    checkpoint_with(tmp_path, [])  # written before checkpoints named their classes
+    assert run_in(tmp_path).resume() == []
+
+
+def take_classes(folder):
+    with connected("cpu", 60) as world:
+        run = run_in(folder / "run", world)
+        said = run.resume()
+        run.check_start()
+        (folder / f"rank-{world.rank}").write_text(f"{said} {run.dataset.labels[:3].tolist()}")
+
+
+def test_every_process_maps_the_labels(tmp_path):
+    checkpoint_with(tmp_path / "run", CLASS_NAMES[::-1])
+    assert run_ranks(take_classes, 2, tmp_path) == [0, 0]
+    said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
+    assert all("10 of 10 labels are mapped by name" in text and text.endswith(" [9, 8, 7]") for text in said)
 
 
 def test_what_is_not_as_it_was_is_said(tmp_path):

@@ -3,52 +3,85 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from sagan_fast.choices import SourceKind
 from sagan_fast.data.dataset import count, list_some
+from sagan_fast.data.layouts import SPLITS
 from sagan_fast.data.sources.base import Source, start_of
 from sagan_fast.data.sources.folder import FolderSource
 from sagan_fast.data.sources.hdf5 import SIGNATURE, HDF5Source
 from sagan_fast.data.sources.tar import TarSource, is_tar
 from sagan_fast.data.sources.tfrecord import TFRecordSource, is_tfrecord
+from sagan_fast.data.sources.zip import ZipSource
 from sagan_fast.errors import InputError
 
 __all__ = ["Source", "open_source"]
 
 NOT_SHARDS = (".txt", ".json", ".md", ".csv", ".idx", ".yaml", ".yml")
+ZIP = b"PK\x03\x04"
+NOT_ARCHIVES = (".npz", ".pt", ".pth")
+"""Files that begin as a zip archive and hold no images."""
 
 
 def open_source(
-    path: str | os.PathLike[str], kind: Literal["auto", SourceKind] = "auto", first_label: int = 0
+    path: str | os.PathLike[str],
+    kind: Literal["auto", SourceKind] = "auto",
+    first_label: int | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """Return the data set at `path`: a folder of images, or files of one of the other kinds.
 
     Args:
         path: a folder of images or of files, a file, or a pattern of files with *, ?, [...], {a,b} or {000..123}.
         kind: "auto" to recognise it by what the files begin with, not by their names.
-        first_label: the number that labels in files are counted from.
+        first_label: the number that labels in files are counted from; None is 0.
+        unlabelled: read the images without labels, whatever looks like a label.
 
-    Raises InputError if nothing is there, its kind is not recognised or not the one given, or it holds no images.
+    Raises InputError if nothing is there, its kind is not recognised or not the one given, it holds no images, or
+    something looks like a label and is not read.
     """
     path = os.fspath(path)
-    if first_label not in (0, 1):
+    if first_label not in (None, 0, 1):
         raise InputError(f"--first-label must be 0 or 1, got {first_label}")
-    found = kind_of(path) if kind == "auto" else kind
+    source = _open(path, kind_of(path) if kind == "auto" else kind, first_label, unlabelled)
+    if first_label is None and source.class_names is None and source.label_counts and not source.faults:
+        _refuse_gaps(source, source.label_counts)
+    return source
+
+
+def _refuse_gaps(source: Source, counts: Mapping[int, int]) -> None:
+    """Raise InputError if a class below the largest label has no images, as when labels are counted from 1."""
+    empty = [str(label) for label in range(max(counts)) if not counts.get(label)]
+    if empty == ["0"]:
+        raise InputError(
+            f"the labels of {source.path} are 1 to {max(counts)}: add --first-label 1 if they are counted from 1, or "
+            "--first-label 0 if class 0 has no images"
+        )
+    if empty:
+        raise InputError(
+            f"{source.path} has labels up to {max(counts)}, and {count(len(empty), 'class', 'classes')} below "
+            f"({list_some(empty)}) without images: number the classes without gaps, or add --first-label 0 to pack it"
+        )
+
+
+def _open(path: str, found: SourceKind, first_label: int | None, unlabelled: bool) -> Source:
+    if found in ("folder", "zip") and first_label:
+        raise InputError("--first-label is for labels in files: the classes of a folder are its sub-folders")
     if found == "folder":
-        if first_label:
-            raise InputError("--first-label is for labels in files: the classes of a folder are its sub-folders")
-        return FolderSource(path)
+        return FolderSource(path, unlabelled)
     files = files_of(path)
     if found == "tar":
-        return TarSource(path, files, first_label)
+        return TarSource(path, files, first_label, unlabelled)
     if found == "tfrecord":
-        return TFRecordSource(path, files, first_label)
+        return TFRecordSource(path, files, first_label, unlabelled)
     if len(files) > 1:
-        raise InputError(f"{path} names {len(files)} HDF5 files ({list_some(files)}): give one")
-    return HDF5Source(path, files[0], first_label)
+        raise InputError(f"{path} names {len(files)} {found.upper()} files ({list_some(files)}): give one")
+    if found == "zip":
+        return ZipSource(path, files[0], unlabelled)
+    return HDF5Source(path, files[0], first_label, unlabelled)
 
 
 def kind_of(path: str) -> SourceKind:
@@ -61,7 +94,7 @@ def kind_of(path: str) -> SourceKind:
         raise InputError(f"{path} holds files of several kinds: {said}; give a pattern that names one kind")
     (kind,) = kinds
     if kind is None:
-        raise InputError(f"{path} is no tar, TFRecord or HDF5 file: give one of these, or a folder of unpacked images")
+        raise InputError(f"{path} is no tar, zip, TFRecord or HDF5 file: give one of these, or a folder of images")
     return kind
 
 
@@ -70,8 +103,8 @@ def files_of(path: str) -> list[str]:
     whole = os.path.expanduser(path)
     if os.path.isdir(whole):
         if shards := _shards_in(path):
-            return shards
-        raise InputError(f"{path} is a folder without tar, TFRecord or HDF5 files")
+            return _of_one_part(path, shards)
+        raise InputError(f"{path} is a folder without tar, zip, TFRecord or HDF5 files")
     if os.path.exists(whole):
         return [whole]
     files: list[str] = []
@@ -84,7 +117,27 @@ def files_of(path: str) -> list[str]:
         files += matches
     if repeated := sorted({file for file in files if files.count(file) > 1}):
         raise InputError(f"{path} names {count(len(repeated), 'file', 'files')} twice ({list_some(repeated)})")
-    return files
+    return files if re.search(r"\{[^{}]*,", path) else _of_one_part(path, files)
+
+
+def _of_one_part(path: str, files: list[str]) -> list[str]:
+    """Return `files`; InputError if their names say that some are for training and others for validation."""
+    parts: dict[str, list[str]] = {}
+    for file in files:
+        words = re.findall(r"[a-z]+", os.path.basename(file).lower())
+        part = next((word for word in words if word in SPLITS), "")
+        parts.setdefault(part, []).append(file)
+    if len(parts) < 2:
+        return files
+    first = min(parts, key=lambda part: SPLITS.index(part) if part else len(SPLITS))
+    said = ", ".join(f"{len(parts[part])} {part or 'others'}" for part in parts)
+    name = os.path.basename(parts[first][0])
+    at = name.lower().index(first) + len(first)
+    pattern = os.path.join(os.path.dirname(parts[first][0]), f"{name[:at]}*")
+    raise InputError(
+        f'{path} holds several parts of a data set ({said}): give one, as in "{pattern}"; a list in braces, {{a,b}}, '
+        "packs them together"
+    )
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -117,6 +170,8 @@ def _shards_in(path: str) -> list[str]:
 
 def _kind_of_file(file: str) -> SourceKind | None:
     start = start_of(file)
+    if start.startswith(ZIP) and not file.lower().endswith(NOT_ARCHIVES):
+        return "zip"
     if start.startswith(SIGNATURE):
         return "hdf5"
     if is_tfrecord(start):  # before tar: both may be compressed

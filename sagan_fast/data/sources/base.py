@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from sagan_fast.data.images import BrokenImageError, crop_and_resize, to_tensor
+from sagan_fast.data.labels import counted_from
 from sagan_fast.files import explained, reason
 
 Image = npt.NDArray[np.uint8]
 GZIP = b"\x1f\x8b"
-MAX_LABEL = 10**6
-"""A larger number in a file is no class."""
+UNLABELLED = "--unlabelled true reads the images without labels"
+"""Advice for a source whose labels cannot be read."""
 
 
 class Source(ABC):
@@ -28,6 +29,11 @@ class Source(ABC):
         class_names: where the format has them; None where labels are numbers only, [] where there are no labels.
         num_items: how many there are; None where only reading to the end would tell.
         first_label: the number that labels are counted from.
+        labels_from: what the labels were read from, in words.
+        label_counts: number of images of each label, where all labels have been read; else None.
+        passed_over: number of what lies beside the images and is not read, by kind.
+        has_stamps: whether `stamp` tells that an item has changed; where not, `fingerprint` tells.
+        faults: names and reasons of items that are known to be broken before the work begins.
         total: the `position` of the end.
         items_per_task: how many items are best read at once; None leaves it to the caller.
     """
@@ -37,6 +43,11 @@ class Source(ABC):
     class_names: list[str] | None = None
     num_items: int | None = None
     first_label: int = 0
+    labels_from: str = ""
+    label_counts: Mapping[int, int] | None = None
+    passed_over: Mapping[str, int] = {}
+    faults: Sequence[tuple[str, str]] = ()
+    has_stamps = False
     total: int = 0
     items_per_task: int | None = None
 
@@ -63,6 +74,10 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Return a digest of what is to be read; an unfinished preparation compares it when it continues."""
 
+    def stamp(self, item: Any) -> str:
+        """Return what changes when the content of `item` changes; only where `has_stamps`."""
+        return ""
+
     def read_many(self, items: Sequence[Any], resolution: int) -> Iterator[tuple[Image, int] | BrokenImageError]:
         """Yield what `read` returns or raises for each of `items`."""
         for item in items:
@@ -81,7 +96,8 @@ class FilesSource(Source):
 
     def __init__(self, path: str, files: Sequence[str], first_label: int) -> None:
         self.path, self.files, self.first_label = path, list(files), first_label
-        self._sizes = [os.path.getsize(file) for file in self.files]
+        statuses = [os.stat(file) for file in self.files]
+        self._sizes, self._times = [s.st_size for s in statuses], [s.st_mtime_ns for s in statuses]
         self.total = sum(self._sizes)
 
     @abstractmethod
@@ -97,7 +113,8 @@ class FilesSource(Source):
         return int(item.position)
 
     def fingerprint(self) -> str:
-        return fingerprint_of([*map(os.path.basename, self.files), *self._sizes])
+        """Return a digest of the files' names, sizes and times of modification."""
+        return fingerprint_of([*map(os.path.basename, self.files), *self._sizes, *self._times])
 
     def bytes_at(self, file: int, offset: int, size: int) -> bytes:
         """Return `size` bytes of a file, fewer at its end; BrokenImageError if it cannot be read."""
@@ -117,11 +134,12 @@ def fingerprint_of(parts: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def check_label(label: int, first_label: int) -> int:
-    """Return the class number of `label`, counted from `first_label`; BrokenImageError if it is none."""
-    if not first_label <= label <= MAX_LABEL:
-        raise BrokenImageError(f"its label {label} is not in {first_label}..{MAX_LABEL}")
-    return label - first_label
+def check_label(label: Any, first_label: int) -> int:
+    """Return the class number of `label` in any form, counted from `first_label`; BrokenImageError if it is none."""
+    try:
+        return counted_from(label, first_label)
+    except ValueError as error:
+        raise BrokenImageError(str(error)) from None
 
 
 def fit(image: Image, resolution: int) -> Image:

@@ -5,13 +5,16 @@ BigGAN-PyTorch (make_hdf5.py) and StudioGAN at first store (N, 3, R, R), today's
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from sagan_fast.data.dataset import list_some
 from sagan_fast.data.images import BrokenImageError
-from sagan_fast.data.sources.base import Image, Source, check_label, fingerprint_of, fit
+from sagan_fast.data.labels import SUSPICIOUS
+from sagan_fast.data.sources.base import UNLABELLED, Image, Source, check_label, fingerprint_of, fit
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
 
@@ -27,8 +30,8 @@ class HDF5Source(Source):
 
     kind = "hdf5"
 
-    def __init__(self, path: str, file: str, first_label: int = 0) -> None:
-        self.path, self.file, self.first_label = path, file, first_label
+    def __init__(self, path: str, file: str, first_label: int | None = None, unlabelled: bool = False) -> None:
+        self.path, self.file, self.first_label = path, file, first_label or 0
         self._opened: Any = None
         opened = self._open()
         images, labels = opened.get("imgs"), opened.get("labels")
@@ -41,12 +44,21 @@ class HDF5Source(Source):
             )
         self.num_items = self.total = shape[0]
         self._channels_first = shape[1] == 3
-        if labels is not None and labels.shape != (self.total,):
-            raise InputError(f"{file} must hold as many labels as imgs, {self.total}, and holds {labels.shape}")
-        self.class_names = [] if labels is None else None
+        self._labels: list[int | str] | None = None
+        others = sorted(name for name in opened if name != "imgs")
+        if labels is not None and not unlabelled:
+            self._labels = self._read_labels(labels)
+            others.remove("labels")
+        elif not unlabelled and (hints := [name for name in others if SUSPICIOUS.search(name) or name == "y"]):
+            raise InputError(
+                f"{file} has no labels, and it holds {list_some(hints)}: call the labels labels; {UNLABELLED}"
+            )
+        self.passed_over = {"array": len(others)} if others else {}
+        self.class_names = [] if self._labels is None else None
+        self.labels_from = "nothing: no labels" if self._labels is None else "labels"
         if images.chunks is not None:  # a chunk is read whole, whatever is wanted of it
             self.items_per_task = min(images.chunks[0], MAX_ITEMS_PER_TASK)
-        self._described = (shape, images.id.get_storage_size(), labels is None)
+        self._described = (shape, images.id.get_storage_size(), self._labels is None)
         opened.close()
         self._opened = None
 
@@ -64,7 +76,6 @@ class HDF5Source(Source):
         try:
             file = self._open()
             images = file["imgs"][items[0] : items[-1] + 1]
-            labels = file["labels"][items[0] : items[-1] + 1] if self.class_names is None else None
         except (OSError, KeyError, RuntimeError, InputError) as error:
             if len(items) > 1:
                 for item in items:
@@ -72,16 +83,37 @@ class HDF5Source(Source):
             else:
                 yield BrokenImageError(" ".join(str(error).split()))
             return
-        for i, image in enumerate(images):
-            try:
-                label = 0 if labels is None else check_label(int(labels[i]), self.first_label)
+        for item, image in zip(items, images, strict=True):
+            label = 0 if self._labels is None else self._labels[item]
+            if isinstance(label, str):
+                yield BrokenImageError(label)
+            else:
                 yield fit(image.transpose(1, 2, 0) if self._channels_first else image, resolution), label
-            except BrokenImageError as error:
-                yield error
 
     def fingerprint(self) -> str:
-        """Return a digest of the file's name and size and the arrays' shapes."""
-        return fingerprint_of([os.path.basename(self.file), os.path.getsize(self.file), *self._described])
+        """Return a digest of the file's name, size and time of modification, and of the arrays' shapes."""
+        status = os.stat(self.file)
+        return fingerprint_of([os.path.basename(self.file), status.st_size, status.st_mtime_ns, *self._described])
+
+    def _read_labels(self, stored: Any) -> list[int | str]:
+        """Return the class of every image, or what is wrong with its label; InputError if all are wrong."""
+        if stored.shape[:1] != (self.total,) or len(stored.shape) > 2:
+            raise InputError(f"{self.file} must hold as many labels as imgs, {self.total}, and holds {stored.shape}")
+        with explained(f"the labels of {self.file} cannot be read", kinds=(OSError, RuntimeError)):
+            rows = stored[...]
+        labels: list[int | str] = []
+        faults = []
+        for item, row in enumerate(rows):
+            try:
+                labels.append(check_label(row, self.first_label))
+            except BrokenImageError as error:
+                labels.append(str(error))
+                faults.append((self.name_of(item), str(error)))
+        if len(faults) == self.total:
+            raise InputError(f"{self.file}: no label is a class; of the first image, {labels[0]}; {UNLABELLED}")
+        self.faults = faults
+        self.label_counts = Counter(label for label in labels if isinstance(label, int))
+        return labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}

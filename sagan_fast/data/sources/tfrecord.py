@@ -15,20 +15,26 @@ import io
 import math
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sagan_fast.data.dataset import list_some
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import GZIP, FilesSource, Image, check_label, fit, start_of
+from sagan_fast.data.labels import SUSPICIOUS
+from sagan_fast.data.sources.base import GZIP, UNLABELLED, FilesSource, Image, check_label, fit, start_of
 from sagan_fast.errors import InputError
 
 IMAGE_KEYS = ("image_raw", "image/encoded", "image")
 LABEL_KEYS = ("label", "image/class/label")
 HEIGHT_KEYS, WIDTH_KEYS, DEPTH_KEYS = ("height", "image/height"), ("width", "image/width"), ("depth", "image/channels")
 ENCODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+SURVEYED_BYTES = 4 * 2**30
+"""Of records whose labels are read before the work begins."""
+MOST_FAULTS = 20
 HEADER = struct.Struct("<QI")
 
 
@@ -53,11 +59,13 @@ class TFRecordSource(FilesSource):
 
     kind = "tfrecord"
 
-    def __init__(self, path: str, files: Sequence[str], first_label: int = 0) -> None:
+    def __init__(
+        self, path: str, files: Sequence[str], first_label: int | None = None, unlabelled: bool = False
+    ) -> None:
         for name in files:
             if not is_tfrecord(start_of(name)):
                 raise InputError(f"{name} is no TFRecord file: its first record's length has a wrong check sum")
-        super().__init__(path, files, first_label)
+        super().__init__(path, files, first_label or 0)
         first = next(item for item in self.items())
         try:
             features = parse_example(self._data(first))
@@ -68,7 +76,18 @@ class TFRecordSource(FilesSource):
                 f"{self.name_of(first)} has no image: its features are {', '.join(sorted(features)) or 'none'}, and "
                 f"the image is looked for in {', '.join(IMAGE_KEYS)}"
             )
-        self.class_names = None if any(key in features for key in LABEL_KEYS) else []
+        self._unlabelled = unlabelled
+        self._labelled = not unlabelled and any(key in features for key in LABEL_KEYS)
+        self.class_names = None if self._labelled else []
+        self.labels_from = "nothing: no labels"
+        if self._labelled:
+            self.labels_from = next(key for key in LABEL_KEYS if key in features)
+            self._survey()
+        elif hints := [key for key in sorted(features) if SUSPICIOUS.search(key)] if not unlabelled else []:
+            raise InputError(
+                f"{self.name_of(first)} has no label in {', '.join(LABEL_KEYS)}, and {list_some(hints)} may be it: "
+                f"write whole numbers to label; {UNLABELLED}"
+            )
 
     def name_of(self, item: RecordItem) -> str:
         return f"{self.files[item.file]}, record {item.number}"
@@ -76,10 +95,39 @@ class TFRecordSource(FilesSource):
     def read(self, item: RecordItem, resolution: int) -> tuple[Image, int]:
         features = parse_example(self._data(item))
         image = _image(features, resolution)
-        label = _whole_number(features, LABEL_KEYS)
-        if (label is None) != (self.class_names == []):
-            raise BrokenImageError(f"it has {'no' if label is None else 'a'} label, unlike the first record")
-        return image, 0 if label is None else check_label(label, self.first_label)
+        if not self._labelled and not self._unlabelled and any(features.get(key) for key in LABEL_KEYS):
+            raise BrokenImageError("it has a label, unlike the first record")
+        return image, self._label(features) if self._labelled else 0
+
+    def _label(self, features: dict[str, list[Any]]) -> int:
+        found = next((features[key] for key in LABEL_KEYS if features.get(key)), None)
+        if found is None:
+            raise BrokenImageError("it has no label, unlike the first record")
+        return check_label(found, self.first_label)
+
+    def _survey(self) -> None:
+        """Read the labels before the work begins: of all records, or of the first ones of each file of a large set."""
+        counts: Counter[int] = Counter()
+        faults: list[tuple[str, str]] = []
+        budget, whole = SURVEYED_BYTES // len(self.files), True
+        for file in range(len(self.files)):
+            end = 0
+            for item in self.items_of(file, 0):
+                end += item.size
+                if end > budget:
+                    whole = False
+                    break
+                try:
+                    counts[self._label(parse_example(self._data(item)))] += 1
+                except BrokenImageError as error:
+                    whole &= not item.broken
+                    if not item.broken and len(faults) < MOST_FAULTS:
+                        faults.append((self.name_of(item), str(error)))
+        self.faults = faults
+        if whole:
+            self.label_counts = counts
+        elif counts and not counts[0]:  # of the classes only this is known: none of the first records has label 0
+            self.label_counts = dict.fromkeys(range(1, max(counts, default=0) + 1), 1)
 
     def items_of(self, file: int, before: int) -> Iterator[RecordItem]:
         size, records = self._sizes[file], 0

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from sagan_fast.data.images import BrokenImageError, read_image
-from sagan_fast.data.sources.base import MAX_LABEL, check_label, fingerprint_of, fit, start_of
+from sagan_fast.data.labels import MAX_LABEL
+from sagan_fast.data.sources.base import check_label, fingerprint_of, fit, start_of
 from sagan_fast.errors import InputError
 
 

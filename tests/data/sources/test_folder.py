@@ -21,8 +21,10 @@ def test_images_labels_and_order_are_those_of_the_data_set(image_folder):
 def test_fingerprint_knows_names_not_contents(image_folder):
     before = open_source(str(image_folder)).fingerprint()
     assert open_source(f"{image_folder}/").fingerprint() == before
+    stamp = open_source(str(image_folder)).stamp(2)
     (image_folder / "cat" / "gray.jpg").write_bytes(b"repaired")
     assert open_source(str(image_folder)).fingerprint() == before
+    assert open_source(str(image_folder)).stamp(2) != stamp
     (image_folder / "cat" / "gray.jpg").rename(image_folder / "cat" / "grey.jpg")
     assert open_source(str(image_folder)).fingerprint() != before
 

@@ -78,6 +78,50 @@ def test_labels_counted_from_one_and_wrong_ones(tmp_path, images, labels):
         prepare(open_source(str(path)), tmp_path / "other", resolution=8, num_workers=0)
 
 
+def test_columns_vectors_and_floats(tmp_path, images, labels):
+    one_hot = np.eye(4)[labels]
+    for number, form in enumerate((labels[:, None], one_hot, one_hot > 0, labels.astype(np.float32))):
+        source = open_source(str(write(tmp_path / f"{number}.h5", images, form)))
+        manifest = prepare(source, tmp_path / str(number), resolution=8, num_workers=0)
+        assert manifest.class_counts == np.bincount(labels).tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.7, "its label '0.7' is not a whole number; nothing is packed"),
+        (np.nan, "its label 'nan' is not a whole number"),
+    ],
+)
+def test_one_label_that_is_none(tmp_path, images, labels, value, message):
+    form = labels.astype(np.float64)
+    form[6] = value
+    path = write(tmp_path / "a.h5", images, form)
+    with pytest.raises(InputError, match=rf"a\.h5, image 6 cannot be read: {message}"):
+        prepare(open_source(str(path)), tmp_path / "out", resolution=8, num_workers=0)
+    manifest = prepare(open_source(str(path)), tmp_path / "out", resolution=8, num_workers=0, on_broken="skip")
+    assert manifest.num_images == 22 and "image 6: its label" in (tmp_path / "out" / "broken.txt").read_text()
+
+
+def test_labels_that_all_are_none_and_labels_by_another_name(tmp_path, images, labels):
+    with pytest.raises(InputError, match=r"no label is a class; of the first image, its label is a vector"):
+        open_source(str(write(tmp_path / "a.h5", images, np.full((23, 4), 0.25))))
+    path = write(tmp_path / "b.h5", images, None)
+    with h5py.File(path, "a") as file:
+        file["targets"] = labels
+    with pytest.raises(InputError, match=r"b\.h5 has no labels, and it holds targets: .*; --unlabelled true"):
+        open_source(str(path))
+    source = open_source(str(path), unlabelled=True)
+    assert source.class_names == [] and source.passed_over == {"array": 1}
+
+
+def test_gaps_are_refused_before_the_work(tmp_path, images, labels):
+    path = write(tmp_path / "a.h5", images, labels * 2)
+    with pytest.raises(InputError, match=r"has labels up to 6, and 3 classes below \(1, 3, 5\) without images: number"):
+        open_source(str(path))
+    assert open_source(str(path), first_label=0).label_counts[6] > 0
+
+
 def test_a_damaged_chunk_costs_its_images_only(tmp_path, images, labels):
     path = write(tmp_path / "a.h5", images, labels, fletcher32=True)
     with h5py.File(path, "r") as file:

@@ -60,9 +60,9 @@ def test_kinds(tmp_path, image_folder, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"holds files of several kinds: .*\(hdf5\).*; give a pattern"):
         kind_of(f"{tmp_path}/{{hdf,records}}")
-    with pytest.raises(InputError, match="is no tar, TFRecord or HDF5 file"):
+    with pytest.raises(InputError, match="is no tar, zip, TFRecord or HDF5 file"):
         kind_of(str(image_folder / "cat" / "gray.jpg"))
-    with pytest.raises(InputError, match="is a folder without tar, TFRecord or HDF5 files"):
+    with pytest.raises(InputError, match="is a folder without tar, zip, TFRecord or HDF5 files"):
         open_source(str(image_folder), kind="tar")
     with pytest.raises(InputError, match="does not exist"):
         open_source(str(tmp_path / "nothing"))

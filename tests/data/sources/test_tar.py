@@ -152,7 +152,7 @@ def test_what_is_wrong_with_single_samples(rng, tmp_path):
     assert images == 2
     expected = [
         ("words.png", "its label 'cat' is not a whole number"),
-        ("none.png", "it has no label, unlike the first sample"),
+        ("none.png", "it has no label, and others have one"),
         ("negative.png", "its label -1 is not in 0..1000000"),
         ("huge.png", "its label 99999999999999999999 is not in"),
         ("twice.png", "it has a second image, twice.v2.png (a key ends at the first dot)"),
@@ -171,7 +171,7 @@ def test_a_label_where_there_are_none(rng, tmp_path):
     path = write(tmp_path / "a.tar", [("a.png", image), ("b.png", image), ("b.cls", b"1")])
     assert broken_of(open_source(str(path)), tmp_path / "out") == (
         1,
-        ["b.png: it has a label, unlike the first sample"],
+        ["a.png: it has no label, and others have one"],
     )
 
 

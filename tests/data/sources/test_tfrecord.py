@@ -162,11 +162,49 @@ def test_unlabelled(images, tmp_path):
     assert pack(open_source(str(path)), tmp_path / "out").class_names == []
 
 
-def test_labels_from_one_without_saying_so_leave_an_empty_class(images, tmp_path):
-    manifest = pack(open_source(write(tmp_path / "a", recipe(images, first=1))), tmp_path / "out")
+def test_labels_from_one_without_saying_so_are_refused_before_the_work(images, tmp_path, monkeypatch):
+    path = write(tmp_path / "a", recipe(images, first=1))
+    with pytest.raises(InputError, match=r"the labels of \S+ are 1 to 4: add --first-label 1 if they are counted from"):
+        open_source(path)
+    monkeypatch.setattr("sagan_fast.data.sources.tfrecord.SURVEYED_BYTES", 700)  # a large set is read in part
+    with pytest.raises(InputError, match=r"add --first-label 1"):
+        open_source(path)
+    assert open_source(write(tmp_path / "b", recipe(images))).label_counts is None
+    assert pack(open_source(path, first_label=1), tmp_path / "from 1").class_counts == [3, 2, 2, 2]
+    manifest = pack(open_source(path, first_label=0), tmp_path / "out")
     assert manifest.class_counts == [0, 3, 2, 2, 2]
     with pytest.raises(InputError, match=r"1 of its 5 classes \(0\) have no images: .*--first-label 1"):
         open_dataset(f"packed:{tmp_path / 'out'}", resolution=8, num_classes=5)
+
+
+def test_forms_of_labels(images, tmp_path):
+    def labels(forms, **options):
+        records = [example(image_raw=image.tobytes(), label=label) for image, label in zip(images, forms, strict=False)]
+        source = open_source(write(tmp_path / "a", records), **options)
+        pack(source, tmp_path / str(len(list(tmp_path.iterdir()))))
+        return source.label_counts
+
+    one_hot = [[int(i == label) for i in range(4)] for label in (2, 0, 3, 1)]
+    assert labels(one_hot) == labels([[float(n) for n in row] for row in one_hot]) == dict.fromkeys(range(4), 1)
+    assert labels([1.0, 0.0, b"2"]) == dict.fromkeys(range(3), 1)
+    for forms, message in (
+        ([0, 0.7], r"record 1 cannot be read: its label '0\.6\d+' is not a whole number; nothing is packed yet"),
+        ([[0, 1], [1, 1]], "record 1 cannot be read: its label is a vector of 2 numbers that is not one-hot"),
+        ([float("nan")], "its label 'nan' is not a whole number"),
+        ([b"cat"], "its label 'cat' is not a whole number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            labels(forms)
+
+
+def test_what_looks_like_a_label_is_not_passed_over(images, tmp_path):
+    records = [example(image=image.tobytes(), image__class__text=b"cat") for image in images]
+    path = write(tmp_path / "a", records)
+    with pytest.raises(InputError, match=r"no label in label, image/class/label, and image/class/text may be it"):
+        open_source(path)
+    assert pack(open_source(path, unlabelled=True), tmp_path / "out").class_names == []
+    labelled = write(tmp_path / "b", recipe(images))
+    assert pack(open_source(labelled, unlabelled=True), tmp_path / "flat").class_names == []
 
 
 def broken_of(path, out):

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from sagan_fast.data import open_dataset
 from sagan_fast.errors import InputError
@@ -49,6 +49,28 @@ def test_images_and_labels(archive, inside):
     for index in range(20):
         image, label = data[index]
         assert np.array_equal(image.numpy(), pixels[index]) and label == labels[index]
+
+
+def test_cifar_100_has_its_fine_classes(tmp_path, monkeypatch, rng):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    names = [f"class {i:02}" for i in range(100)]
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    pixels = rng.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+    rows = {"data": pixels.reshape(6, -1), "fine_labels": [7, 99, 0, 3, 3, 50], "coarse_labels": [0] * 6}
+    monkeypatch.setattr(CIFAR100, "train_list", [write("train", rows)])
+    monkeypatch.setattr(CIFAR100, "test_list", [write("test", rows)])
+    meta = write("meta", {"fine_label_names": names, "coarse_label_names": ["x"]})
+    monkeypatch.setattr(CIFAR100, "meta", {"filename": meta[0], "key": "fine_label_names", "md5": meta[1]})
+    data = open_dataset(f"cifar100:{tmp_path}", resolution=32, num_classes=100)
+    assert data.class_names == names and data.labels.tolist() == [7, 99, 0, 3, 3, 50]
+    assert all(np.array_equal(image.numpy(), row) for (image, _), row in zip(data, pixels, strict=True))
+    with pytest.raises(InputError, match=r"cifar100:\S+ holds no folder cifar-100-python: unpack cifar-100"):
+        open_dataset(f"cifar100:{tmp_path / 'nowhere'}", resolution=32)
 
 
 def test_resized_and_unconditional(archive):
