@@ -126,17 +126,15 @@ def test_heads_are_attention_of_each_head(backend, generator):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_transforms_keep_the_tangent(backend, generator):
+def test_a_compiled_jvp_keeps_the_tangent(backend, generator):
     q, k, v, _, *tangents = inputs((2, 20, 12, 8, 16), generator, torch.float32)
-    uses = [
-        lambda *t: jvp(on(backend), t, tuple(tangents))[1],
-        lambda q, k, v: grad(lambda q: on(backend)(q, k, v).square().sum())(q),
-        lambda q, k, v: vmap(on(backend), (0, None, None))(torch.stack([q, -q]), k, v),
-    ]
-    for use in uses:
-        torch._dynamo.reset()
-        found = torch.compile(use, fullgraph=True, backend="aot_eager")(q, k, v)
-        torch.testing.assert_close(found, use(q, k, v), rtol=1e-4, atol=1e-4)
+
+    def use(*t):
+        return jvp(on(backend), t, tuple(tangents))[1]
+
+    torch._dynamo.reset()
+    found = torch.compile(use, fullgraph=True, backend="aot_eager")(q, k, v)
+    torch.testing.assert_close(found, use(q, k, v), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
