@@ -151,10 +151,13 @@ def too_wide(D_QK: int, D_V: int) -> str | None:
 def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
     """Return the backend that runs attention on the device and dtype of `like`, with B images of N queries and M keys.
 
-    Raises ValueError for a name that is not in `BACKENDS`. An explicit choice is never replaced by another: if "triton"
-    cannot run, raises ValueError where the widths are at fault, else RuntimeError.
+    Raises ValueError for a name that is not in `BACKENDS`. An explicit choice is never replaced by another, but
+    for torch.export, which keeps only the forward of an autograd.Function (2.14.1). If "triton" cannot run, raises
+    ValueError where the widths are at fault, else RuntimeError.
     """
     check_backend(op, backend, BACKENDS)
+    if torch.compiler.is_exporting():
+        return Choice("eager", "an exported program has no gradients of the other backends")
     if backend == "triton":
         if refusal := too_wide(D_QK, D_V):
             raise ValueError(f"{op}: backend must be 'sdpa' or 'eager' for these widths, got 'triton': {refusal}")
