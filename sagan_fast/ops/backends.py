@@ -19,6 +19,7 @@ from torch import Tensor
 from sagan_fast.choices import Backend
 from sagan_fast.kernels.attention import cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
+from sagan_fast.kernels.checks import is_autocast_on as is_autocast_on
 from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH, has_fast_float32
 from sagan_fast.kernels.launch import device_arch, precision_of
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
@@ -57,12 +58,6 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.backend} ({self.reason})"
-
-
-def is_autocast_on(device: torch.device) -> bool:
-    """Return whether autocast is on for `device`; never for devices that have none (meta), where PyTorch raises."""
-    kind = device.type
-    return (kind in ("cuda", "cpu") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
