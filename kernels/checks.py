@@ -40,3 +40,9 @@ def check_same_device(op: str, first_name: str, first: Tensor, **others: Tensor 
     for name, tensor in others.items():
         if tensor is not None and tensor.device != first.device:
             raise ValueError(f"{op}: {name} must be on the device of {first_name}, {first.device}, got {tensor.device}")
+
+
+def is_autocast_on(device: torch.device) -> bool:
+    """Return whether autocast is on for `device`; never for devices that have none (meta), where PyTorch raises."""
+    kind = device.type
+    return (kind in ("cuda", "cpu") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)

@@ -36,3 +36,14 @@ def test_the_estimate_of_several_gpus_follows_from_its_own_numbers():
         assert f"{2 * megabytes / (0.8 * float(rate)):.{digits}f}" == milliseconds
     flop, images, milliseconds = 154.9e9, 64, 64 * 154.9e9 / (0.45 * 989e12) * 1e3
     assert f"needs {milliseconds:.0f} ms for the {flop / 1e9} GFLOP an image of {images} images" in page
+
+
+def test_the_page_of_data_names_everything_that_is_read():
+    from sagan_fast.data import SPECS
+    from sagan_fast.data.labels import JSON_KEYS, LABEL_FILES
+    from sagan_fast.data.sources import tar, tfrecord
+
+    page = (ROOT / "docs" / "data.md").read_text()
+    keys = (*JSON_KEYS, *LABEL_FILES, *tfrecord.IMAGE_KEYS, *tfrecord.LABEL_KEYS, *SPECS.values())
+    for name in (*keys, *(f".{ending}" for ending in tar.LABEL_ENDINGS)):
+        assert f"`{name}`" in page or f"KEY{name}`" in page, name

@@ -7,10 +7,14 @@ float64 it is the oracle of the tests, in lower precision the `eager` backend.
 import torch
 from torch import Tensor
 
+from ..checks import is_autocast_on
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+def _is_half(x: Tensor) -> bool:
+    """Return whether products with `x` are computed in float16."""
+    if is_autocast_on(x.device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type) == torch.float16
+    return x.dtype == torch.float16
 
 
 def attention_map(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
@@ -18,7 +22,7 @@ def attention_map(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
 
     For float16, also autocast's, scores and beta are float32, as in the kernels.
     """
-    if torch.float16 in (q.dtype, _autocast_dtype(q)):  # whose largest number, 65,504, scores may exceed
+    if _is_half(q):  # whose largest number, 65,504, scores may exceed
         with torch.autocast(q.device.type, enabled=False):
             return torch.softmax(torch.bmm(q.float(), k.float().transpose(1, 2)) * scale, dim=-1)
     logits = torch.bmm(q, k.transpose(1, 2))

@@ -19,6 +19,7 @@ from torch import Tensor
 from sagan_fast.choices import Backend
 from sagan_fast.kernels.attention import cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
+from sagan_fast.kernels.checks import is_autocast_on as is_autocast_on
 from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH, has_fast_float32
 from sagan_fast.kernels.launch import device_arch, precision_of
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
@@ -57,12 +58,6 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.backend} ({self.reason})"
-
-
-def is_autocast_on(device: torch.device) -> bool:
-    """Return whether autocast is on for `device`; never for devices that have none (meta), where PyTorch raises."""
-    kind = device.type
-    return (kind in ("cuda", "cpu") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -151,10 +146,13 @@ def too_wide(D_QK: int, D_V: int) -> str | None:
 def choose(op: str, backend: str, like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Choice:
     """Return the backend that runs attention on the device and dtype of `like`, with B images of N queries and M keys.
 
-    Raises ValueError for a name that is not in `BACKENDS`. An explicit choice is never replaced by another: if "triton"
-    cannot run, raises ValueError where the widths are at fault, else RuntimeError.
+    Raises ValueError for a name that is not in `BACKENDS`. An explicit choice is never replaced by another, but
+    for torch.export, which keeps only the forward of an autograd.Function (2.14.1). If "triton" cannot run, raises
+    ValueError where the widths are at fault, else RuntimeError.
     """
     check_backend(op, backend, BACKENDS)
+    if torch.compiler.is_exporting():
+        return Choice("eager", "an exported program has no gradients of the other backends")
     if backend == "triton":
         if refusal := too_wide(D_QK, D_V):
             raise ValueError(f"{op}: backend must be 'sdpa' or 'eager' for these widths, got 'triton': {refusal}")

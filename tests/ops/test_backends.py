@@ -10,6 +10,7 @@ import torch
 from sagan_fast.functional import attention
 from sagan_fast.kernels.configs import MIN_ARCH, SERVED_BY
 from sagan_fast.kernels.launch import device_arch
+from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.ops.backends import build_refusal, choose, choose_spectral_norm, triton_refusal
 
 
@@ -159,3 +160,19 @@ def test_without_a_compiler_or_headers_triton_is_not_taken(card, monkeypatch, tm
     build_refusal.cache_clear()
     monkeypatch.setenv("CC", "/no/such/compiler")
     assert "no /no/such/compiler" in triton_refusal(device, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+def test_an_exported_block_keeps_its_gradients(backend):
+    block = SelfAttention2d(16, backend=backend)
+    torch.nn.init.constant_(block.gamma, 0.5)
+    x = torch.randn(2, 16, 4, 4)
+    exported = torch.export.export(block, (x,)).module()
+    gradients = []
+    for module in (block, exported):
+        z = x.clone().requires_grad_(True)
+        module(z).square().sum().backward()
+        gradients.append([z.grad, *(parameter.grad for _, parameter in sorted(module.named_parameters()))])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours.abs().max() > 0
+        torch.testing.assert_close(theirs, ours, rtol=2e-4, atol=1e-5)
