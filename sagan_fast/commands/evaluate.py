@@ -42,7 +42,7 @@ class Options:
     """
 
     generated: str
-    """what to score: run folder, checkpoint file, folder of images, or data set such as packed:PATH"""
+    """what to score: run folder, checkpoint file, exported folder, folder of images, or data set such as packed:PATH"""
     data: str
     """real images: shapes, folder:PATH, packed:PATH or cifar10:PATH"""
     json: str | None = None
@@ -147,11 +147,12 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
 def _spec(generated: str) -> str | None:
     """Return the data set that `generated` stands for; None for a run or checkpoint."""
     from sagan_fast.data import SPECS
+    from sagan_fast.models.generator import is_exported
 
     path = Path(generated).expanduser()
     if not path.exists() and generated.partition(":")[0] in SPECS:
         return generated
-    if path.is_dir() and not (path / "checkpoints").exists() and not (path / "config.yaml").exists():
+    if path.is_dir() and not ((path / "checkpoints").exists() or (path / "config.yaml").exists() or is_exported(path)):
         return f"folder:{generated}"
     return None
 
