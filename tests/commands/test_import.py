@@ -21,7 +21,7 @@ def test_an_imported_folder_is_used_like_an_exported_one(tmp_path, capsys, monke
     assert json.loads((folder / "config.json").read_text())["origin"] == "Imported from `ckpt.pth`"
     ours = sagan_fast.Generator.from_pretrained(folder)
     z, y = export.example(ours, 4)
-    assert float((ours(z, y) - theirs(z, y)).abs().max()) < 1e-6 and ours.config.num_classes == CLASSES
+    assert float((ours(z, y) - theirs(z, y)).abs().max()) < 1e-5 and ours.config.num_classes == CLASSES
     card = (folder / "README.md").read_text()
     assert "Imported from `ckpt.pth`; " in card and str(tmp_path) not in card
     assert cli.main(["sample", str(folder), "--out", str(tmp_path / "a.png"), "--grid", "--count", "4"]) == 0
