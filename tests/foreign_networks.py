@@ -240,11 +240,10 @@ def trained(network):
         elif name.endswith(("gamma", "sigma")):
             tensor.fill_(0.7)
     network.train()
-    for _ in range(3):
-        if isinstance(network, Generator):
-            network(torch.randn(4, Z), torch.arange(4))
-        else:
-            network(torch.randn(4, 3, 32, 32), torch.arange(4))
+    inputs = (4, Z) if isinstance(network, Generator) else (4, 3, 32, 32)
+    with torch.no_grad():  # torch's older hook leaves a weight that can be copied
+        for _ in range(3):
+            network(torch.randn(inputs), torch.arange(4))
     return network.eval().requires_grad_(False)
 
 

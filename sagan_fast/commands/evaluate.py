@@ -47,7 +47,8 @@ class Options:
     """
 
     generated: str
-    """what to score: run folder, checkpoint file, folder or .npz file of images, or data set such as packed:PATH"""
+    """what to score: run folder, checkpoint file, exported folder, folder or .npz file of images, or data set such as
+    packed:PATH"""
     data: str
     """real images: shapes, or folder, packed, cifar10, cifar100 or npz with :PATH; or FILE.npz with mu and sigma,
     for FID alone"""
@@ -190,13 +191,14 @@ def _take_classes(dataset: ImageDataset, names: list[str], of: str, metrics: Seq
 def _spec(generated: str) -> str | None:
     """Return the data set that `generated` stands for; None for a run or checkpoint."""
     from sagan_fast.data import SPECS
+    from sagan_fast.models.generator import is_exported
 
     path = Path(generated).expanduser()
     if not path.exists() and generated.partition(":")[0] in SPECS:
         return generated
     if path.suffix == ".npz" and path.is_file():
         return f"npz:{generated}"
-    if path.is_dir() and not (path / "checkpoints").exists() and not (path / "config.yaml").exists():
+    if path.is_dir() and not ((path / "checkpoints").exists() or (path / "config.yaml").exists() or is_exported(path)):
         return f"folder:{generated}"
     return None
 

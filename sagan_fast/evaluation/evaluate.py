@@ -1,6 +1,7 @@
 """Scores generated images against real ones and states the protocol with the scores."""
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from sagan_fast.evaluation.statistics_file import StatisticsFile, save_statistic
 from sagan_fast.evaluation.streams import Images, StoredImages
 from sagan_fast.files import file_sha256
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
-from sagan_fast.models.generator import Generator
+from sagan_fast.models.generator import CONFIG, WEIGHTS, Generator, is_exported
 
 EXTREMES = 5
 """Classes listed as worst and as best."""
@@ -196,13 +197,22 @@ def _of_statistics(name: str, gaussian: Gaussian, metrics: tuple[str, ...], extr
 
 
 def generator_source(run_or_checkpoint: Path, weights: str, device: str) -> tuple[Generator, dict[str, Any]]:
-    """Return the generator of a run or checkpoint, and its entry in the protocol: file, SHA-256, step, weights."""
-    path = find_checkpoint(run_or_checkpoint)
-    generator = load_generator(path, average=weights == "average", device=device)
+    """Return a run's, checkpoint's or exported generator, and its entry in the protocol: file, SHA-256, step, weights.
+
+    An imported generator has no step.
+    """
+    exported = is_exported(run_or_checkpoint)
+    path = run_or_checkpoint / WEIGHTS if exported else find_checkpoint(run_or_checkpoint)
+    generator = load_generator(run_or_checkpoint if exported else path, average=weights == "average", device=device)
+    if exported:
+        about = json.loads((run_or_checkpoint / CONFIG).read_text())
+        known = {"step": about["step"]} if "step" in about else {"data": about.get("origin", str(path))}
+    else:
+        known = {"step": int(load_checkpoint(path)["step"])}
     described = {
         "checkpoint": str(path),
         "sha256": file_sha256(path),
-        "step": int(load_checkpoint(path)["step"]),
+        **known,
         "weights": weights,
         "resolution": generator.config.resolution,
         "backend": generator.config.backend,
