@@ -47,13 +47,24 @@ def attention_tangent(
     return torch.bmm(t_beta, v) + torch.bmm(beta, t_v)
 
 
+def attention_gradients(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v for `d_out` (B, N, D_V), as plain products, which any transform takes."""
+    beta = attention_map(q, k, scale)
+    d_s = beta * _centred(torch.bmm(d_out, v.transpose(1, 2)), beta)
+    transposed = d_s.transpose(1, 2)
+    return scale * torch.bmm(d_s, k), scale * torch.bmm(transposed, q), torch.bmm(beta.transpose(1, 2), d_out)
+
+
 def attention_second(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, t_q: Tensor, t_k: Tensor, t_v: Tensor, scale: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the tangent of attention, (B, N, D_V), and the gradients of <d_out, tangent> for q, k and v.
 
-    They are a second backward, for the gradients t_q, t_k, t_v of (d_q, d_k, d_v), and the tangent of a backward. With
-    P and T as in `attention_tangent`, X = d_out vᵀ, Y = d_out t_vᵀ, all but P less their mean under P (X', T'):
+    They are a second backward, for the gradients t_q, t_k, t_v of (d_q, d_k, d_v), and the tangent of a backward. P and
+    T are as in `attention_tangent`, X = d_out vᵀ, Y = d_out t_vᵀ. T' and X' are T and X less, in each row, their mean
+    with the weights P:
 
         dS = P X',  R = P (T' X' + Y - rowsum(P (T' X' + Y))),
         d_q = scale (dS t_k + R k),  d_k = scale (dSᵀ t_q + Rᵀ q),  d_v = (P T')ᵀ d_out.

@@ -53,6 +53,7 @@ class _Batch:
             if told:
                 torch._foreach_copy_([place for _, place in told], [self.sigmas[i].view_as(place) for i, place in told])
         self.states = [member.state() for member in self.members]
+        self.kept = [member.weight for member in self.members]  # alive, so that no other weight gets its address
 
     def _free_memory(self) -> Tensor | None:
         """Return memory of an earlier result that no graph and no user holds any more, or None."""

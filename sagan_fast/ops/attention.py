@@ -12,7 +12,7 @@ from torch import Tensor
 from sagan_fast.kernels.attention import cpu, reference
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
 from sagan_fast.ops.backends import choose, is_autocast_on, product_dtype
-from sagan_fast.ops.derivatives import Attention, Gradients
+from sagan_fast.ops.derivatives import Attention, gradients_for
 from sagan_fast.ops.library import is_transformed
 
 
@@ -22,11 +22,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, backend: s
     `q` (B, N, D_QK), `k` (B, M, D_QK), `v` (B, M, D_V), of one floating dtype and device, any strides. All three may
     have an axis of heads after the batch: q (B, H, N, D_QK) gives (B, H, N, D_V). `scale` is 1, as in SAGAN, not
     1/sqrt(D_QK). `backend` is "eager" (the map in memory), "sdpa" (PyTorch's fused attention), "triton" (our kernels)
-    or "auto" (the fastest here; on the CPU it may be products in blocks that "sdpa" has no equal for).
-    `sagan_fast.explain(q, k, v)` says which one "auto" takes, and why.
+    or "auto", the fastest here. On the CPU that may be a chunk of the map at a time. `sagan_fast.explain(q, k, v)` says
+    which one "auto" takes, and why.
 
-    All can be differentiated twice, have tangents (forward mode) and go through `torch.func`. But for "eager" that
-    takes memory of order N + M; a third derivative, and transforms under torch.compile, take the map in memory.
+    All can be differentiated twice, have tangents (forward mode) and go through `torch.func`. Except on "eager", this
+    takes memory of order N + M. A third derivative, and transforms under torch.compile, take the map in memory.
 
     Raises ValueError for shapes that do not fit, unknown backends and sizes above what "triton" covers (D_QK 64,
     D_V 256) where it is asked for, TypeError for dtypes that differ, RuntimeError if "triton" is asked for where it
@@ -80,6 +80,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     if torch.compiler.is_compiling() or not _differentiable(q, k, v):
         return _fused(q, k, v, scale)
     if is_transformed():
+        q, k, v = (t.to(product_dtype(t)) for t in (q, k, v))
         return Attention.apply(q, k, v, scale, "cpu")[0]  # type: ignore[no-any-return,no-untyped-call]
     return _SdpaFunction.apply(q, k, v, scale)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -134,12 +135,12 @@ class _SdpaFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:3]
-        if not torch.is_grad_enabled():
+        q, k, v = ctx.saved_tensors  # also where they are not used: PyTorch then refuses a second backward
+        if not torch.is_grad_enabled() and not is_transformed():
             return (*gradients(ctx.out, ctx.leaves, grads[0], wanted), None)
-        q, k, v = ctx.saved_tensors
         with torch.no_grad():
             saved = Attention.forward(q.detach(), k.detach(), v.detach(), ctx.scale, "cpu")
-        found = Gradients.apply(grads[0], q, k, v, *saved, ctx.scale, "cpu")  # type: ignore[no-untyped-call]
+        found = gradients_for(grads[0], q, k, v, *saved, scale=ctx.scale, chosen="cpu")
         return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None)
 
 

@@ -36,8 +36,11 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, save: bool, chosen
         out, lse, lost = attention_fwd(q, k, v, scale, save=save)
         lse = q.new_empty(0, dtype=accumulator_dtype(q.dtype)) if lse is None else lse
         return out, lse, q.new_empty(*out.shape[:2], 0) if lost is None else lost
+    if _is_empty(q, v):
+        out, lse = q.new_zeros(*q.shape[:2], v.shape[2]), q.new_full(q.shape[:2], -torch.inf)
+        return out, lse.to(accumulator_dtype(q.dtype)), torch.zeros_like(out) if q.dtype.itemsize < 4 else out[..., :0]
     out, lse = _in_float(cpu.attention_fwd, q, k, v, scale=scale)
-    lse = lse.squeeze(-1)
+    lse = lse.squeeze(-1) if save else lse.new_empty(0)
     if out.dtype == q.dtype:
         return out, lse, out.new_empty(*out.shape[:2], 0)
     rounded = out.to(q.dtype)
@@ -59,6 +62,8 @@ def _gradients(
         from sagan_fast.kernels.attention.backward import attention_bwd
 
         return attention_bwd(d_out, q, k, v, out, lse, _given(lost), scale)
+    if _is_empty(q, v):
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     return _rounded(q, _in_float(cpu.attention_bwd, d_out, q, k, v, _whole(out, lost), lse, scale=scale))
 
 
@@ -66,7 +71,7 @@ def _gradients(
 def _gradients_fake(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lost: Tensor, scale: float, chosen: str
 ) -> Tensors:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return _like(q, chosen), _like(k, chosen), _like(v, chosen)
 
 
 @torch.library.impl(LIBRARY, "attention_tangent", "CompositeExplicitAutograd")
@@ -78,6 +83,8 @@ def _tangent(
         from sagan_fast.kernels.attention.tangent import attention_tangent
 
         return attention_tangent(q, k, v, out, lse, _given(lost), t_q, t_k, t_v, scale)[0].to(q.dtype)
+    if _is_empty(q, v):
+        return torch.zeros_like(out)
     tensors = (q, k, v, _whole(out, lost), lse, t_q, t_k, t_v)
     return _in_float(cpu_derivatives.attention_tangent, *tensors, scale=scale)[0].to(q.dtype)
 
@@ -99,6 +106,8 @@ def _second(
         from sagan_fast.kernels.attention.second import attention_second
 
         return attention_second(d_out, q, k, v, out, lse, _given(lost), t_q, t_k, t_v, scale)
+    if _is_empty(q, v):
+        return torch.zeros_like(out), torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     tensors = (d_out, q, k, v, _whole(out, lost), lse, t_q, t_k, t_v)
     return _rounded(q, _in_float(cpu_derivatives.attention_second, *tensors, scale=scale))
 
@@ -108,7 +117,18 @@ def _second_fake(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lost: Tensor, t_q: Tensor, t_k: Tensor,
     t_v: Tensor, scale: float, chosen: str,
 ) -> Tensors:  # fmt: skip
-    return out.new_empty(out.shape), q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return out.new_empty(out.shape), _like(q, chosen), _like(k, chosen), _like(v, chosen)
+
+
+def _like(t: Tensor, chosen: str) -> Tensor:
+    """Return what a gradient of `t` looks like: the chunks make theirs transposed."""
+    B, rows, D = t.shape
+    return t.new_empty(t.shape) if chosen == "triton" else t.new_empty(B, D, rows).transpose(1, 2)
+
+
+def _is_empty(q: Tensor, v: Tensor) -> bool:
+    """Return whether there are no images, no queries, no keys or no values."""
+    return 0 in (*q.shape[:2], *v.shape[1:])
 
 
 def _given(lost: Tensor) -> Tensor | None:
@@ -123,7 +143,8 @@ def _whole(out: Tensor, lost: Tensor) -> Tensor:
 def _in_float(function: Callable[..., Tensors], *tensors: Tensor, scale: float) -> Tensors:
     """Call `function` on the tensors, those of 16 bits in float32, and log-sum-exps with a last axis of length 1."""
     wide = (t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors)
-    return function(*(t if t.ndim == 3 else t.unsqueeze(-1) for t in wide), scale)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return function(*(t if t.ndim == 3 else t.unsqueeze(-1) for t in wide), scale)
 
 
 def _rounded(q: Tensor, found: Tensors) -> Tensors:

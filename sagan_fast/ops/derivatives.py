@@ -1,10 +1,11 @@
-"""Attention and its derivatives as functions of PyTorch: gradients, tangents, and both of both, in O(N) memory.
+"""Attention and its first and second derivatives, gradients and tangents, as functions of PyTorch in O(N) memory.
 
-Four functions refer to each other, so that `torch.autograd`, `torch.func` and forward-mode AD compose:
+Four functions refer to each other, so that `torch.autograd`, `torch.func` and forward-mode AD compose. What each
+computes, and which of them give its backward and its tangent:
 
-    Attention   o                                  backward: Gradients         jvp: Tangent
-    Gradients   (d_q, d_k, d_v)                    backward: Second            jvp: Second + Gradients
-    Tangent     the tangent of o                   backward: Second, Gradients
+    Attention   o                                  backward: Gradients         tangent: Tangent
+    Gradients   (d_q, d_k, d_v)                    backward: Second            tangent: the sum of Second and Gradients
+    Tangent     the tangent of o                   backward: Second for q, k, v; Gradients for their tangents
     Second      the tangent, and the gradients of <d_out, tangent>
 
 What lies beyond (a third derivative, a tangent of a tangent) goes through the reference, with the map in memory.
@@ -57,9 +58,22 @@ def _zeros_for(tangents: tuple[Tensor | None, ...], like: tuple[Tensor, ...]) ->
     return tuple(torch.zeros_like(x) if t is None else t for t, x in zip(tangents, like, strict=True))
 
 
-def _plain_op(grads: Tensors, op: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return `op` where `grads` are a batch of `torch.autograd.grad(is_grads_batched=True)`, which only ops take."""
-    return op if any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads) else None
+def is_old_batch(*grads: Tensor) -> bool:
+    """Return whether `grads` are those of `torch.autograd.grad(is_grads_batched=True)`.
+
+    PyTorch's old vmap, which makes them, calls ops and no Function.
+    """
+    return any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+
+
+def gradients_for(d_out: Tensor, *saved: Tensor, scale: float, chosen: str) -> Tensors:
+    """Return the gradients of q, k and v; `saved` are q, k, v and the results of `Attention`."""
+    if not is_old_batch(d_out):
+        return Gradients.apply(d_out, *saved, scale, chosen)  # type: ignore[no-any-return,no-untyped-call]
+    if torch.is_grad_enabled():  # an op has no derivative of its own
+        q, k, v = saved[:3]
+        return reference.attention_gradients(d_out, q, k, v, scale)
+    return torch.ops.sagan_fast.attention_gradients(d_out, *saved, scale, chosen)  # type: ignore[no-any-return]
 
 
 class Attention(_Function):
@@ -77,8 +91,7 @@ class Attention(_Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        gradients = _plain_op(grads, torch.ops.sagan_fast.attention_gradients) or Gradients.apply
-        found = gradients(grads[0], *ctx.saved_tensors, ctx.scale, ctx.chosen)
+        found = gradients_for(grads[0], *ctx.saved_tensors, scale=ctx.scale, chosen=ctx.chosen)
         wanted = ctx.needs_input_grad[:3]
         return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), None, None)
 
@@ -108,8 +121,13 @@ class Gradients(_Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        second = _plain_op(grads, torch.ops.sagan_fast.attention_second) or Second.apply
-        found = second(*ctx.saved_tensors, *grads, ctx.scale, ctx.chosen)
+        saved = ctx.saved_tensors
+        if not is_old_batch(*grads):
+            found = Second.apply(*saved, *grads, ctx.scale, ctx.chosen)  # type: ignore[no-untyped-call]
+        elif torch.is_grad_enabled():
+            found = _second_plain(ctx.scale)(*saved[:4], *grads)
+        else:
+            found = torch.ops.sagan_fast.attention_second(*saved, *grads, ctx.scale, ctx.chosen)
         return (*found, *(None,) * 5)
 
     @staticmethod

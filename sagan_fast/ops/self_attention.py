@@ -126,7 +126,7 @@ def check_block(inputs: BlockInputs, pool: bool) -> None:
 def _fused_by_triton(inputs: BlockInputs, pool: bool) -> Tensor:
     dtype = product_dtype(inputs.x)
     x, w_theta, w_phi, w_g, w_o, gamma, *biases = inputs
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+    if not is_transformed() and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
     w_theta, w_phi, w_g = (_matrix(w, dtype) for w in (w_theta, w_phi, w_g))
     w_o = None if w_o is None else _matrix(w_o, dtype)
@@ -163,6 +163,9 @@ class _TritonFunction(torch.autograd.Function):
         inputs, saved = BlockInputs(*kept[:10]), kept[10:]
         wanted = ctx.needs_input_grad[:10]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # views: one input may be made of another, or be another, and its gradient is not that one's
+            views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+            inputs = BlockInputs(*views)
             return (*gradients(_in_parts(inputs, ctx.pool), inputs, grads[0], wanted), None)
         need_weights, need_biases = any(wanted[1:5]), any(wanted[6:])
         found = BlockGradients(

@@ -17,6 +17,7 @@ from sagan_fast.kernels.launch import accumulator_dtype
 from sagan_fast.kernels.spectral_norm import eager, reference
 from sagan_fast.kernels.spectral_norm.tables import is_dense, offsets
 from sagan_fast.ops.backends import choose_spectral_norm, too_large
+from sagan_fast.ops.derivatives import is_old_batch
 from sagan_fast.ops.library import is_transformed
 
 _OP = "spectral_norm_group"
@@ -40,7 +41,8 @@ def spectral_norm_group(
     constants in the gradient. No length is taken below `eps`; a weight of zeros gives NaN, as in torch.
 
     `backend`: "triton" on CUDA takes all weights in three launches, their gradient in two; "eager" is plain PyTorch;
-    "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func` and forward-mode AD it is plain PyTorch, too.
+    "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func` and forward-mode AD every
+    backend computes W/sigma in plain PyTorch, with u and v as they are; the number of iterations plays no part there.
     Raises ValueError for shapes that do not fit, TypeError for other dtypes than floats, RuntimeError if "triton" is
     asked for where it cannot run, or `update` under a transform, where nothing can be written in place.
     """
@@ -66,6 +68,13 @@ def _plain(weight: Tensor, u: Tensor, v: Tensor, out_dtype: torch.dtype | None) 
     matrix = weight.flatten(1).to(accumulator_dtype(weight.dtype))
     out, _ = reference.normalise(matrix, u.to(matrix.dtype), v.to(matrix.dtype))
     return out.view(weight.shape).to(out_dtype or weight.dtype)
+
+
+def _plain_gradient(grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+    rows = (weight.shape[0], -1)  # PyTorch's old vmap has no flatten
+    grad, matrix = (x.to(u.dtype).reshape(rows) for x in (grad, weight))
+    d_weight = reference.normalise_backward(grad, matrix, u, v, sigma)
+    return d_weight.reshape(weight.shape).to(weight.dtype)
 
 
 def batches(weights: Sequence[Tensor]) -> list[list[int]]:
@@ -180,6 +189,12 @@ def gradient(
     """Return dW for every grad of W/sigma that is not None; differentiable in the grads and the weights."""
     if all(grad is None for grad in grads):
         return (None,) * len(grads)
+    if is_transformed() or is_old_batch(*(grad for grad in grads if grad is not None)):
+        parts = zip(eager.split_vector(u, [w.shape[0] for w in weights]), eager.v_of(v, weights), sigmas, strict=True)
+        return tuple(
+            None if grad is None else _plain_gradient(grad, weight, *part)
+            for grad, weight, part in zip(grads, weights, parts, strict=True)
+        )
     if torch.compiler.is_compiling():  # no double backward there, and 2.11 traces no Function inside a backward
         return _gradients(backend, sigmas, u, v, grads, weights)
     out: tuple[Tensor | None, ...] = _GradientFunction.apply(backend, sigmas, u, v, len(weights), *grads, *weights)
