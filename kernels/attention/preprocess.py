@@ -1,7 +1,8 @@
 """delta = rowsum(d_out * out), which attention's backward subtracts from d_out vᵀ; added up in float32.
 
 Where attention is nearly even, d_out vᵀ - delta is a small difference of large numbers, and its sum over keys is zero.
-An error of delta would stay in d_q, so `out` takes part with what it lost by rounding: docs/log.md, "Exact gradients".
+An error of delta does not cancel in d_q, so `out` takes part with what it lost by rounding (docs/log.md, "Exact
+gradients").
 
 Grid: see kernels/tiles.py; a program owns BLOCK_N queries of one image.
 """

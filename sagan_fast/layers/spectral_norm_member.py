@@ -29,7 +29,7 @@ class Link:
         return Link, ()
 
     def normalised(self, weight: Tensor, training: bool) -> Tensor | None:
-        """Return W/sigma from the group; None where `weight` is another, being compiled, or under a transform."""
+        """Return W/sigma from the group; None if `weight` is not the group's, while compiling, and in transforms."""
         if self.group is None or torch.compiler.is_compiling() or is_transformed():
             return None
         return self.group.normalised(self.index, weight, training)

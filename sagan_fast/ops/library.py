@@ -13,5 +13,5 @@ def define(schema: str) -> None:
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of `torch.func`, or forward-mode AD, is at work: a plain call would drop tangents."""
+    """Return whether a transform of `torch.func`, or forward-mode AD, is at work: a plain call would lose tangents."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

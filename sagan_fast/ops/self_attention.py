@@ -47,8 +47,8 @@ def self_attention_2d(
     "triton" computes products in the dtype of x, or autocast's; the weights may be of another (float32 beside a
     bfloat16 x), gamma enters as it is. Beyond x it keeps, for backward, (N + M) * D_QK + M * D_V + N * D_V elements of
     that dtype, N * D_V more of a 16-bit one (what o lost by rounding), N float32 and, pooled, M * (D_QK + D_V) bytes an
-    image, M = N/4 or N: for the default widths 1.3 to 1.4 times the bytes of a bfloat16 x pooled, 1.8 unpooled, and
-    never the N x M map. Derivatives beyond the first: docs/derivatives.md.
+    image, M = N/4 or N. For the default widths that is 1.3 to 1.4 times the bytes of a bfloat16 x pooled, 1.8 unpooled,
+    3.3 unpooled without w_o, and never the N x M map. Derivatives beyond the first: docs/derivatives.md.
 
     Raises ValueError for shapes that do not fit (a map too small to pool among them), unknown backends and widths
     "triton" has no tiles for (D_QK above 64, D_V above 256) where it is asked for, RuntimeError if it is asked for
