@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 CHUNK_SCORES = 2**19
 """Scores of a chunk: 2 MB, small beside the cache that the threads share. 2**17 to 2**20 are equally fast."""
@@ -101,7 +102,7 @@ def share(work: Callable[[Sequence[Chunk]], None], parts: Sequence[Sequence[Chun
     inference = torch.is_inference_mode_enabled()  # modes are a thread's own
 
     def alone(part: Sequence[Chunk]) -> None:
-        with torch.inference_mode(inference), torch.no_grad():
+        with torch.inference_mode(inference), torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
             work(part)
 
     for future in [pool(threads, os.getpid()).submit(alone, part) for part in parts]:

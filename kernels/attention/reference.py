@@ -42,19 +42,25 @@ def attention_tangent(
 
     With P the map and T = scale (t_q kᵀ + q t_kᵀ) the tangent of its logits, that is P (T - rowsum(P T)) v + P t_v.
     """
-    beta = attention_map(q, k, scale)
-    t_beta = beta * _centred(_logits_tangent(q, k, t_q, t_k, scale), beta)
-    return torch.bmm(t_beta, v) + torch.bmm(beta, t_v)
+    dtype = q.dtype
+    q, k, v, t_q, t_k, t_v = _wide(q, k, v, t_q, t_k, t_v)
+    with torch.autocast(q.device.type, enabled=False):
+        beta = attention_map(q, k, scale)
+        t_beta = beta * _centred(_logits_tangent(q, k, t_q, t_k, scale), beta)
+        return (torch.bmm(t_beta, v) + torch.bmm(beta, t_v)).to(dtype)
 
 
 def attention_gradients(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v for `d_out` (B, N, D_V), as plain products, which any transform takes."""
-    beta = attention_map(q, k, scale)
-    d_s = beta * _centred(torch.bmm(d_out, v.transpose(1, 2)), beta)
-    transposed = d_s.transpose(1, 2)
-    return scale * torch.bmm(d_s, k), scale * torch.bmm(transposed, q), torch.bmm(beta.transpose(1, 2), d_out)
+    dtype = q.dtype
+    d_out, q, k, v = _wide(d_out, q, k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        beta = attention_map(q, k, scale)
+        d_s = beta * _centred(torch.bmm(d_out, v.transpose(1, 2)), beta)
+        d_q, d_k = scale * torch.bmm(d_s, k), scale * torch.bmm(d_s.transpose(1, 2), q)
+        return d_q.to(dtype), d_k.to(dtype), torch.bmm(beta.transpose(1, 2), d_out).to(dtype)
 
 
 def attention_second(
@@ -69,17 +75,25 @@ def attention_second(
         dS = P X',  R = P (T' X' + Y - rowsum(P (T' X' + Y))),
         d_q = scale (dS t_k + R k),  d_k = scale (dSᵀ t_q + Rᵀ q),  d_v = (P T')ᵀ d_out.
     """
-    beta = attention_map(q, k, scale)
-    centred_t = _centred(_logits_tangent(q, k, t_q, t_k, scale), beta)
-    centred_x = _centred(torch.bmm(d_out, v.transpose(1, 2)), beta)
-    t_beta, d_s = beta * centred_t, beta * centred_x
-    r = beta * _centred(centred_t * centred_x + torch.bmm(d_out, t_v.transpose(1, 2)), beta)
-    return (
-        torch.bmm(t_beta, v) + torch.bmm(beta, t_v),
-        scale * (torch.bmm(d_s, t_k) + torch.bmm(r, k)),
-        scale * (torch.bmm(d_s.transpose(1, 2), t_q) + torch.bmm(r.transpose(1, 2), q)),
-        torch.bmm(t_beta.transpose(1, 2), d_out),
-    )
+    dtype = q.dtype
+    d_out, q, k, v, t_q, t_k, t_v = _wide(d_out, q, k, v, t_q, t_k, t_v)
+    with torch.autocast(q.device.type, enabled=False):
+        beta = attention_map(q, k, scale)
+        centred_t = _centred(_logits_tangent(q, k, t_q, t_k, scale), beta)
+        centred_x = _centred(torch.bmm(d_out, v.transpose(1, 2)), beta)
+        t_beta, d_s = beta * centred_t, beta * centred_x
+        r = beta * _centred(centred_t * centred_x + torch.bmm(d_out, t_v.transpose(1, 2)), beta)
+        return (
+            (torch.bmm(t_beta, v) + torch.bmm(beta, t_v)).to(dtype),
+            (scale * (torch.bmm(d_s, t_k) + torch.bmm(r, k))).to(dtype),
+            (scale * (torch.bmm(d_s.transpose(1, 2), t_q) + torch.bmm(r.transpose(1, 2), q))).to(dtype),
+            torch.bmm(t_beta.transpose(1, 2), d_out).to(dtype),
+        )
+
+
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors, those of 16 bits in float32: derivatives beyond the first are small differences."""
+    return tuple(t.float() if t.dtype.itemsize < 4 else t for t in tensors)
 
 
 def _logits_tangent(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, scale: float) -> Tensor:

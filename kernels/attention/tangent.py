@@ -37,6 +37,7 @@ def _tangent_kernel(
     t_q = load_rows(t_q_ptr, D_QK, 1, rows, mask_n, 0, D_QK, BLOCK_D_QK)
     lse = tl.load(lse_ptr + rows, mask=mask_n, other=float("inf"))
     mean = tl.zeros((BLOCK_N,), ACC)
+    shift = tl.zeros((BLOCK_N,), ACC)
     acc = tl.zeros((BLOCK_N, BLOCK_D_V), ACC)
     for start_m in tl.range(0, M, BLOCK_M):
         offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -49,7 +50,11 @@ def _tangent_kernel(
             p = tl.where(mask_m[None, :], p, 0.0)
         t = tl.dot(t_q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
         t = tl.dot(q, tl.trans(t_k), t, input_precision=PRECISION, out_dtype=ACC)
-        t = p * (t * scale)
+        t *= scale
+        # less about their mean, that of the first keys: what is rounded and then cancels is small
+        first = tl.sum(p * t, 1) / tl.maximum(tl.sum(p, 1), 1e-30)
+        shift = tl.where(start_m == 0, first, shift)
+        t = p * (t - shift[:, None])
         mean += tl.sum(t, 1)
         v = load_rows(v_ptr, D_V, 1, offs_m, mask_m, 0, D_V, BLOCK_D_V)
         acc = tl.dot(t.to(v.dtype), v, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -59,7 +64,7 @@ def _tangent_kernel(
     if lost_ptr is not None:
         out += load_rows(lost_ptr, D_V, 1, rows, mask_n, 0, D_V, BLOCK_D_V).to(ACC)
     store_rows(tangent_ptr, D_V, acc - mean[:, None] * out, rows, mask_n, 0, D_V, BLOCK_D_V)
-    tl.store(mean_ptr + rows, mean, mask=mask_n)
+    tl.store(mean_ptr + rows, mean + shift, mask=mask_n)
 
 
 def attention_tangent(

@@ -189,13 +189,14 @@ def gradient(
     """Return dW for every grad of W/sigma that is not None; differentiable in the grads and the weights."""
     if all(grad is None for grad in grads):
         return (None,) * len(grads)
-    if is_transformed() or is_old_batch(*(grad for grad in grads if grad is not None)):
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (is_transformed() or is_old_batch(*(grad for grad in grads if grad is not None))):
         parts = zip(eager.split_vector(u, [w.shape[0] for w in weights]), eager.v_of(v, weights), sigmas, strict=True)
         return tuple(
             None if grad is None else _plain_gradient(grad, weight, *part)
             for grad, weight, part in zip(grads, weights, parts, strict=True)
         )
-    if torch.compiler.is_compiling():  # no double backward there, and 2.11 traces no Function inside a backward
+    if compiling:  # no double backward there, and 2.11 traces no Function inside a backward
         return _gradients(backend, sigmas, u, v, grads, weights)
     out: tuple[Tensor | None, ...] = _GradientFunction.apply(backend, sigmas, u, v, len(weights), *grads, *weights)
     return out

@@ -42,6 +42,7 @@ def test_a_second_process_compiles_nothing_with_the_cache_at_another_path(tmp_pa
     assert len(list((tmp_path / "elsewhere").rglob("*.cubin"))) == 6
 
 
+@pytest.mark.slow
 def test_a_cache_for_another_libtriton_is_said_to_be_one(tmp_path):
     """What --wheel says is hashed: as if the target had another Python."""
     import triton

@@ -26,7 +26,8 @@ def test_every_part_of_every_bench_is_listed_once_the_most_important_first():
     assert names[:6] == ["gate", "attention", "spectral_norm", "train_step", "float32", "attention-compiled"]
     assert len(set(names)) == len(names) and {"sweep", "dtypes", "loader"} <= set(names)
     files = {path.stem for path in Path(__file__).parents[2].glob("benchmarks/bench_*.py")}
-    assert files == {part.build.__module__.split(".")[-1] for part in PARTS}
+    alone = {"bench_interop"}  # it measures the peak memory of whole processes
+    assert files - alone == {part.build.__module__.split(".")[-1] for part in PARTS}
 
 
 def test_a_dry_run_runs_our_kernels_and_records_nothing(monkeypatch, capsys):
@@ -51,7 +52,7 @@ PLAN = ["gate", "float32", "attention-compiled"]
 """Parts of a dry run that are over in seconds: two cases each, 4, 18 and 8 records."""
 
 
-@pytest.mark.parametrize("kept", [1, 5, 25])
+@pytest.mark.parametrize("kept", [1, 5, pytest.param(25, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_has_whole_records_of_all_before(tmp_path, kept):
     """SIGKILL as soon as so many records are there; the next run goes on in the same file."""
     file = tmp_path / "dry-run.jsonl"

@@ -49,7 +49,9 @@ def test_forward_and_all_gradients_match_float64(shape, out_proj, pool, backend,
             assert_close_to_truth(f"d_{name}", single[name].grad, exact[name].grad, terms=terms.get(name))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [*BACKENDS[:2], pytest.param("triton", marks=[needs_interpreter, pytest.mark.slow])]
+)
 @pytest.mark.parametrize("pool", [True, False], ids=["pooled", "unpooled"])
 def test_gradcheck_and_gradgradcheck(pool, backend, generator):
     made = leaves_of(arguments((1, 4, 4, 3, 2, 3), generator))
