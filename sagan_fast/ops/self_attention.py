@@ -32,13 +32,14 @@ def self_attention_2d(
     b_g: Tensor | None = None,
     b_o: Tensor | None = None,
     pool: bool = True,
+    scale: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Return x + gamma * o(softmax(q kᵀ) v), (B, C, H, W), with q = theta(x), k = phi(x), v = g(x) by 1x1 convolution.
+    """Return x + gamma * o(softmax(scale q kᵀ) v), (B, C, H, W).
 
-    With `pool`, k and v are max-pooled 2x2 with stride 2 first (odd last rows and columns are dropped). No 1/sqrt(d).
+    1x1 convolutions give q = theta(x), k = phi(x), v = g(x). With `pool`, k and v are max-pooled 2x2 with stride 2 first (odd last rows and columns are dropped). No 1/sqrt(d).
     Source: Zhang et al. 2019, §3, in the form of the released code (brain-research/self-attention-gan,
-    non_local.py:48-81).
+    non_local.py:48-81). Another `scale` multiplies theta.
 
     `x` (B, C, H, W) of any strides; `w_theta`, `w_phi` (D_QK, C, 1, 1); `w_g` (D_V, C, 1, 1); `w_o` (C, D_V, 1, 1),
     or None: then v has C channels and is the output of the attention; `gamma` of shape () or (1,); biases `b_theta`,
@@ -56,6 +57,8 @@ def self_attention_2d(
     """
     inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o)
     check_block(inputs, pool)
+    if scale != 1.0:
+        inputs = inputs._replace(w_theta=w_theta * scale, b_theta=None if b_theta is None else b_theta * scale)
     return block_on(choose_block(inputs, pool, backend).backend, inputs, pool)
 
 

@@ -41,14 +41,15 @@ def spectral_norm_group(
     constants in the gradient. No length is taken below `eps`; a weight of zeros gives NaN, as in torch.
 
     `backend`: "triton" on CUDA takes all weights in three launches, their gradient in two; "eager" is plain PyTorch;
-    "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func` and forward-mode AD every
-    backend computes W/sigma in plain PyTorch, with u and v as they are; the number of iterations plays no part there.
+    "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func`, forward-mode AD and torch.export every backend
+    computes W/sigma in plain PyTorch, with u and v as they are and no iteration.
+
     Raises ValueError for shapes that do not fit, TypeError for other dtypes than floats, RuntimeError if "triton" is
     asked for where it cannot run, or `update` under a transform, where nothing can be written in place.
     """
     _check(weights, us, vs, n_power_iterations)
-    if is_transformed():
-        if update:
+    if is_transformed() or torch.compiler.is_exporting():  # which would lose the gradients of a Function
+        if update and is_transformed():
             raise RuntimeError(f"{_OP}: update must be False under torch.func and forward-mode AD, got True")
         return [_plain(weight, u, v, out_dtype) for weight, u, v in zip(weights, us, vs, strict=True)]
     outs: dict[int, Tensor] = {}

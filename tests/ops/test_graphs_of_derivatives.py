@@ -5,10 +5,12 @@ import os
 import pytest
 import torch
 from block_by_hand import arguments, leaves_of
+from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
 from torch.func import jvp, vmap
 
+from sagan_fast import spectral_norm
 from sagan_fast.functional import attention, self_attention_2d
 from sagan_fast.kernels.attention import reference
 from sagan_fast.ops.attention import attention_on
@@ -115,3 +117,14 @@ def test_vmap_takes_maps_of_any_strides(backend, generator):
     together = self_attention_2d(x, **made, backend=backend)
     each = vmap(lambda image: self_attention_2d(image[None], **made, backend=backend)[0])(x)
     torch.testing.assert_close(each, together)
+
+
+def test_an_exported_spectral_norm_keeps_its_gradients(generator):
+    net = spectral_norm(nn.Linear(6, 5)).eval()
+    x = randn(3, 6, generator=generator).float()
+    exported = torch.export.export(net, (x,)).module()
+    torch.testing.assert_close(exported(x), net(x))
+    for model in (net, exported):
+        model(x).square().sum().backward()
+    found = dict(exported.named_parameters())["parametrizations.weight.original"].grad
+    torch.testing.assert_close(found, net.parametrizations.weight.original.grad)

@@ -333,3 +333,10 @@ def test_errors_name_the_argument(change, message, generator):
         made[name] = None if shape is None else torch.zeros(shape)
     with pytest.raises(ValueError, match="self_attention_2d: " + message):
         self_attention_2d(**made)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scale_is_that_of_the_scores(backend, generator):
+    made = arguments((1, 12, 6, 5, 3, 5), generator)
+    truth = by_hand(**made | {name: made[name] * 0.4 for name in ("w_theta", "b_theta")})
+    torch.testing.assert_close(self_attention_2d(**made, scale=0.4, backend=backend), truth)
