@@ -12,6 +12,7 @@ import torch
 from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, BlockShape
 from sagan_fast.kernels.attention.backward import attention_bwd
 from sagan_fast.kernels.attention.forward import attention_fwd
+from sagan_fast.kernels.attention.second import attention_second
 from sagan_fast.kernels.configs import INTERPRETED_ARCH as HOPPER
 from sagan_fast.kernels.configs import Arch
 from sagan_fast.kernels.launch import DTYPES, Plan, recording
@@ -121,6 +122,17 @@ def width_plans(D_QK: int, D_V: int, side: int, dtype: str, arch: Arch) -> list[
             bias=bias, dtype=dtype, arch=arch, channels_last=channels_last,
         )  # fmt: skip
     return found
+
+
+def second_plans(B: int, N: int, M: int, D_QK: int, D_V: int, dtype: str = "bf16", arch: Arch = HOPPER) -> list[Plan]:
+    """Return the launches of attention's second backward, the tangent's among them, after a forward."""
+    q, k, v = (_empty(dtype, B, *size) for size in ((N, D_QK), (M, D_QK), (M, D_V)))
+    with recording(arch, dtype) as found:
+        out, lse, lost = attention_fwd(q, k, v)
+        assert lse is not None
+        before = len(found.plans)
+        attention_second(torch.empty_like(out), q, k, v, out, lse, lost, q, k, v)
+    return [plan for plan in found.plans[before:] if "preprocess" not in plan.name]
 
 
 def spectral_norm_plans(

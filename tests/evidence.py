@@ -108,7 +108,7 @@ def shipped_plans(dtype: str, arch: Any) -> list[Any]:
     """
     from benchmarks.compile import compile_key
     from benchmarks.shapes import BlockShape
-    from benchmarks.shipped import functional_launches, spectral_norm_plans, width_plans
+    from benchmarks.shipped import functional_launches, second_plans, spectral_norm_plans, width_plans
     from sagan_fast.kernels.configs import MIN_ARCH, WIDTHS
 
     plans = spectral_norm_plans([(64, 576), (70, 1201)], arch=arch) if dtype == "fp32" else []
@@ -117,6 +117,7 @@ def shipped_plans(dtype: str, arch: Any) -> list[Any]:
         others = {(plan.name, plan.config) for plan in large}
         plans += [plan for plan in width_plans(*width, 16, dtype, arch) if (plan.name, plan.config) not in others]
         plans += [one.plan for one in functional_launches(BlockShape("", 2, 32, 63, 64, *width), dtype, arch)]
+        plans += second_plans(2, 63 * 64, 31 * 32, *width, dtype, arch)
     return list({compile_key(plan, arch): plan for plan in reversed(plans)}.values())[::-1]
 
 

@@ -37,9 +37,9 @@ def self_attention_2d(
 ) -> Tensor:
     """Return x + gamma * o(softmax(scale q kᵀ) v), (B, C, H, W).
 
-    1x1 convolutions give q = theta(x), k = phi(x), v = g(x). With `pool`, k and v are max-pooled 2x2 with stride 2 first (odd last rows and columns are dropped). No 1/sqrt(d).
-    Source: Zhang et al. 2019, §3, in the form of the released code (brain-research/self-attention-gan,
-    non_local.py:48-81). Another `scale` multiplies theta.
+    1x1 convolutions give q = theta(x), k = phi(x), v = g(x). With `pool`, k and v are max-pooled 2x2 with stride 2
+    first (odd last rows and columns are dropped). `scale` is 1, as in SAGAN, not 1/sqrt(D_QK). Source: Zhang et al.
+    2019, §3, in the form of the released code (brain-research/self-attention-gan, non_local.py:48-81).
 
     `x` (B, C, H, W) of any strides; `w_theta`, `w_phi` (D_QK, C, 1, 1); `w_g` (D_V, C, 1, 1); `w_o` (C, D_V, 1, 1),
     or None: then v has C channels and is the output of the attention; `gamma` of shape () or (1,); biases `b_theta`,

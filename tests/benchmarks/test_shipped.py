@@ -10,6 +10,7 @@ from benchmarks.shipped import (
     INFERENCE,
     block_launches,
     functional_launches,
+    second_plans,
     spectral_norm_launches,
 )
 
@@ -49,6 +50,13 @@ def test_functional_attention_is_launched_too():
     assert launches[0].plan.name == "attention_fwd" and {launch.part for launch in launches} == {FUNCTIONAL}
     scores = POOLED.B * POOLED.N * POOLED.M
     assert launches[0].plan.exps == scores and launches[0].plan.flops == 2 * scores * (POOLED.d_qk + POOLED.d_v)
+
+
+def test_a_second_backward_is_three_launches():
+    plans = second_plans(2, 70, 40, 8, 24, "fp32", 90)
+    assert [plan.name for plan in plans] == ["attention_tangent", "attention_second_dkv", "attention_second_dq"]
+    scores = 2 * 70 * 40
+    assert [plan.flops // (2 * scores) for plan in plans] == [3 * 8 + 2 * 24, 5 * 8 + 3 * 24, 5 * 8 + 2 * 24]
 
 
 def test_one_update_of_all_matrices_is_three_launches():
