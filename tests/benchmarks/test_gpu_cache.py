@@ -31,6 +31,7 @@ def used(archive, folder, only):
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing_with_the_cache_at_another_path(tmp_path):
     archive = tmp_path / "cache.tar.xz"
     made = packed(archive, "--only", f"{ONLY} bf16 forward")

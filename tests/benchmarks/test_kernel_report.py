@@ -45,6 +45,7 @@ def json_of(path, *arguments, **keywords):
     return json.loads(path.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_a_handful_of_kernels(tmp_path):
     """One block for Hopper, even where the environment asks for the interpreter: contract of the rows, table, gate."""
     rows, text = json_of(
@@ -76,6 +77,7 @@ def check(row):
         assert row["ldg128"] > 0, where
 
 
+@pytest.mark.slow
 def test_nothing_found_is_an_error():
     done = report("--only", "no such kernel")
     assert done.returncode == 2 and done.stderr == "kernel_report: no launch matches --only 'no such kernel'\n"

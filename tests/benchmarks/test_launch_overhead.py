@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_it_times_calls_down_to_where_the_driver_would_be():
     """In a process of its own: here kernels are imported for the interpreter, which launches nothing."""
     command = [sys.executable, "-m", "benchmarks.launch_overhead", "--samples", "2"]
@@ -31,6 +32,8 @@ def test_it_times_calls_down_to_where_the_driver_would_be():
 
 COMPARE = """
 import torch
+import pytest
+
 from benchmarks import launch_overhead
 from sagan_fast.functional import attention
 from sagan_fast.kernels import launch

@@ -52,7 +52,7 @@ PLAN = ["gate", "float32", "attention-compiled"]
 """Parts of a dry run that are over in seconds: two cases each, 4, 18 and 8 records."""
 
 
-@pytest.mark.parametrize("kept", [1, 5, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kept", [1, *(pytest.param(kept, marks=pytest.mark.slow) for kept in (5, 25))])
 def test_a_run_killed_at_any_moment_has_whole_records_of_all_before(tmp_path, kept):
     """SIGKILL as soon as so many records are there; the next run goes on in the same file."""
     file = tmp_path / "dry-run.jsonl"
@@ -132,6 +132,7 @@ def test_the_parts_of_most_value_fit_the_first_call():
     assert sum(one.seconds for one in needed) <= 8.5 * 60
 
 
+@pytest.mark.slow
 def test_more_shapes_than_dynamo_keeps_are_all_compiled(tmp_path, monkeypatch, capsys):
     """Nine shapes of one function: from the ninth on torch.compile would quietly run it uncompiled."""
     compiled = []
@@ -211,6 +212,7 @@ def test_a_part_records_as_it_goes_and_goes_on_where_it_stopped(tmp_path, capsys
     assert "norm: 0 cases" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_parts_run_in_a_process_of_their_own(tmp_path, capfd):
     args = ["--device", "cpu", "--out", str(tmp_path), "--rounds", "1", "--only", "attention cpu-shapes"]
     assert main(args) == 0

@@ -104,6 +104,7 @@ assert not {{"yaml", "jsonargparse", "tensorboard", "torchvision", "PIL"}} & set
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_torchscript_needs_nothing_of_ours(model, unconditional, tmp_path):
     for i, generator in enumerate((model, unconditional)):
         path = tmp_path / f"{i}.pt"

@@ -195,6 +195,7 @@ def test_refuses_what_it_cannot_take(change, error, match):
         spectral_norm_group(**arguments)
 
 
+@pytest.mark.slow
 def test_a_matrix_of_many_rows_is_taken_by_the_kernels(generator):
     """The first layer of BigGAN-128 at 96 channels has 24,576 rows."""
     check(generator, [(24576, 20), (16, 40)], "triton")

@@ -114,6 +114,7 @@ def test_scaling_in_place_loads_and_stores_128_bits_at_once(arch, dtype):
         assert "rescale" not in name or ("LDG.E.128" in code and "STG.E.128" in code)
 
 
+@pytest.mark.slow
 def test_rows_that_start_anywhere_are_not_loaded_as_if_aligned():
     lists = [[(64, 27)], [(64, 27), (64, 64)], [(64, 64)]]
     unaligned, both, aligned = (code for ((_, _, code),) in compiled(lists, "fp32", "fp32", 90, 1))
