@@ -104,7 +104,7 @@ def runner(block: Block, mode: str, tensors: Sequence[Tensor]) -> Run:
             (d_x,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
             penalty = d_x.square().sum()
         else:
-            noise = STEP * torch.randn(x.shape, generator=torch.Generator().manual_seed(i)).to(x)
+            noise = STEP * torch.randn(x.shape, generator=torch.Generator().manual_seed(1000 + i)).to(x)
             moved = block(x + noise, *weights).square().sum((1, 2, 3))
             penalty = ((moved - y.square().sum((1, 2, 3))) / STEP).square().sum()
         return [penalty.detach(), *torch.autograd.grad(y.sum() + penalty, leaves)]
