@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NOT_HERE = ("test_cpu.py", "test_machine_code.py", "test_equal_keys_mean_equal_launches")
+NOT_HERE = ("test_cpu", "test_chunks.py", "test_machine_code.py", "test_equal_keys_mean_equal_launches")
 """Parts of the names of tests that are about the CPU's own backend, about machine code, or about no tensors at all."""
 
 executed: dict[str, set[str]] = defaultdict(set)

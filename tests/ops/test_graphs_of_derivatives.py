@@ -128,3 +128,14 @@ def test_an_exported_spectral_norm_keeps_its_gradients(generator):
         model(x).square().sum().backward()
     found = dict(exported.named_parameters())["parametrizations.weight.original"].grad
     torch.testing.assert_close(found, net.parametrizations.weight.original.grad)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", BACKENDS[3]])
+def test_a_graph_over_a_compiled_function_is_refused(backend, generator):
+    """A second derivative of what torch.compile compiled raises; it is never silently another number."""
+    q, k, v, _, _ = inputs(generator)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q: attention(q, k, v, backend=backend), backend="aot_eager")
+    (first,) = torch.autograd.grad(compiled(q.requires_grad_()).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        first.square().sum().backward()

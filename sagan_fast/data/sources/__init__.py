@@ -13,7 +13,8 @@ from sagan_fast.data.layouts import SPLITS
 from sagan_fast.data.sources.base import Source, start_of
 from sagan_fast.data.sources.folder import FolderSource
 from sagan_fast.data.sources.hdf5 import SIGNATURE, HDF5Source
-from sagan_fast.data.sources.tar import TarSource, is_tar
+from sagan_fast.data.sources.tar import TarSource
+from sagan_fast.data.sources.tar_members import is_tar
 from sagan_fast.data.sources.tfrecord import TFRecordSource, is_tfrecord
 from sagan_fast.data.sources.zip import ZipSource
 from sagan_fast.errors import InputError

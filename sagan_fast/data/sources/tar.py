@@ -21,8 +21,8 @@ from sagan_fast.data.dataset import list_some
 from sagan_fast.data.images import BrokenImageError, read_image
 from sagan_fast.data.labels import SUSPICIOUS, label_in_json
 from sagan_fast.data.listing import EXTENSIONS, HIDDEN, NOT_DATA, kind_of_name
-from sagan_fast.data.sources.base import GZIP, UNLABELLED, FilesSource, Image, check_label, start_of
-from sagan_fast.data.sources.tar_members import DAMAGE, DAMAGED, FILE, LINK, Member, TarArchive, stem
+from sagan_fast.data.sources.base import UNLABELLED, FilesSource, Image, check_label
+from sagan_fast.data.sources.tar_members import DAMAGE, DAMAGED, FILE, LINK, Member, TarArchive, check_tar, stem
 from sagan_fast.errors import InputError
 
 LABEL_ENDINGS = ("cls", "class", "label", "index")
@@ -31,7 +31,6 @@ UNREAD_LABELS = ("txt", "text", "id", "inx", "tag", "tags", "labels", "target", 
 """Last parts of the extensions of members that may hold a label in a form that is not read."""
 MAX_LABEL_BYTES = 2**20
 MOST_FAULTS = 20
-OTHER_COMPRESSION = {"zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
 
 
 @dataclass
@@ -78,7 +77,7 @@ class TarSource(FilesSource):
         self, path: str, shards: Sequence[str], first_label: int | None = None, unlabelled: bool = False
     ) -> None:
         for shard in shards:
-            _check_kind(shard)
+            check_tar(shard)
         super().__init__(path, shards, first_label or 0)
         self._archives = [TarArchive(shard) for shard in shards]
         self._detached: list[dict[str, Any]] = [{} for _ in shards]
@@ -349,21 +348,3 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
-
-
-def _check_kind(path: str) -> None:
-    """Raise InputError if the file is no tar file, plain or gzip."""
-    start = start_of(path)
-    for name, magic in OTHER_COMPRESSION.items():
-        if start.startswith(magic):
-            raise InputError(f"{path} is compressed with {name}: unpack it, or compress it with gzip")
-    try:
-        next(TarArchive(path).members(), None)
-    except DAMAGE:
-        if not is_tar(start):
-            raise InputError(f"{path} is no tar file, plain or compressed with gzip") from None
-
-
-def is_tar(start: bytes) -> bool:
-    """Return whether a file that begins with `start` is a tar file, plain or gzip."""
-    return start[257:262] == b"ustar" or start.startswith(GZIP)

@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from sagan_fast.data.sources.base import GZIP
+from sagan_fast.data.sources.base import GZIP, start_of
+from sagan_fast.errors import InputError
 
 FILE, LINK, FOLDER, OTHER, DAMAGED = "file", "link", "folder", "device or pipe", "damaged"
 MOST_LINKS = 16
 """Links that lead to each other before one counts as leading nowhere."""
 ENDINGS = (".tar", ".tar.gz", ".tgz")
+OTHER_COMPRESSION = {"zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
 """What reading a damaged tar file raises."""
 
@@ -189,3 +191,21 @@ def _next_block(stream: IO[bytes]) -> int | None:
             place = len(chunk) - len(kept)
             return stream.tell() - len(chunk) + place // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
     return None
+
+
+def check_tar(path: str) -> None:
+    """Raise InputError if the file is no tar file, plain or gzip."""
+    start = start_of(path)
+    for name, magic in OTHER_COMPRESSION.items():
+        if start.startswith(magic):
+            raise InputError(f"{path} is compressed with {name}: unpack it, or compress it with gzip")
+    try:
+        next(TarArchive(path).members(), None)
+    except DAMAGE:
+        if not is_tar(start):
+            raise InputError(f"{path} is no tar file, plain or compressed with gzip") from None
+
+
+def is_tar(start: bytes) -> bool:
+    """Return whether a file that begins with `start` is a tar file, plain or gzip."""
+    return start[257:262] == b"ustar" or start.startswith(GZIP)

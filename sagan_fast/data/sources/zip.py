@@ -12,8 +12,8 @@ from sagan_fast.data.listing import Tree, tree_of
 from sagan_fast.data.sources.base import Image, Source, fingerprint_of
 from sagan_fast.files import explained, reason
 
-DAMAGE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError)
-"""What reading a damaged or encrypted member raises."""
+DAMAGE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, KeyError)
+"""What reading raises: RuntimeError for a password or an unknown compression, KeyError for a name that is not there."""
 
 
 class ZipSource(Source):
