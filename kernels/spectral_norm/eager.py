@@ -201,12 +201,19 @@ def spectral_norm_bwd(
     d_weight = weights[0].new_empty(size)
     us = split_vector(u, [weight.shape[0] for weight in weights])
     vs = split_vector(v, [weight[0].numel() for weight in weights])
+    is_asked = u.device.type == "cpu"  # for its numbers; any other device would be waited for
+    factors = sigmas.reciprocal().tolist() if is_asked else []
     for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
         if grad is None:
             continue
         stored = grad if grad.stride() == weight.stride() else torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
-        g, sigma = matrix_of(stored).to(u.dtype), sigmas[i]
-        share = torch.sum(g * matrix_of(weight)) / (sigma * sigma)
+        g, matrix, sigma = matrix_of(stored), matrix_of(weight), sigmas[i]
         place = d_weight[starts[i] : starts[i] + weight.numel()].view(g.shape)
+        if is_asked and g.dtype == matrix.dtype == u.dtype:  # three passes, no memory but the result's
+            share = torch.mul(g, matrix, out=place).sum() / (sigma * sigma)
+            torch.addr(g, us[i], vs[i], beta=factors[i], alpha=-share.item(), out=place)
+            continue
+        g = g.to(u.dtype)
+        share = torch.sum(g * matrix) / (sigma * sigma)
         place.copy_(torch.addr(g / sigma, us[i] * -share, vs[i]))
     return d_weight
