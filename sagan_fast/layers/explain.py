@@ -23,7 +23,7 @@ def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
     """
     if isinstance(target, nn.Module):
         lines = _attentions(target) + _spectral_norms(target)
-        return "\n".join(lines) or f"{type(target).__name__} has no attention and no spectral norm that sagan_fast computes"
+        return "\n".join(lines) or f"{type(target).__name__} has no attention and no spectral norm of sagan_fast"
     backend = kwargs.get("backend", "auto")
     if target.ndim == 4 and (len(args) > 2 or "w_g" in kwargs):
         inputs = BlockInputs(target, *args, **{name: kwargs[name] for name in BlockInputs._fields if name in kwargs})
