@@ -100,7 +100,7 @@ def prove(dtypes: list[str]) -> None:
 
 
 def shipped_plans(dtype: str, arch: Any) -> list[Any]:
-    """Return the launches at all widths on `arch`; for "fp32" those of spectral norm come first. Each piece of code once.
+    """Return the launches at all widths on `arch`, for "fp32" after those of spectral norm. Each piece of code once.
 
     On compute capabilities that the attention kernels refuse, only spectral norm is left.
     """
