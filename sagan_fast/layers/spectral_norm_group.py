@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sagan_fast.kernels.spectral_norm.eager import matrix_of
+from sagan_fast.layers.spectral_norm_gradient import Buckets, Graph, Pass
 from sagan_fast.layers.spectral_norm_member import Member, rows_first
 from sagan_fast.ops.backends import choose_spectral_norm, too_large
-from sagan_fast.ops.spectral_norm import forward_all, gradient, split
+from sagan_fast.ops.spectral_norm import forward_all, split
 
 
 class _Batch:
     """Members that are normalised in one pass, and the results of the last pass."""
 
-    def __init__(self, members: list[Member], indices: list[int]) -> None:
-        self.members, self.indices = members, indices
+    def __init__(self, members: list[Member], indices: list[int], bucket_bytes: Callable[[], float]) -> None:
+        self.members, self.indices, self.bucket_bytes = members, indices, bucket_bytes
         self.flat: Tensor | None = None
         self.pool: list[Tensor] = []  # for fresh results: new memory would cost a page fault for every 4 KB
         self.plain: list[Tensor] = []
-        self.linked: tuple[Tensor, ...] = ()
-        self.linked_flags: list[bool] = []
+        self.buckets = Buckets([member.weight for member in members])
+        self.graph: Any = None  # until there is a result
 
     def compute(self, update: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
         weights = [rows_first(member.weight, member.norm.dim).detach() for member in self.members]
@@ -34,7 +37,7 @@ class _Batch:
             self.flat = self._free_memory()
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
-        self.flat, self.sigmas, self.u, self.v = forward_all(
+        self.flat, self.sigmas, u, v = forward_all(
             chosen, weights, us, vs, n_power_iterations=norm.n_power_iterations, eps=norm.eps, update=update,
             v_first=v_first, out_dtype=weights[0].dtype, out=self.flat, sigmas=sigmas,
         )  # fmt: skip
@@ -46,8 +49,10 @@ class _Batch:
         # Detached, not plain views: they share the version with the flat tensor, so that a backward through weights of
         # the step before is refused as after any change in place, but no history.
         self.plain = [view.detach() for view in split(self.flat, weights)]
-        self.linked = ()
-        self.versions = [member.weight._version if not member.weight.is_inference() else 0 for member in self.members]
+        versions = [member.weight._version if not member.weight.is_inference() else 0 for member in self.members]
+        names, dims = [member.name for member in self.members], [member.norm.dim for member in self.members]
+        made = Pass(names, dims, chosen, self.plain, versions, self.sigmas, u, v)
+        self.graph = Graph(made, self.buckets, self.bucket_bytes)
         if update:
             told = [(i, getattr(*member.sigma_at)) for i, member in enumerate(self.members) if member.sigma_at]
             if told:
@@ -57,7 +62,7 @@ class _Batch:
 
     def _free_memory(self) -> Tensor | None:
         """Return memory of an earlier result that no graph and no user holds any more, or None."""
-        self.plain, self.linked, self.flat = [], (), None
+        self.plain, self.graph, self.flat = [], None, None
         for flat in self.pool:
             if torch._C._storage_Use_Count(flat.untyped_storage()._cdata) == 2:  # type: ignore[attr-defined]  # the two here
                 return flat
@@ -77,60 +82,23 @@ class _Batch:
 
     def get(self, position: int) -> Tensor:
         member = self.members[position]
-        weight = member.weight
-        if torch.is_grad_enabled() and weight.requires_grad:
-            if not self.linked or not self.linked_flags[position]:
-                weights = [member.weight for member in self.members]
-                self.linked_flags = [weight.requires_grad for weight in weights]
-                self.linked = _SharedFunction.apply(_Snapshot(self), *weights)
-            out = self.linked[position]
+        if torch.is_grad_enabled() and member.weight.requires_grad:
+            out = self.graph.get(position, [member.weight for member in self.members])
         else:
             out = self.plain[position]
         return out.movedim(0, member.norm.dim) if member.norm.dim else out
 
 
-class _Snapshot:
-    """What the gradient of one pass needs. save_for_backward would free it after the first backward."""
-
-    def __init__(self, batch: _Batch) -> None:
-        self.names = [member.name for member in batch.members]
-        self.dims = [member.norm.dim for member in batch.members]
-        self.backend, self.versions, self.plain = batch.choice.backend, batch.versions, batch.plain
-        self.sigmas, self.u, self.v = batch.sigmas, batch.u, batch.v
-
-
-class _SharedFunction(torch.autograd.Function):
-    """Puts W/sigma of a batch, already computed, into the graph of its weights, for any number of backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, snapshot: _Snapshot, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.snapshot, ctx.weights = snapshot, weights
-        ctx.set_materialize_grads(False)
-        return tuple(plain.detach() for plain in snapshot.plain)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        snapshot = ctx.snapshot
-        for name, weight, version in zip(snapshot.names, ctx.weights, snapshot.versions, strict=True):
-            if weight._version != version:
-                raise RuntimeError(
-                    f"spectral_norm: the weight of {name} must be unchanged between forward and backward, at version "
-                    f"{version}, got version {weight._version}: it was modified by an inplace operation"
-                )
-        wanted = [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[1:], strict=True)]
-        dense = [rows_first(weight, dim) for weight, dim in zip(ctx.weights, snapshot.dims, strict=True)]
-        d_weights = gradient(snapshot.backend, snapshot.sigmas, snapshot.u, snapshot.v, wanted, dense)
-        return None, *(
-            d_weight.movedim(0, dim) if dim and d_weight is not None else d_weight
-            for d_weight, dim in zip(d_weights, snapshot.dims, strict=True)
-        )
-
-
 class SpectralNormGroup:
-    """All spectral-normed weights of a model, normalised together; `fuse_spectral_norm` makes it."""
+    """All spectral-normed weights of a model, normalised together; `fuse_spectral_norm` makes it.
+
+    With several processes the gradients come in buckets of `bucket_cap_mb` MiB, so that DistributedDataParallel can
+    send the first ones while the backward pass goes on.
+    """
 
     def __init__(self, members: list[Member], update: str, backend: str = "auto") -> None:
         self.update, self.backend = update, backend
+        self.bucket_cap_mb = 25.0  # as DistributedDataParallel's
         self.started = False  # whether u and v have moved: until then the first training access moves them
         self.release: Callable[[], None] = lambda: None  # removes the hook of the model's forward
         self._members = members
@@ -265,9 +233,13 @@ class SpectralNormGroup:
         A pass moves only what the last forward used: a layer that the model never calls must not move.
         """
         with torch.inference_mode(False), torch.no_grad():
-            self._alone[index] = batch = _Batch([self._members[index]], [index])
+            self._alone[index] = batch = _Batch([self._members[index]], [index], self._bucket_bytes)
             batch.compute(update, True, self.backend)
         return batch
+
+    def _bucket_bytes(self) -> float:
+        is_shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return self.bucket_cap_mb * 2**20 if is_shared else math.inf
 
     def _refresh(self) -> None:
         states = [state for batch in self._batches for state in batch.states]
@@ -307,6 +279,8 @@ class SpectralNormGroup:
             weight, norm = member.weight, member.norm
             where = (weight.device, weight.dtype, too_large(weight.movedim(norm.dim, 0)))
             together[where, member.v_first, norm.n_power_iterations, norm.eps].append(index)
-        self._batches = [_Batch([self._members[i] for i in indices], indices) for indices in together.values()]
+        self._batches = [
+            _Batch([self._members[i] for i in indices], indices, self._bucket_bytes) for indices in together.values()
+        ]
         self._places = {index: (batch, place) for batch in self._batches for place, index in enumerate(batch.indices)}
         self._signature = signature

@@ -164,6 +164,15 @@ def split(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
+def taken(flat: Tensor, sizes: Sequence[int], which: Sequence[int]) -> Tensor:
+    """Return the vectors `which` of a flat tensor of vectors of `sizes`, in its layout."""
+    if list(which) == list(range(len(sizes))):
+        return flat
+    starts, end = offsets(sizes)
+    ends = [*starts[1:], end]  # the gap behind a vector included
+    return torch.cat([flat[starts[i] : ends[i]] for i in which])
+
+
 class _SpectralNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
