@@ -13,6 +13,8 @@ Backend = Literal["auto", "eager", "sdpa", "triton"]
 """What runs the attention blocks."""
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 """How products are computed; auto is bf16 on CUDA devices that have it, else fp32."""
+GradientCompression = Literal["none", "bf16"]
+"""What gradients are rounded to on their way between processes."""
 Loss = Literal["hinge", "non_saturating", "wasserstein", "relativistic"]
 """The adversarial loss (training/losses.py)."""
 OnBroken = Literal["fail", "skip"]

@@ -1,9 +1,8 @@
 """The processes of a run: rank, size and device, and the operations that all processes do together.
 
-Every process holds both networks whole and takes its share of each batch. Gradients are averaged by one all-reduce per
-network and step, not by DistributedDataParallel. The fused spectral norm returns all gradients of a network at the end
-of its backward, so buckets could not overlap with anything. Device tensors travel by NCCL (Gloo on the CPU), everything
-else by Gloo, so that a word between the processes never waits for the GPU.
+Every process holds both networks whole and takes its share of each batch. training/parallel.py averages the gradients,
+with DistributedDataParallel. Device tensors travel by NCCL (Gloo on the CPU), everything else by Gloo, so that a word
+between the processes never waits for the GPU.
 """
 
 import os
@@ -193,9 +192,11 @@ def connected(device: Device, timeout: int) -> Iterator[World]:
 def _fresh_store(rank: int, size: int, wait: timedelta) -> Any:
     """Return the store that torchrun's environment names, under a prefix that only this start of the run has.
 
-    After a restart torchrun passes on the same store, with the addresses of dead processes, which Gloo would try to
-    reach. The number of restarts is no help, since it differs between machines. So each process writes a hello with a
-    unique name. The first process, which may also read the hello of a dead one, answers every name it reads.
+    torchrun keeps one store over its restarts, with the addresses of dead processes, and PyTorch's `env://` uses it as
+    it is: `init_process_group` hangs after a restart (tried with PyTorch 2.14.1; a user can prevent it with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, since each restart then has a store of its own). The number of restarts is no
+    prefix, since it differs between machines. So each process writes a hello with a unique name. The first process,
+    which may also read the hello of a dead one, answers every name it reads.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
     me = uuid.uuid4().hex

@@ -12,6 +12,7 @@ from sagan_fast.choices import (
     Backend,
     Device,
     EvalMode,
+    GradientCompression,
     Loss,
     OnBroken,
     OnDivergence,
@@ -60,6 +61,10 @@ class TrainConfig:
     """number of images a process computes at a time; 0: its whole share of batch_size"""
     sync_batch_norm: bool = False
     """compute batch norm over the images of all processes"""
+    bucket_cap_mb: float = 25.0
+    """size in MiB of the buckets in which gradients go to the other processes while the backward pass goes on"""
+    gradient_compression: GradientCompression = "none"
+    """none, or bf16: round gradients to bfloat16 on their way between processes, for half the traffic"""
     seed: int = 0
     """random seed of the weights, the image order, the noise and the labels"""
     device: Device = "auto"
@@ -143,6 +148,8 @@ class TrainConfig:
         metrics = self.eval_metrics.split(",")
         if "fid" not in metrics or set(metrics) - set(METRICS):
             raise InputError(f"eval_metrics must be fid and any of {','.join(METRICS)}, got {self.eval_metrics!r}")
+        if not self.bucket_cap_mb > 0:
+            raise InputError(f"bucket_cap_mb must be positive, got {self.bucket_cap_mb}")
         if not self.sigma_growth > 1:
             raise InputError(f"sigma_growth must be more than 1, got {self.sigma_growth}")
         for name in ("g_lr", "d_lr"):

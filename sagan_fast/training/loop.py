@@ -59,6 +59,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
         try:
             changes = run.resume() if resume else []
             run.check_replicas()
+            run.state.connect(world, config)
             world.by_main(lambda: folder.open(config))
             state = run.state
             log = world.by_main(lambda: RunLog(folder.path, state.step, config.steps)) or SilentLog()
@@ -109,7 +110,7 @@ def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
         while state.step < config.steps and not stopping:
             with meter.waiting():
                 images, labels = next(stream)
-            meter.add(train_step(state, config, images, labels, world.device, world))
+            meter.add(train_step(state, config, images, labels, world.device))
             log.step_done(state.step)
             if trace := tracing.step_done(state.step):
                 log.say(f"trace of some steps in {trace}: open it in chrome://tracing or ui.perfetto.dev")

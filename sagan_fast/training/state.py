@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from sagan_fast.distributed import World
 from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm
 from sagan_fast.layers.synced_batch_norm import sync_batch_norms
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import LeCam
+from sagan_fast.training.parallel import Replica
 from sagan_fast.training.precision import Precision, Scaler
 
 
@@ -20,7 +22,8 @@ from sagan_fast.training.precision import Precision, Scaler
 class TrainState:
     """Both networks, the averaged generator, their optimizers, spectral-norm groups and scalers, LeCam's averages.
 
-    `rollbacks` counts how often the run went back before a divergence; each time the noise is another.
+    The replicas are the networks as steps train them, in this process alone until `connect`. `rollbacks` counts how
+    often the run went back before a divergence; each time the noise is another.
     """
 
     generator: Generator
@@ -34,6 +37,9 @@ class TrainState:
     g_scaler: Scaler
     d_scaler: Scaler
     lecam: LeCam
+    world: World
+    g_replica: Replica
+    d_replica: Replica
     step: int = 0
     rollbacks: int = 0
 
@@ -42,6 +48,22 @@ class TrainState:
         "generator", "discriminator", "ema", "g_spectral", "d_spectral", "g_optimizer", "d_optimizer", "g_scaler",
         "d_scaler", "lecam",
     )  # fmt: skip
+
+    def connect(self, world: World, config: TrainConfig) -> None:
+        """Let the steps from now on be those of all processes of `world`, which hold the same state; all must call it.
+
+        The state changes no more than by the memory that it takes.
+        """
+        self.world = world
+        y = torch.zeros(2, dtype=torch.long, device=world.device) if config.num_classes else None
+        like = next(self.generator.parameters())
+        z, images = (
+            like.new_zeros(2, config.generator.z_dim),
+            like.new_zeros(2, 3, config.resolution, config.resolution),
+        )
+        for replica, group, x in ((self.g_replica, self.g_spectral, z), (self.d_replica, self.d_spectral, images)):
+            group.bucket_cap_mb = config.bucket_cap_mb
+            replica.connect(world, config.bucket_cap_mb, config.gradient_compression, x, y)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dictionaries."""
@@ -88,4 +110,5 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
         generator, discriminator, ema,
         adam(generator, config.g_lr), adam(discriminator, config.d_lr), g_spectral, d_spectral,
         precision, precision.scaler(), precision.scaler(), LeCam(config.lecam_decay).to(device),
+        World(device), Replica(generator), Replica(discriminator),
     )  # fmt: skip

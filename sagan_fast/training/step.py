@@ -95,7 +95,6 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     device: torch.device,
-    world: World | None = None,
 ) -> dict[str, Tensor]:
     """Do one step on this process' `images` (B, 3, R, R) uint8 and `labels` (B,); return numbers, on the device.
 
@@ -103,7 +102,7 @@ def train_step(
     images; grad_norm/d and grad_norm/g, of the gradient of all. Also, without their weights, the penalties that this
     step has, as means over this process' images: r1, r2, gradient_penalty, lecam. d_loss is without them.
     """
-    noise = Noise(config, state.step, device, world, state.rollbacks)
+    noise = Noise(config, state.step, device, state.world, state.rollbacks)
     real, y_real = prepare_batch(images, labels, noise)
     values, update = discriminator_gradient(state, real, y_real, noise)
     # The generator's images need nothing of the discriminator: they are made while its gradients travel.
@@ -132,22 +131,24 @@ def discriminator_gradient(
         with state.precision.autocast(), torch.no_grad(), statistics_shared(state.generator, part, noise.parts):
             fake = state.generator(z[mine], _part(y_fake, mine)).to(real.dtype)
         labels = _part(y_real, mine), _part(y_fake, mine)
-        scores, values = scores_and_penalties(state, real[mine], fake, labels, weights, _part(shares, mine))
-        total = adversarial = loss.discriminator(*scores)
-        if config.lecam_weight:
-            values["lecam"] = state.lecam.penalty(*scores)
-            total = total + config.lecam_weight * values["lecam"]
-        for name, weight in weights.items():
-            total = total + weight * values[name]
-        state.d_scaler.backward(total / noise.parts)
+        with state.d_replica.accumulating(part, noise.parts):
+            scores, values = scores_and_penalties(state, real[mine], fake, labels, weights, _part(shares, mine))
+            total = adversarial = loss.discriminator(*scores)
+            if config.lecam_weight:
+                values["lecam"] = state.lecam.penalty(*scores)
+                total = total + config.lecam_weight * values["lecam"]
+            for name, weight in weights.items():
+                total = total + weight * values[name]
+            state.d_scaler.backward(total / noise.parts)
         d_real, d_fake = (exact(each.detach()).mean() for each in scores)
         lines.append({"d_loss": adversarial, "d_real": d_real, "d_fake": d_fake, **values})
     means = {name: torch.stack([line[name].detach() for line in lines]).mean() for name in lines[0]}
-    # LeCam's averages are over all processes' images: their scores travel with the gradients.
+    # LeCam's averages are over all processes' images: their scores travel behind the gradients.
     scored = [torch.stack([means["d_real"], means["d_fake"]])] if config.lecam_weight else []
-    finish = noise.world.average([*_gradients(state.discriminator), *scored])
+    finish = noise.world.average(scored)
 
     def update() -> Tensor:
+        state.d_replica.finish()
         finish()
         norm = state.d_scaler.update(state.d_optimizer)
         state.d_spectral.step()
@@ -177,13 +178,13 @@ def scores_and_penalties(
     with state.precision.autocast():
         if real.requires_grad == fake.requires_grad:
             y = None if y_real is None or y_fake is None else torch.cat([y_real, y_fake])
-            d_real, d_fake = state.discriminator(torch.cat([real, fake]), y).chunk(2)
+            d_real, d_fake = state.d_replica(torch.cat([real, fake]), y).chunk(2)
         else:
-            d_real, d_fake = state.discriminator(real, y_real), state.discriminator(fake, y_fake)
+            d_real, d_fake = state.d_replica(real, y_real), state.d_replica(fake, y_fake)
         scored = {"r1": (real, d_real), "r2": (fake, d_fake)}
         if shares is not None:
             between = torch.lerp(real.detach(), fake.detach(), shares).requires_grad_()
-            scored["gradient_penalty"] = between, state.discriminator(between, y_real)
+            scored["gradient_penalty"] = between, state.d_replica(between, y_real)
     if not names:
         return (d_real, d_fake), {}
     images, scores = zip(*(scored[name] for name in names), strict=True)
@@ -207,8 +208,12 @@ def generator_parts(state: TrainState, real: Tensor, y_real: Tensor | None, nois
     for part in range(noise.parts):
         mine = slice(part, None, noise.parts)
         y_mine = _part(y, mine)
-        with state.precision.autocast(), statistics_shared(state.generator, part, noise.parts):
-            images = state.generator(z[mine], y_mine)
+        shared, sent = (
+            statistics_shared(state.generator, part, noise.parts),
+            state.g_replica.accumulating(part, noise.parts),
+        )
+        with state.precision.autocast(), shared, sent:
+            images = state.g_replica(z[mine], y_mine)
         yield GeneratorPart(images, y_mine, real[mine] if is_paired else None)
 
 
@@ -220,15 +225,17 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[GeneratorPar
     losses: list[Tensor] = []
     state.discriminator.requires_grad_(False)
     state.g_optimizer.zero_grad(set_to_none=True)
-    for images, y, real in parts:
+    for part, (images, y, real) in enumerate(parts):
+        if part == noise.parts - 1:  # batch norm's running averages are means over all micro-batches everywhere
+            finish = noise.world.average(_running_averages(state.generator))
         with state.precision.autocast():
             scores = state.discriminator(images, y)
             d_real = scores.detach() if real is None else state.discriminator(real, y)
         loss = LOSSES[noise.config.loss].generator(scores, d_real)
         state.g_scaler.backward(loss / noise.parts)
         losses.append(loss.detach())
-    # The running averages of batch norm travel with the gradients: they are means over all micro-batches everywhere.
-    noise.world.average([*_gradients(state.generator), *_running_averages(state.generator)])()
+    state.g_replica.finish()
+    finish()
     norm = state.g_scaler.update(state.g_optimizer)
     state.g_spectral.step()
     state.discriminator.requires_grad_(True)
@@ -280,14 +287,6 @@ def statistics_shared(model: nn.Module, part: int, parts: int) -> Iterator[None]
 
 def _part(tensor: Tensor | None, mine: slice) -> Tensor | None:
     return None if tensor is None else tensor[mine]
-
-
-def _gradients(model: nn.Module) -> list[Tensor]:
-    # As many tensors in every process, whatever its images left without a gradient.
-    for p in model.parameters():
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    return [p.grad for p in model.parameters() if p.grad is not None]
 
 
 def _running_averages(model: nn.Module) -> list[Tensor]:

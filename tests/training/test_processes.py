@@ -36,6 +36,7 @@ def steps(folder, count, dtype, overrides):
         state = new_state(config, world.device)
         for model in (state.generator, state.discriminator, state.ema, state.lecam):
             model.to(dtype)
+        state.connect(world, config)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(step_module, "prepare_batch", lambda *args: (prepare(*args)[0].to(dtype), prepare(*args)[1]))
             lines = []
@@ -43,7 +44,7 @@ def steps(folder, count, dtype, overrides):
                 images = torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8, generator=rng)
                 labels = torch.randint(10, (16,), generator=rng)
                 mine = slice(world.rank, None, world.size)
-                values = train_step(state, config, images[mine], labels[mine], world.device, world)
+                values = train_step(state, config, images[mine], labels[mine], world.device)
                 lines.append(torch.tensor(world.gather([v.item() for v in values.values()])).mean(0).tolist())
         torch.save({"lines": torch.tensor(lines), **state.state_dict()}, folder / f"{world.size}-{world.rank}.pt")
     torch.set_default_dtype(torch.float32)
