@@ -17,6 +17,8 @@ GradientCompression = Literal["none", "bf16"]
 """What gradients are rounded to on their way between processes."""
 Loss = Literal["hinge", "non_saturating", "wasserstein", "relativistic"]
 """The adversarial loss (training/losses.py)."""
+MicroBatchSize = int | Literal["auto"]
+"""Images that a process computes at a time; auto is the most that fit (training/micro_batch.py)."""
 OnBroken = Literal["fail", "skip"]
 """What happens at an image that cannot be read."""
 OnDivergence = Literal["stop", "rollback"]

@@ -35,8 +35,11 @@ class Link:
         return self.group.normalised(self.index, weight, training)
 
     def updates(self, training: bool) -> bool:
-        """Return whether an access that the group does not serve updates u and v; never under a transform."""
-        if not training or is_transformed():
+        """Return whether an access that the group does not serve updates u and v.
+
+        Never under a transform, nor in a backward pass, which may compute activations again.
+        """
+        if not training or is_transformed() or torch._C._current_graph_task_id() != -1:
             return False
         return self.group is None or self.group.update == "forward" or not self.group.started
 

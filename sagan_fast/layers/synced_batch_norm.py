@@ -30,7 +30,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
                 unbiased = var * (count / (count - 1).clamp_min(1))
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # type: ignore[union-attr]
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)  # type: ignore[union-attr]
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
         result: Tensor = out
         return result
 

@@ -11,20 +11,22 @@ from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.residual_blocks import DiscriminatorBlock
 from sagan_fast.layers.spectral_norm import spectral_norm
 from sagan_fast.models.config import DiscriminatorConfig, load_preset, network_config
-from sagan_fast.models.generator import attention_block, check_classes
+from sagan_fast.models.generator import attention_block, check_classes, run_block
 
 
 class Discriminator(nn.Module):
     """D(x, y) returns logits (B,) of images `x` (B, 3, R, R) in [-1, 1] and classes `y` (B,) int64 or None.
 
     logit = linear(h) + <embedding(y), h> with h the sum over the last map (Miyato and Koyama 2018; Zhang et al. 2019,
-    the released discriminator.py). Spectral norm on every layer, no batch norm. Raises ValueError for images of
-    another size, and where a conditional discriminator is given no y or the reverse.
+    the released discriminator.py). Spectral norm on every layer, no batch norm. `checkpoint_activations` as in
+    `Generator`. Raises ValueError for images of another size, and where a conditional discriminator is given no y or
+    the reverse.
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False
         widths, eps = config.widths, config.sn_eps
         self.blocks = nn.ModuleList()
         self.attentions = nn.ModuleDict()
@@ -57,9 +59,9 @@ class Discriminator(nn.Module):
         check_classes("Discriminator", y, self.config.num_classes, x)
         size_before = size
         for block, size in zip(self.blocks, self.config.sizes, strict=True):
-            x = block(x)
+            x = run_block(self.checkpoint_activations, block, x)
             if size < size_before and str(size) in self.attentions:
-                x = self.attentions[str(size)](x)
+                x = run_block(self.checkpoint_activations, self.attentions[str(size)], x)
             size_before = size
         h = F.relu(x).sum(dim=(2, 3))
         logits: Tensor = self.linear(h).squeeze(1)

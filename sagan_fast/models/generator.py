@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
+from sagan_fast.layers.activation_checkpoint import checkpointed
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
 from sagan_fast.layers.self_attention import SelfAttention2d
@@ -41,11 +42,17 @@ def attention_block(channels: int, config: NetworkConfig) -> SelfAttention2d:
     return block
 
 
+def run_block(again: bool, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """Return the block's output; it is computed `again` in the backward pass instead of kept."""
+    return checkpointed(block, *inputs) if again else block(*inputs)
+
+
 class Generator(nn.Module):
     """G(z, y) returns images (B, 3, R, R) in [-1, 1] of normal `z` (B, z_dim) and classes `y` (B,) int64 or None.
 
     A floating `y` (B, num_classes) mixes the classes with its weights. `class_names` is empty unless the generator was
-    read from a file that names its classes.
+    read from a file that names its classes. With `checkpoint_activations` each block is computed again in the backward
+    pass, for less memory.
 
     Source: Zhang et al. 2019 and the released generator.py; spectral norm on every layer but the batch norms' tables.
     Raises ValueError for z of another width, and where a conditional generator is given no y or the reverse.
@@ -55,6 +62,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         self.class_names: tuple[str, ...] = ()
+        self.checkpoint_activations = False
         widths, eps = config.widths, config.sn_eps
         self.linear = spectral_norm(xavier(nn.Linear(config.z_dim, widths[0] * config.seed_size**2)), eps=eps)
         self.blocks = nn.ModuleList()
@@ -129,9 +137,9 @@ class Generator(nn.Module):
         size = self.config.seed_size
         x = self.linear(z).unflatten(1, (-1, size, size))
         for block, size in zip(self.blocks, self.config.sizes, strict=True):
-            x = block(x, y)
+            x = run_block(self.checkpoint_activations, block, x, y)
             if str(size) in self.attentions:
-                x = self.attentions[str(size)](x)
+                x = run_block(self.checkpoint_activations, self.attentions[str(size)], x)
         return torch.tanh(self.conv(F.relu(self.norm(x))))
 
 

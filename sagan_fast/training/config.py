@@ -14,6 +14,7 @@ from sagan_fast.choices import (
     EvalMode,
     GradientCompression,
     Loss,
+    MicroBatchSize,
     OnBroken,
     OnDivergence,
     Precision,
@@ -57,8 +58,12 @@ class TrainConfig:
     """total number of steps, including those before --resume"""
     batch_size: int = 256
     """number of images per step, over all processes"""
-    micro_batch_size: int = 0
-    """number of images a process computes at a time; 0: its whole share of batch_size"""
+    micro_batch_size: MicroBatchSize = 0
+    """number of images a process computes at a time; 0: its whole share of batch_size; auto: the largest number that
+    fits a CUDA device's memory, on the CPU the whole share"""
+    checkpoint_activations: bool = False
+    """keep less for the backward pass and compute the blocks of both networks again there: less memory, the same result
+    in more time"""
     sync_batch_norm: bool = False
     """compute batch norm over the images of all processes"""
     bucket_cap_mb: float = 25.0
@@ -144,7 +149,11 @@ class TrainConfig:
         check_least(1, self, "collapse_patience", "keep", "timeout")
         check_least(1, self, "penalty_every")
         check_least(0, self, "r1_gamma", "r2_gamma", "gp_weight", "lecam_weight")
-        check_least(0, self, "num_workers", "micro_batch_size", "max_rollbacks", "eval_every", "eval_reference_count")
+        check_least(0, self, "num_workers", "max_rollbacks", "eval_every", "eval_reference_count")
+        if self.micro_batch_size != "auto":
+            if not isinstance(self.micro_batch_size, int):
+                raise InputError(f"micro_batch_size must be auto or a whole number, got {self.micro_batch_size!r}")
+            check_least(0, self, "micro_batch_size")
         metrics = self.eval_metrics.split(",")
         if "fid" not in metrics or set(metrics) - set(METRICS):
             raise InputError(f"eval_metrics must be fid and any of {','.join(METRICS)}, got {self.eval_metrics!r}")
@@ -163,6 +172,8 @@ class TrainConfig:
     def micro_batches(self, processes: int) -> int:
         """Return the number of micro-batches per step and process; InputError if the batch cannot be shared evenly."""
         micro = self.micro_batch_size
+        if isinstance(micro, str):
+            raise ValueError(f"micro_batch_size must be found first, got {micro!r}")
         if self.batch_size % (processes * max(micro, 1)):
             by = f"processes x micro_batch_size = {processes} x {micro}" if micro else f"processes = {processes}"
             raise InputError(f"batch_size must be divisible by the number of {by}, got {self.batch_size}")

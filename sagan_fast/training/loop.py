@@ -18,6 +18,7 @@ from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Guard
 from sagan_fast.training.log import Log, RunLog, SilentLog
 from sagan_fast.training.meter import Meter
+from sagan_fast.training.micro_batch import with_micro_batch
 from sagan_fast.training.profile import Profile
 from sagan_fast.training.run import Run
 from sagan_fast.training.signals import StopVote, stop_on_signals
@@ -41,6 +42,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
     """
     folder = RunFolder(Path(config.out), config.keep)
     with connected(config.device, config.timeout) as world, stop_on_signals() as stop:
+        config, sized = with_micro_batch(config, world, folder.path / "config.yaml" if resume else None)
         world.together(lambda: config.micro_batches(world.size))  # or a sentence
         dataset = world.together(
             lambda: open_dataset(
@@ -68,7 +70,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
                     f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
                     f"{world.device}, {state.precision.name}, {run.division()}step {state.step} of {config.steps}"
                 )
-                for sentence in [*summary(dataset), *changes]:
+                for sentence in [*filter(None, [sized]), *summary(dataset), *changes]:
                     log.say(sentence)
                 world.by_main(lambda: save_data(dataset, folder.path / "data.png"))
                 tracing = Profile(folder.path, profile if world.is_main else 0)
@@ -83,7 +85,8 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{world.device} has too little memory: a --micro-batch-size below "
-                f"{config.batch_size // (world.size * config.micro_batches(world.size))} takes fewer images at a time "
+                f"{config.batch_size // (world.size * config.micro_batches(world.size))} takes fewer images at a time, "
+                "auto finds one that fits, and --checkpoint-activations true keeps less of each "
                 f"({str(error).splitlines()[0]})"
             ) from error
         finally:

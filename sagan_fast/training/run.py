@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "on_broken", "collapse_patience", "micro_batch_size", "sync_batch_norm", "keep", "sigma_growth", "on_divergence",
     "max_rollbacks", "timeout", "eval_every", "eval_count", "eval_data", "eval_reference_count", "eval_features",
     "eval_metrics", "eval_mode", "eval_device", "classes", "unlabelled", "bucket_cap_mb", "gradient_compression",
+    "checkpoint_activations",
 }  # fmt: skip
 
 

@@ -95,6 +95,7 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
     torch.set_rng_state(rng)
     for model in (generator, discriminator):
+        model.checkpoint_activations = config.checkpoint_activations
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(generator).requires_grad_(False).eval()
     if config.sync_batch_norm:
