@@ -39,7 +39,8 @@ class Link:
 
         Never under a transform, nor in a backward pass, which may compute activations again.
         """
-        if not training or is_transformed() or torch._C._current_graph_task_id() != -1:
+        in_backward = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if not training or is_transformed() or in_backward:
             return False
         return self.group is None or self.group.update == "forward" or not self.group.started
 
