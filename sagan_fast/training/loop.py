@@ -70,7 +70,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
                     f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
                     f"{world.device}, {state.precision.name}, {run.division()}step {state.step} of {config.steps}"
                 )
-                for sentence in [*filter(None, [sized]), *summary(dataset), *changes]:
+                for sentence in [*filter(None, [sized, state.traffic()]), *summary(dataset), *changes]:
                     log.say(sentence)
                 world.by_main(lambda: save_data(dataset, folder.path / "data.png"))
                 tracing = Profile(folder.path, profile if world.is_main else 0)

@@ -15,7 +15,8 @@ from sagan_fast.choices import GradientCompression
 from sagan_fast.distributed import World
 from sagan_fast.models.generator import in_eval_mode
 
-HOOKS: dict[GradientCompression, Callable[[Any, Any], Future[Tensor]]] = {
+Hook = Callable[[Any, Any], Future[Tensor]]
+HOOKS: dict[GradientCompression, Hook] = {
     "none": default_hooks.allreduce_hook,
     "bf16": default_hooks.bf16_compress_hook,
 }
@@ -36,17 +37,26 @@ class Replica:
         """bytes of each bucket, in the order in which they were last sent"""
         self._travelling: list[Future[Tensor]] = []
 
-    def connect(self, world: World, bucket_cap_mb: float, compression: GradientCompression, *inputs: Any) -> None:
+    def connect(
+        self,
+        world: World,
+        bucket_cap_mb: float,
+        compression: GradientCompression,
+        autocast: AbstractContextManager[None],
+        *inputs: Any,
+    ) -> None:
         """Average gradients over the processes of `world` from now on, in buckets of `bucket_cap_mb` MiB.
 
-        `inputs` are those of a forward, which shows the order in which gradients become ready. Raises RuntimeError if a
-        parameter gets none: DistributedDataParallel would wait for it.
+        `inputs` are those of a forward under `autocast`, which shows the order in which gradients become ready. Raises
+        RuntimeError if a parameter gets none: DistributedDataParallel would wait for it.
         """
         if world.size == 1:
             return
-        buffers = "forward_sync_buffers"  # PyTorch's name since 2.14
-        if buffers not in inspect.signature(DistributedDataParallel).parameters:
-            buffers = "broadcast_buffers"
+        # u and v are the same everywhere by themselves. Running averages become means of all processes', not those of
+        # the first. PyTorch 2.14 has a new name for it.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        no_broadcast: dict[str, Any] = {buffers: False}
         self.parallel = DistributedDataParallel(
             self.network,
             bucket_cap_mb=bucket_cap_mb,
@@ -55,15 +65,13 @@ class Replica:
             # or, as `static_graph`, end the first reduction after the first backward of any kind, which may be R1's.
             find_unused_parameters=False,
             static_graph=False,
-            # u and v are the same everywhere by themselves. Running averages become means of all processes', not those
-            # of the first.
-            **{buffers: False},
+            **no_broadcast,
             init_sync=False,  # the run compares the weights, and says so where they differ
         )
         self.parallel.register_comm_hook(HOOKS[compression], self._send)
-        self._settle(inputs)
+        self._settle(autocast, inputs)
 
-    def _send(self, hook: Callable[[Any, Any], Future[Tensor]], bucket: dist.GradBucket) -> Future[Tensor]:
+    def _send(self, hook: Hook, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
         """Begin `hook` on a bucket, and let the backward end without it: the next forward need not wait."""
         if bucket.index() == 0:
             self.buckets = []
@@ -73,7 +81,7 @@ class Replica:
         here.set_result(bucket.buffer())
         return here
 
-    def _settle(self, inputs: tuple[Any, ...]) -> None:
+    def _settle(self, autocast: AbstractContextManager[None], inputs: tuple[Any, ...]) -> None:
         """Let the group of spectral norms, then DistributedDataParallel, see the order of the gradients.
 
         Both divide their buckets anew after it. Sums over three and more processes are rounded by a gradient's place in
@@ -81,7 +89,9 @@ class Replica:
         """
         for forward in (self.network, self, self):
             with in_eval_mode(self.network):
-                forward(*inputs).sum().backward()
+                with autocast:
+                    out = forward(*inputs)
+                out.sum().backward()
             self.finish()
             missing = [name for name, p in self.network.named_parameters() if p.requires_grad and p.grad is None]
             if missing:

@@ -63,7 +63,17 @@ class TrainState:
         )
         for replica, group, x in ((self.g_replica, self.g_spectral, z), (self.d_replica, self.d_spectral, images)):
             group.bucket_cap_mb = config.bucket_cap_mb
-            replica.connect(world, config.bucket_cap_mb, config.gradient_compression, x, y)
+            with self.precision.products():  # and autocast: no kernels are built that the steps do not need
+                autocast = self.precision.autocast()
+                replica.connect(world, config.bucket_cap_mb, config.gradient_compression, autocast, x, y)
+
+    def traffic(self) -> str:
+        """Return a sentence about the buckets that gradients travel in; empty in a process alone."""
+        if self.world.size == 1:
+            return ""
+        found = [self.g_replica.buckets, self.d_replica.buckets]
+        (g, d), size = map(len, found), sum(map(sum, found)) / 1e6
+        return f"gradients of {size:.0f} MB travel in {g} buckets of the generator and {d} of the discriminator"
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dictionaries."""

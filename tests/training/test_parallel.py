@@ -4,6 +4,7 @@ Every start of a process takes seconds, so each launch holds many checks.
 """
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def a_parameter_without_a_gradient(world):
             return self.used(x)
 
     with pytest.raises(RuntimeError, match=r"every parameter must get a gradient, got none for \['unused.weight'"):
-        Replica(Net()).connect(world, 25.0, "none", torch.ones(2, 3))
+        Replica(Net()).connect(world, 25.0, "none", nullcontext(), torch.ones(2, 3))
 
 
 def checks(folder):
@@ -182,7 +183,7 @@ def test_three_processes(tmp_path):
 def test_alone_a_replica_is_its_network():
     with connected("cpu", 1) as world:
         replica = Replica(network := nn.Linear(2, 1))
-        replica.connect(world, 25.0, "none", torch.ones(1, 2))
+        replica.connect(world, 25.0, "none", nullcontext(), torch.ones(1, 2))
         assert not dist.is_initialized() and replica.parallel is None and replica.buckets == []
         assert torch.equal(replica(torch.ones(1, 2)), network(torch.ones(1, 2)))
         with replica.accumulating(0, 2):

@@ -152,7 +152,9 @@ def test_two_processes_resume_bit_for_bit_and_one_process_goes_on_from_them(tmp_
     assert_same_state(a, b)
     assert lines(straight) == lines(stopped)
     assert (tmp_path / "out-1").read_text() == "" and (tmp_path / "err-1").read_text() == ""
-    assert "2 processes x 1 x 4 images a step, step 2 of 4" in (tmp_path / "out-0").read_text()
+    said = (tmp_path / "out-0").read_text()
+    assert "2 processes x 1 x 4 images a step, step 2 of 4" in said
+    assert "MB travel in 1 buckets of the generator and 1 of the discriminator" in said
 
     assert run_ranks(command, 1, tmp_path, [*options(stopped, 6), "--resume"]) == [0]
     said = (tmp_path / "out-0").read_text()
