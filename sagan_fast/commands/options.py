@@ -110,6 +110,12 @@ def _sentence(message: str, known: list[str]) -> str:
         name, kind, value = wrong.groups()
         choices = ", ".join(re.findall(r"'(.*?)'", kind))
         return f"{name} must be {KINDS.get(choices) or f'one of {choices}'}, got {value!r}"
+    if wrong := re.fullmatch(
+        r'option "(.+?)": Does not validate .*?Subtypes: \[(.*)\] Errors: .*Given value: (.*)', line
+    ):
+        name, kinds, value = wrong.groups()
+        found = [KINDS.get(kind, kind) for kind in re.findall(r"'(.*?)'", kinds)]
+        return f"{name} must be {' or '.join(found)}, got {value!r}"
     if line.startswith("the following arguments are required: "):
         return f"{line.rpartition(': ')[2]} must be given"
     if line.startswith("unrecognized arguments: "):

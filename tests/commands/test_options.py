@@ -20,6 +20,11 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path, sentence):
     assert "unknown key 'generator.base_chanels': did you mean 'generator.base_channels'?" in sentence()
 
 
+def test_a_number_or_a_word(sentence):
+    assert cli.main(["train", "--preset=shapes-32", "--out=x", "--micro-batch-size=most"]) == 2
+    assert "micro_batch_size must be a whole number or auto, got 'most'" in sentence()
+
+
 def test_dashes_in_names_only():
     assert underscored(["--batch-size=3", "--out", "a-b", "--x-y=a-b"]) == [
         "--batch_size=3",
