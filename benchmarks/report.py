@@ -8,6 +8,7 @@ What has no record reads "not measured".
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -87,25 +88,26 @@ def loader_table(records: Sequence[Found]) -> str:
 
 
 def ddp_table(records: Sequence[Found]) -> str:
-    """Return steps of several processes over limited links: one all-reduce at the end against buckets."""
+    """Return steps of several processes over limited links: one all-reduce at the end against buckets.
+
+    Times are 20th percentiles: other work on the machine slows the slowest of the processes, and never speeds it up.
+    """
     groups: dict[str, dict[str, Found]] = {}
     for r in records:
         if r["benchmark"] == "ddp" and r["p50_us"]:
             groups.setdefault(r["shape"], {})[r["provider"]] = r
     rows = []
     for found in groups.values():
-        c, (compute, one, ours, half) = next(iter(found.values()))["config"], (
-            found.get(name) for name in ("compute", "one-all-reduce", "ours", "ours-bf16")
-        )  # fmt: skip
-        times = [f"{each['p50_us'] / 1e3:.0f}" if each else MISSING for each in (compute, one, ours, half)]
-        hidden = MISSING
-        if compute and one and ours:
-            hidden = f"{(one['p50_us'] - ours['p50_us']) / (one['p50_us'] - compute['p50_us']):.0%}"
-        what = [c["processes"], f"{c['mbit']:.0f}", f"{c['megabytes']:.0f}", " and ".join(map(str, c["buckets"]))]
-        rows.append([*what, *times, _ratio(one, ours), hidden, c["processors"]])
+        c = next(iter(found.values()))["config"]
+        names = ("compute", "one-all-reduce", "ours", "ours-bf16")
+        compute, one, ours, half = (found[name]["p20_us"] / 1e3 if name in found else math.nan for name in names)
+        what = [c["processes"], c["processors"], f"{c['mbit']:.0f}", f"{c['megabytes']:.0f}"]
+        times = [f"{time:.0f}" for time in (compute, one, ours, half)]
+        hidden = f"{(one - ours) / (one - compute):.0%}"
+        rows.append([*what, " and ".join(map(str, c["buckets"])), *times, f"{one / ours:.2f}", hidden])
     return _table(
-        "processes | Mbit/s a link | MB of gradients | buckets | compute ms | one all-reduce ms | buckets ms | "
-        "bf16 buckets ms | one / buckets | hidden | cores",
+        "processes | cores | Mbit/s a link | MB of gradients | buckets | compute ms | one all-reduce ms | buckets ms | "
+        "bf16 buckets ms | one / buckets | hidden",
         rows,
     )
 
