@@ -83,7 +83,7 @@ def flops_of(name: str, shapes: Sequence[Any], masks: Any) -> float:
         pixels = math.prod(x) / x[1] / (4 if weight[2] == 4 and short == "mkldnn_convolution" else 1)
         return 2.0 * pixels * math.prod(weight)
     if short in ("bmm", "baddbmm_"):
-        (B, N, K), (_, _, M) = shapes[-2:] if short == "bmm" else shapes[1:3]
+        (B, N, K), (_, _, M) = shapes[:2] if short == "bmm" else shapes[1:3]
         return 2.0 * B * N * K * M
     return 2.0 * math.prod(shapes[1]) if short in ("mv", "addmv") and len(shapes[1]) == 2 else 0.0
 
@@ -101,17 +101,17 @@ def breakdown(batch: int, channels: int = 32, classes: int = 100) -> dict[str, G
             continue
         group = groups[group_of(event.name)]
         group.seconds += event.self_cpu_time_total / 1e6
+        is_view = event.name.endswith(VIEWS)
         parent = event.cpu_parent
         while parent is not None and not parent.name.startswith(("aten::", "sagan_fast::")):
             parent = parent.cpu_parent
-        group.calls += parent is None
-        if event.cpu_children and event.name == "aten::_convolution":
-            if any(child.name == "aten::mkldnn_convolution" for child in event.cpu_children):
-                continue  # counted there
+        group.calls += parent is None and not is_view
+        if event.name == "aten::_convolution" and any("mkldnn" in child.name for child in event.cpu_children):
+            continue  # counted there
         shapes = [shape for shape in event.input_shapes if all(isinstance(side, int) for side in shape)]
         masks = (event.concrete_inputs or [(True, True)])[-1]
         group.done += flops_of(event.name, event.input_shapes, masks)
-        if event.self_cpu_time_total and not event.name.endswith(VIEWS):
+        if event.self_cpu_time_total and not is_view:
             group.nbytes += FLOAT * sum(math.prod(shape) for shape in shapes if shape)
     config = config_of(options, batch)
     for operator, flops in flops_by_operator(config, "folded").items():
@@ -121,7 +121,27 @@ def breakdown(batch: int, channels: int = 32, classes: int = 100) -> dict[str, G
     return dict(groups)
 
 
-VIEWS = ("view", "as_strided", "slice", "transpose", "permute", "expand", "detach", "reshape", "select", "::t", "empty")
+VIEWS = (  # and what gives a view or an alias most of the time
+    "view",
+    "as_strided",
+    "slice",
+    "transpose",
+    "permute",
+    "expand",
+    "detach",
+    "reshape",
+    "select",
+    "::t",
+    "empty",
+    "::to",
+    "alias",
+    "narrow",
+    "squeeze",
+    "chunk",
+    "split",
+    "empty_strided",
+    "lift_fresh",
+)
 
 
 def records(batch: int, channels: int) -> list[Record]:

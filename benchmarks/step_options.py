@@ -5,11 +5,12 @@
 A step is one update of D and one of G: feat64 at 128x128, 32 base channels, 100 classes. The variants take turns and
 the processor time of a step counts. The stand-in of bench_interop has the layers, shapes and order of work of
 BigGAN-PyTorch's SAGAN script, written from its description. All start from the same weights and must give the same
-losses. Operator calls are PyTorch's own count: calls that reach its dispatcher and are no views; attention is one that
-stores its map there. The peak of memory is that of a process of its own.
+losses. Each has a process of its own, whose peak of memory counts. Operator calls are those that reach PyTorch's
+dispatcher and are no views, counted with eager attention.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from benchmarks.text import table
 from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
+from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import Noise, prepare_batch, train_step
 
@@ -37,8 +39,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "not folded": {"resizing": "plain", "in_place": False},
     "folded": {"resizing": "auto", "in_place": False},
     "folded, in place": {"resizing": "auto", "in_place": True},
+    "folded, in place, memory kept": {"resizing": "auto", "in_place": True},
 }
-"""Attributes of the residual blocks; each row adds one to the row above."""
+"""Attributes of the residual blocks; each row adds one option to the row above. The last is what the trainer does."""
+KEPT = "folded, in place, memory kept"
 PEER = "like BigGAN-PyTorch"
 Step = Callable[[], list[float]]
 
@@ -80,7 +84,7 @@ def started(config: TrainConfig) -> TrainState:
     """
     state = new_state(config, torch.device("cpu"))
     set_gammas(state.generator, state.discriminator)
-    for _ in range(30):
+    for _ in range(10):
         state.g_spectral.step(), state.d_spectral.step()
     return state
 
@@ -191,10 +195,42 @@ def calls_of(name: str, options: argparse.Namespace) -> int:
     return calls.count
 
 
-def peak_bytes(name: str, batch: int, arguments: list[str]) -> int:
-    """Return the peak of resident memory of a process that does one step of the variant `name`."""
-    command = [sys.executable, "-m", "benchmarks.bench_train_step", *arguments, "--only", name, "--batch", str(batch)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+class Worker:
+    """A process that does a step of one variant whenever it is told to."""
+
+    def __init__(self, name: str, batch: int, options: argparse.Namespace) -> None:
+        sizes = [f"--{key}={getattr(options, key)}" for key in ("channels", "classes", "threads")]
+        command = [sys.executable, "-m", "benchmarks.bench_train_step", *sizes, "--only", name, "--batch", str(batch)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def step(self) -> dict[str, Any]:
+        """Return "losses", the "seconds" of processor time of one step, and the "peak" of memory so far in bytes."""
+        assert self.process.stdin and self.process.stdout
+        print("step", file=self.process.stdin, flush=True)
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"the process ended with status {self.process.wait()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def end(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(name: str, batch: int, options: argparse.Namespace) -> None:
+    """Do a step for every line on stdin, as the process of a `Worker`."""
+    with kept_memory("cpu" if name == KEPT else ""):
+        step = step_of(name, options, batch)
+        for _ in sys.stdin:
+            start = time.process_time()
+            losses = step()
+            seconds = time.process_time() - start
+            # not getrusage: a new process starts with the peak of the one that made it
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            peak = int(status["VmHWM"].split()[0]) * 1024
+            print(json.dumps({"losses": losses, "seconds": seconds, "peak": peak}), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -204,65 +240,56 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     about = "a GPU's steps are a part of `python -m benchmarks.run`"
-    parser.add_argument("--device", choices=("cpu",), default="cpu", help=about)
+    parser.add_argument("--device", choices=("cpu",), default="cpu", help=f"cpu; {about}")
     for key, value in (("channels", 32), ("classes", 100), ("rounds", 3), ("threads", 1)):
         parser.add_argument(f"--{key}", type=int, default=value)
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--no-memory", action="store_true", help="leave the processes that measure memory out")
     parser.add_argument("--out", type=Path, help="folder to append records to, such as benchmarks/results")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    arguments = sys.argv[1:] if argv is None else argv
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.only:
-        step_of(options.only, options, options.batch[0])()
-        # not getrusage: a new process starts with the peak of the one that made it
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        print(int(status["VmHWM"].split()[0]) * 1024)
+        serve(options.only, options.batch[0], options)
         return 0
     for batch in options.batch:
-        records = measure(options, batch, arguments)
+        records = measure(options, batch)
         print(describe(records), flush=True)
         for record in records if options.out else ():
             append(record, "cpu", options.out)
     return 0
 
 
-def measure(options: argparse.Namespace, batch: int, arguments: list[str]) -> list[Record]:
+def measure(options: argparse.Namespace, batch: int, make: Callable[..., Any] = Worker) -> list[Record]:
     """Return a record for each variant at one batch size; raises RuntimeError where losses differ."""
-    steps = {name: step_of(name, options, batch) for name in (PEER, *OPTIONS)}
-    losses = {name: step() for name, step in steps.items()}  # before anything is timed
-    expected = losses["not folded"]
-    worst = {name: max(abs(a - b) / max(1, abs(b)) for a, b in zip(values, expected, strict=True))
-             for name, values in losses.items()}  # fmt: skip
-    for name, error in worst.items():
-        # the stand-in moves u and v at each forward, and Adam makes whole steps of rounding noise
-        if not error < (1e-2 if name == PEER else 2e-3):
-            raise RuntimeError(f"{name}: losses {losses[name]} are not {expected}")
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            times[name].append(time.process_time() - start)
-    steps.clear()
-    given = [word for word in arguments if word != "--no-memory"]
-    if "--batch" in given:
-        place = given.index("--batch")
-        while len(given) > place + 1 and given[place + 1].isdigit():
-            del given[place + 1]
-        del given[place]
+    workers = {name: make(name, batch, options) for name in (PEER, *OPTIONS)}
+    try:
+        losses = {name: worker.step()["losses"] for name, worker in workers.items()}  # before anything is timed
+        expected = losses["not folded"]
+        worst = {
+            name: max(abs(a - b) / max(1, abs(b)) for a, b in zip(values, expected, strict=True))
+            for name, values in losses.items()
+        }
+        for name, error in worst.items():
+            # the stand-in moves u and v at each forward, and Adam makes whole steps of rounding noise
+            if not error < (1e-2 if name == PEER else 2e-3):
+                raise RuntimeError(f"{name}: losses {losses[name]} are not {expected}")
+        rounds = [{name: worker.step() for name, worker in workers.items()} for _ in range(options.rounds)]
+    finally:
+        for worker in workers.values():
+            worker.end()
     records = []
-    for name, measured in times.items():
-        low, middle, high = torch.tensor(measured).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
-        ratio = statistics.median(a / b for a, b in zip(measured, times["not folded"], strict=True))
-        against_peer = statistics.median(a / b for a, b in zip(times[PEER], measured, strict=True))
+    for name in workers:
+        seconds, base, peer = ([turn[who]["seconds"] for turn in rounds] for who in (name, "not folded", PEER))
+        low, middle, high = torch.tensor(seconds).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+        ratios = {
+            "of_not_folded": statistics.median(a / b for a, b in zip(seconds, base, strict=True)),
+            "peer_over_this": statistics.median(a / b for a, b in zip(peer, seconds, strict=True)),
+        }
         records.append(Record(
             "step_options", f"feat64-128-ch{options.channels}-batch{batch}", "fp32", "forward+backward", name, "cpu",
-            p20_us=low * 1e6, p50_us=middle * 1e6, p80_us=high * 1e6, samples=len(measured), relative_rms=worst[name],
-            peak_bytes=None if options.no_memory else peak_bytes(name, batch, given),
-            config={"batch_size": batch, "threads": options.threads, "calls": calls_of(name, options),
-                    "of_not_folded": ratio, "peer_over_this": against_peer},
+            p20_us=low * 1e6, p50_us=middle * 1e6, p80_us=high * 1e6, samples=len(rounds), relative_rms=worst[name],
+            peak_bytes=max(turn[name]["peak"] for turn in rounds),
+            config={"batch_size": batch, "threads": options.threads, "calls": calls_of(name, options), **ratios},
         ))  # fmt: skip
     return records
 
@@ -280,9 +307,7 @@ def options_table(records: list[dict[str, Any]], markdown: bool = True) -> str:
     base = next(r for r in records if r["provider"] == "not folded")
     rows = []
     for r in records:
-        c, peak, of_peak = r["config"], None, None
-        if r["peak_bytes"]:
-            peak, of_peak = r["peak_bytes"] / 2**30, r["peak_bytes"] / base["peak_bytes"]
+        c, peak, of_peak = r["config"], r["peak_bytes"] / 2**30, r["peak_bytes"] / base["peak_bytes"]
         time_s = f"{r['p50_us'] / 1e6:.2f}"
         rows.append([
             r["provider"], time_s, c["of_not_folded"], c["peer_over_this"], peak, of_peak, c["calls"],

@@ -7,6 +7,7 @@ sizes included. Along an axis the weights (a, b, c) become (c, b + c, a + b, a),
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -68,7 +69,9 @@ class _Folded(torch.autograd.Function):
     """Puts weights already folded into the graph of the 3x3 ones, for any number of backwards."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, value: Tensor, direction: Direction) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, weight: Tensor, value: Tensor, direction: Direction
+    ) -> Tensor:
         ctx.direction = direction  # type: ignore[attr-defined]
         return value.detach()
 
@@ -97,13 +100,18 @@ def _unfolded(grad: Tensor, direction: Direction) -> Tensor:
     return out.transpose(0, 1) if direction == "up" else out
 
 
+def _exactly(device_type: str) -> AbstractContextManager[object]:
+    """Return a context without autocast: sums of weights are kept, and have the weights' own precision."""
+    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
+
+
 def _mapped(weight: Tensor, taps: Tensor, size: int) -> Tensor:
     """Return `taps` (n, k) applied to the last two axes of `weight` (A, B, ., .), k numbers: (A, B, size, size).
 
     The result is channels_last unless `weight` is contiguous.
     """
     A, B = weight.shape[:2]
-    with torch.autocast(weight.device.type, enabled=False):  # sums of weights are kept, and exact like the weights
+    with _exactly(weight.device.type):
         if weight.is_contiguous():
             return (weight.reshape(A * B, -1) @ taps.t()).view(A, B, size, size)
         pixels = weight.permute(0, 2, 3, 1).reshape(A, -1, B)

@@ -60,7 +60,9 @@ def test_what_a_hook_has_seen_is_not_written_over(generator):
         seen = {}
         for name in ("conv1", "conv2"):
             layer = getattr(block, name)
-            layer.register_forward_hook(lambda _, inputs, out, name=name: seen.update({name: (out, out.clone())}))
+            layer.register_forward_hook(
+                lambda _, inputs, out, seen=seen, name=name: seen.update({name: (out, 1 * out)})
+            )
         expected = block(x)
         assert set(seen) == {"conv1", "conv2"} and all(torch.equal(*pair) for pair in seen.values())
         block.in_place = False
