@@ -86,6 +86,18 @@ def loader_table(records: Sequence[Found]) -> str:
     return _table("from | workers | images/s | cores", rows)
 
 
+def start_table(records: Sequence[Found]) -> str:
+    """Return how long the command line and the package take to answer (benchmarks.bench_start), and their bases."""
+    rows = []
+    for (shape, _, _), found in _cases(records, "start", "wall").items():
+        ours = _pop_ours(found)
+        for name, base in found.items():
+            times = [r["p50_us"] / 1e6 if r else None for r in (base, ours)]
+            beyond = times[1] - times[0] if None not in times else None
+            rows.append([shape, name, *(MISSING if t is None else f"{t:.2f}" for t in (*times, beyond))])
+    return _table("what | base | base s | with sagan_fast s | beyond s", rows)
+
+
 def document(folder: Path) -> str:
     """Return docs/benchmarks.md: every GPU with records in `folder`, then the CPU."""
     cpu, found = read(folder / "cpu.jsonl"), gpus(folder)
@@ -125,6 +137,7 @@ def sections(
         *(f"### Whole training steps, {dtype}", peers_table(records, "train_step", list(methods)[-1], images=True)),
         *("### Training on real data", training_table(records)),
         *("### Loading 128x128 images, from the page cache", loader_table(records)),
+        *(("### Start of a process", start_table(records)) if name == "cpu" else ()),
         *("### Figures", figures or MISSING),
     ]
 
