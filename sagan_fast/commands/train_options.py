@@ -119,7 +119,10 @@ def train_parser(everything: bool, defaults: Mapping[str, Any]) -> Any:
             values = kind is not Action
             add_options(group, kind, only=(field_name,), helps=helps, values=values, prefix=prefix)
     add_options(parser, Action, only=("help_all",), helps=None if everything else {})
-    assert homes.keys() <= {"help_all"}, f"options in no group: {homes}"
+    del homes["help_all"]
+    group = parser.add_argument_group("More")  # what nobody has put into a group
+    for kind, field_name, prefix in homes.values():
+        add_options(group, kind, only=(field_name,), helps=None if everything else {}, values=True, prefix=prefix)
     if defaults:
         parser.set_defaults(_flat(defaults))
     return parser

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sagan_fast.data import batches
+from sagan_fast.data import ImageDataset, batches
 from sagan_fast.data.dataset import count
 from sagan_fast.data.summary import summary
-from sagan_fast.distributed import connected
+from sagan_fast.distributed import World, connected
 from sagan_fast.errors import InputError
 from sagan_fast.layers.explain import explain
 from sagan_fast.models.checkpoint import holds_checkpoints
@@ -40,51 +40,63 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
     with connected(config.device, config.timeout) as world:
         world.together(lambda: config.micro_batches(world.size))
         dataset, config = opened(config, world)
-        world.by_main(lambda: RunFolder(Path(config.out), config.keep).check(resume))
+        out = Path(config.out)
+        world.by_main(lambda: RunFolder(out, config.keep).check(resume))
         state = new_state(config, world.device)
         world.together(lambda: check_backend(state))
         gigabytes = _disk_gb(state) * (config.keep + 1)
-        world.by_main(lambda: check_place(Path(config.out), gigabytes))
-        lines = [f"data       {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes"]
-        lines += [f"           {line}" for line in summary(dataset)]
-        per_epoch = len(dataset) / config.batch_size
-        lines.append(
-            f"epochs     {per_epoch:.1f} steps of {config.batch_size} images an epoch; {config.steps} steps are "
-            f"{config.steps / per_epoch:.1f} epochs"
-        )
-        lines += [f"{name:10} {described(getattr(state, name))}" for name in ("generator", "discriminator")]
-        stream = batches(
-            dataset,
-            batch_size=config.batch_size // world.size,
-            seed=config.seed,
-            num_workers=config.num_workers,
-            rank=world.rank,
-            world_size=world.size,
-            pin_memory=world.device.type == "cuda",
-        )
-        with closing(stream), state.precision.products():
-            for step in range(STEPS + 1):
-                train_step(state, config, *next(stream), world.device, world)
-                if step == 0:
-                    _wait(world.device)
-                    began = time.perf_counter()
-            _wait(world.device)
-            seconds = (time.perf_counter() - began) / STEPS
-        lines += [f"attention  {name}: {line}" for name, line in _attentions(state)]
+        world.by_main(lambda: check_place(out, gigabytes))
+        try:
+            seconds = _seconds_a_step(state, config, dataset, world)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{world.device} has too little memory for this run: try a smaller --micro-batch-size "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         memory = max(world.gather(memory_gib(world.device)))
-        lines.append(f"device     {world.device}, {state.precision.name}, {count(world.size, 'process', 'processes')}")
-        lines.append(f"memory     {memory:.2f} GiB at most{_of(world.device)}")
-        lines.append(f"disk       about {gigabytes:.2f} GB for {config.keep + 1} checkpoints in {config.out}")
-        lines += [
-            f"speed      {seconds:.3g} s a step, {config.batch_size / seconds:.0f} images/s",
-            _end(config, seconds),
-        ]
-        if holds_checkpoints(Path(config.out)):
-            lines.append(f"folder     {config.out} holds a run, which --resume goes on with")
-        lines.append("nothing was written: leave out --dry-run to start")
-        if world.is_main:
-            print("\n".join(lines), flush=True)
+    per_epoch = len(dataset) / config.batch_size
+    rows = [("data", f"{len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes")]
+    rows += [("", line) for line in summary(dataset)]
+    rows += [
+        ("epochs", f"{per_epoch:.1f} steps of {config.batch_size} images an epoch; {config.steps} steps are "
+                   f"{config.steps / per_epoch:.1f} epochs"),
+        ("generator", described(state.generator)),
+        ("discriminator", described(state.discriminator)),
+        *(("attention", line) for line in _attentions(state)),
+        ("device", f"{world.device}, {state.precision.name}, {count(world.size, 'process', 'processes')}"),
+        ("memory", f"{memory:.2f} GiB at most{_of(world.device)}"),
+        ("disk", f"about {1000 * gigabytes:.0f} MB for {config.keep + 1} checkpoints in {out}"),
+        ("speed", f"{seconds:.3g} s a step, {config.batch_size / seconds:.0f} images/s"),
+        ("end", _end(config, seconds)),
+    ]  # fmt: skip
+    if holds_checkpoints(out):
+        rows.append(("folder", f"{out} holds a run, which --resume goes on with"))
+    lines = [*(f"{name:14}{text}" for name, text in rows), "nothing was written: leave out --dry-run to start"]
+    if world.is_main:
+        print("\n".join(lines), flush=True)
     return lines
+
+
+def _seconds_a_step(state: TrainState, config: TrainConfig, dataset: ImageDataset, world: World) -> float:
+    """Return the mean time of STEPS steps, after a first one."""
+    stream = batches(
+        dataset,
+        batch_size=config.batch_size // world.size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=world.device.type == "cuda",
+    )
+    began = 0.0
+    with closing(stream), state.precision.products():
+        for step in range(STEPS + 1):
+            train_step(state, config, *next(stream), world.device, world)
+            if step == 0:
+                _wait(world.device)
+                began = time.perf_counter()
+        _wait(world.device)
+    return (time.perf_counter() - began) / STEPS
 
 
 def check_place(out: Path, gigabytes: float) -> None:
@@ -109,10 +121,10 @@ def described(network: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
 
 
-def _attentions(state: TrainState) -> list[tuple[str, str]]:
-    """Return the network's letter, and for each attention its name, the backend that ran, and why."""
+def _attentions(state: TrainState) -> list[str]:
+    """Return for each attention the letter of its network, its name, the backend that ran, and why."""
     return [
-        (letter, line)
+        f"{letter}: {line}"
         for letter, network in (("G", state.generator), ("D", state.discriminator))
         for line in explain(network).splitlines()
         if line.startswith("attentions")
@@ -137,7 +149,7 @@ def _end(config: TrainConfig, seconds: float) -> str:
     whole = timedelta(seconds=round(seconds * config.steps))
     end = datetime.now() + whole
     beside = " and evaluations" if config.eval_every else ""
-    return f"end        {config.steps} steps take {whole} without samples{beside}: until {end:%Y-%m-%d %H:%M} from now"
+    return f"{config.steps} steps take {whole} without samples{beside}: {end:%Y-%m-%d %H:%M} if it starts now"
 
 
 def _wait(device: torch.device) -> None:
