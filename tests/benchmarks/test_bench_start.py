@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import bench_start
 from benchmarks.harness import Target, measure
+from benchmarks.report import start_part
 
 
 def test_every_case_has_a_base_and_ours():
@@ -11,6 +12,14 @@ def test_every_case_has_a_base_and_ours():
     assert [case.shape for case in found][:4] == ["--help", "--version", "a mistyped command", "import sagan_fast"]
     assert all(len(case.providers) == 2 and case.providers[1].name == "ours" for case in found)
     assert "from_pretrained('" in found[-1].config["programs"]["ours"]
+
+
+def test_the_table_says_what_comes_beyond_the_base():
+    case = {"benchmark": "start", "shape": "--help", "mode": "process", "dtype": "fp32", "method": "wall"}
+    stamp = {"device": "CPU", "torch": "2", "triton": "3", "date": "today", "commit": "abc"}
+    records = [{**case, **stamp, "provider": name, "p50_us": us} for name, us in (("python", 4e4), ("ours", 7e4))]
+    where, table = start_part([*records, {**records[0], "benchmark": "attention", "commit": "def"}])
+    assert where.endswith("commit abc.") and "| --help | python | 0.04 | 0.07 | 0.03 |" in table
 
 
 def test_a_program_is_timed_and_one_that_fails_is_an_error():
