@@ -75,7 +75,7 @@ class RunLog:
             console = Console(file=self.stream)
             self.wide = console.width >= WIDE
             columns = (
-                TextColumn("step"), MofNCompleteColumn(), BarColumn(12 if self.wide else 6),
+                *([TextColumn("step")] if self.wide else []), MofNCompleteColumn(), BarColumn(12 if self.wide else 6),
                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn(elapsed_when_finished=True),
                 TextColumn("{task.description}"),
             )  # fmt: skip
@@ -86,7 +86,7 @@ class RunLog:
     def line(self, step: int, values: Mapping[str, float], curves: Mapping[str, float] | None = None) -> None:
         """Record `values` at `step` everywhere, `curves` in TensorBoard alone."""
         self.scores(step, values, curves)
-        rate = f"{values['images_per_s']:.0f} images/s"
+        rate = self._rate(values["images_per_s"])
         if self.progress is not None:
             self.progress.update(self.task, completed=step, description=_short(values, self.wide), rate=rate)
             self.seen = step, time.monotonic()
@@ -126,7 +126,7 @@ class RunLog:
             self.progress.update(self.task, completed=step)
             if values is not None and now - self.seen[1] > GLANCE:
                 before, then = self.seen
-                rate = f"{(step - before) * self.batch_size / (now - then):.0f} images/s" if before > self.first else ""
+                rate = self._rate((step - before) * self.batch_size / (now - then)) if before > self.first else ""
                 self.progress.update(self.task, description=_short(_floats(values), self.wide), rate=rate)
                 self.seen = step, now
         elif values is not None and step == self.first + 1 < self.steps:
@@ -134,6 +134,10 @@ class RunLog:
         elif now - self.spoke > HEARTBEAT:
             pace = (now - self.began) / max(step - self.first, 1)
             self.say(f"step {step}/{self.steps}  {pace:.2f} s a step{self._left(step)}")
+
+    def _rate(self, images_per_s: float) -> str:
+        narrow = self.progress is not None and not self.wide
+        return f"{images_per_s:.0f} {'img/s' if narrow else 'images/s'}"
 
     def back_to(self, step: int) -> None:
         """Move the lines after `step` from log.jsonl to diverged.jsonl: the run went back there."""

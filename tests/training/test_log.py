@@ -63,14 +63,18 @@ def test_the_bar_shows_the_first_step_and_stays(tmp_path, monkeypatch):
         def isatty(self):
             return True
 
-    for columns, words in (("140", "D loss 1.000  G loss -0.500  D real +0.25"), ("80", "D 1.00 G -0.50 real +0.2")):
+    for columns, words in (
+        ("140", "D loss 1.000  G loss -0.500  D real +0.25"),
+        ("80", "D 1.00 G -0.50 real +0.2 fake -0.2"),
+    ):
         monkeypatch.setenv("COLUMNS", columns)
         stream = Terminal()
         numbers = {name: torch.tensor(value) for name, value in VALUES.items()}
-        with RunLog(tmp_path, 0, 3, stream, batch_size=8) as log:
-            for step in (1, 2, 3):
+        with RunLog(tmp_path, 0, 1_000_000, stream, batch_size=8) as log:
+            for step in (1, 2, 999_999):
                 log.step_done(step, numbers)
-        last = next(line for line in reversed(stream.getvalue().splitlines()) if "3/3" in line)
+            log.line(1_000_000, VALUES)
+        last = next(line for line in reversed(stream.getvalue().splitlines()) if "1000000/1000000" in line)
         shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last.split("\r")[-1])
         assert words in shown and len(shown.rstrip()) <= int(columns), shown
 
