@@ -65,6 +65,7 @@ def command_parser(
             start = max(text.rfind(mark) for mark in (" (required", " (type: ", " (default: "))
             start = max(text.rfind(" (type: "), text.rfind(" (required")) if " (type: " in text else start
             about, tail = (text[:start], text[start:-1]) if start >= 0 and text.endswith(")") else (text, "")
+            about = re.sub(r"[a-z]+(_[a-z]+)+", lambda word: dashed(word[0]) if is_option(word[0]) else word[0], about)
             default = tail.partition("default: ")[2] or None
             hidden = default is None or default in ("null", "", "False", "''") or "default:" in about
             if default and re.fullmatch(r"\(.*\)", default):
@@ -82,7 +83,10 @@ def command_parser(
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InputError(_sentence(message, list(self._option_string_actions), self.file)) from ex
 
-    return SentenceParser(
+    def is_option(word: str) -> bool:
+        return any(option.endswith((f"--{word}", f".{word}")) for option in parser._option_string_actions)
+
+    parser = SentenceParser(
         prog=f"sagan-fast {command}",
         usage=usage,
         description=description,
@@ -91,6 +95,7 @@ def command_parser(
         add_help=not brief,
         allow_abbrev=False,
     )
+    return parser
 
 
 def add_options(

@@ -34,6 +34,7 @@ def test_all_options_are_there_when_asked_for(capsys, monkeypatch):
     names = [*known_keys(), *(field.name for field in dataclasses.fields(Action))]
     missing = [name for name in names if f"--{name.replace('_', '-')} " not in said.replace("\n", " ")]
     assert not missing
+    assert "whole share of batch-size" in " ".join(said.split())
     assert "(default: [4,4,4,4])" in " ".join(said.split()) and "null" not in said
 
 
