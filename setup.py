@@ -36,6 +36,7 @@ setup(
         "export": EXPORT,
         "hdf5": HDF5,
         "tfrecord": TFRECORD,
+        "wandb": ["wandb"],
         "test": [*TEST, *LINT, EFFICIENTNET, *EXPORT, *HDF5, *TFRECORD],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},

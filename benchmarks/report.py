@@ -114,6 +114,23 @@ def ddp_table(records: Sequence[Found]) -> str:
     )
 
 
+def start_part(records: Sequence[Found]) -> list[str]:
+    """Return how long the command line and the package take to answer (benchmarks.bench_start), and their bases."""
+    rows = []
+    for (shape, _, _), found in _cases(records, "start", "wall").items():
+        ours = _pop_ours(found)
+        for name, base in found.items():
+            times = [r["p50_us"] / 1e6 if r else None for r in (base, ours)]
+            beyond = times[1] - times[0] if None not in times else None
+            rows.append([shape, name, *(MISSING if t is None else f"{t:.2f}" for t in (*times, beyond))])
+    found = [r for r in records if r["benchmark"] == "start"]
+    return [_where(found), _table("what | base | base s | with sagan_fast s | beyond s", rows)]
+
+
+def _computed(records: Sequence[Found]) -> list[Found]:
+    return [r for r in records if r["benchmark"] != "start"]
+
+
 def document(folder: Path) -> str:
     """Return docs/benchmarks.md: every GPU with records in `folder`, then the CPU."""
     cpu, found = read(folder / "cpu.jsonl"), gpus(folder)
@@ -141,7 +158,7 @@ def sections(
     title: str, name: str, records: Sequence[Found], shapes: Sequence[str], dtype: str, methods: dict[str, str]
 ) -> list[str]:
     """Return the parts of docs/benchmarks.md on one device, whose file of records and figures are called `name`."""
-    parts = [f"## {title}", _where(records)]
+    parts = [f"## {title}", _where(_computed(records))]
     for method, words in methods.items():
         blocks = block_table(records, shapes, dtype, method) if shapes else MISSING
         parts += [f"### Attention block, {dtype}{words}", blocks]
@@ -154,6 +171,7 @@ def sections(
         *(option_parts(records) if name == "cpu" else []),
         *("### Training on real data", training_table(records)),
         *("### Loading 128x128 images, from the page cache", loader_table(records)),
+        *(("### Start of a process", *start_part(records)) if name == "cpu" else ()),
         *("### Figures", figures or MISSING),
     ]
 
@@ -196,7 +214,10 @@ def readme_block(folder: Path) -> str:
         parts += ["On a GPU: not measured."]
     if cpu:
         standard = [shape for shape in _shapes(cpu) if "sweep" not in shape]
-        parts += ["Attention block on a CPU, float32. " + _where(cpu), block_table(cpu, standard, "fp32", "wall")]
+        parts += [
+            "Attention block on a CPU, float32. " + _where(_computed(cpu)),
+            block_table(cpu, standard, "fp32", "wall"),
+        ]
         parts += ["Spectral norm of SAGAN's 44 matrices on a CPU.", peers_table(cpu, "spectral_norm", "wall")]
     else:
         parts += ["On a CPU: not measured."]
@@ -319,7 +340,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if not options.check:
         for name, records in {**gpus(options.results), "cpu": cpu}.items():
-            draw(records, options.root / "docs" / "figures", name, records[-1]["device"] if records else "")
+            shown = _computed(records)
+            draw(shown, options.root / "docs" / "figures", name, shown[-1]["device"] if shown else "")
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if options.check:

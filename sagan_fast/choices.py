@@ -49,6 +49,17 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""What a plain type is called in sentences."""
+
+
+def check_kind(name: str, value: object, kind: Any) -> None:
+    """Raise InputError unless `value` is of the plain type `kind`; other types are not checked."""
+    wanted = (int, float) if kind is float else kind
+    if kind in KINDS and (not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool)):
+        raise InputError(f"{name} must be {KINDS[kind]}, got {value!r}")
+
+
 def check_least(low: int, options: object, *names: str) -> None:
     """Raise InputError for a field in `names` of the dataclass `options` that is less than `low`; None is allowed."""
     for name in names:

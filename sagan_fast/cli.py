@@ -1,12 +1,15 @@
 """The command line: runs a command and turns its errors into one sentence and an exit status."""
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
-import sagan_fast
-from sagan_fast.commands.options import underscored
 from sagan_fast.errors import Diverged, InputError, nearest
+from sagan_fast.version import __version__
 
 COMMANDS = {
     "prepare": "write a packed set: images decoded once, for fast reading",
@@ -16,13 +19,24 @@ COMMANDS = {
     "attention": "draw attention maps of the generator or the discriminator",
     "export": "write the generator as safetensors, ONNX, TorchScript, or for BigGAN-PyTorch or StudioGAN",
     "import": "read the generator of another code base's checkpoint",
-    "info": "show versions, the device, and the backend of attention with its reason",
+    "info": "describe a run, or show versions, the device and the backend of attention",
 }
 
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as a shell has it."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 2 bad input (one sentence on stderr), 1 anything else."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Run one command and return its exit status.
+
+    0: done. 2: bad input, with one sentence on stderr. 130: interrupted. 1: anything else.
+    """
+    with _interruptible():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(args: list[str]) -> int:
     try:
         if not args or args[0] in ("-h", "--help"):
             print(f"usage: sagan-fast {{{','.join(COMMANDS)}}} ...\n\nTrain, sample and score self-attention GANs.\n")
@@ -31,17 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\nsagan-fast COMMAND --help shows a command's options.")
             return 0 if args else 2
         if args[0] == "--version":
-            print(f"sagan-fast {sagan_fast.__version__}")
+            print(f"sagan-fast {__version__}")
             return 0
         if args[0] not in COMMANDS:
             raise InputError(f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)}")
-        import_module(f"sagan_fast.commands.{args[0]}").run(underscored(args[1:]))
+        options = import_module("sagan_fast.commands.options")
+        import_module(f"sagan_fast.commands.{args[0]}").run(options.underscored(args[1:]))
     except InputError as error:
         print(f"sagan-fast: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sagan-fast: interrupted", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as error:
+        print(f"sagan-fast: {str(error) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -49,6 +64,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sagan-fast: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, but during an import end the process at once.
+
+    Modules in C turn a KeyboardInterrupt into an error of their own, or lose it, and nothing is under way yet.
+    """
+
+    def leave(_number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                if not int(os.environ.get("RANK", "0")):
+                    os.write(2, b"sagan-fast: interrupted\n")
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, leave)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

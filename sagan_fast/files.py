@@ -18,7 +18,12 @@ PART = ".part"
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line why `error` was raised: the system's words, or the first line of its message."""
+    """Return in one line why `error` was raised: the system's words, or the first line of its message.
+
+    PyTorch's advice to run what a file holds (`weights_only=False`) is not repeated.
+    """
+    if "weights_only" in str(error):
+        return "it holds more than plain data"
     return getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
 
 

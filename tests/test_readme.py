@@ -15,6 +15,24 @@ def test_the_drop_in_example_runs(capsys):
     assert capsys.readouterr().out.startswith("SelfAttention2d: ")
 
 
+def test_training_from_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["images"].shape == (4, 3, 32, 32) and names["state"].step == 2
+    assert (tmp_path / "runs" / "notebook" / "checkpoints" / "last.pt").exists()
+
+
+def test_the_page_of_training_says_what_the_notes_say():
+    from sagan_fast.training.advice import PAGE, Advice
+    from sagan_fast.training.config import TrainConfig
+
+    page = " ".join((ROOT / PAGE).read_text().lower().split())
+    for _, sentence in Advice(TrainConfig.from_preset("shapes-32", out="x")).signs.values():
+        assert re.split("[:;] ", sentence)[0] in page, sentence
+
+
 def test_pictures_and_presets_exist():
     from sagan_fast.models.config import preset_names
 

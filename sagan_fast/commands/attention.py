@@ -14,6 +14,8 @@ from sagan_fast.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALL_GAMMA = 0.01
+
 
 @dataclass
 class Options:
@@ -42,8 +44,8 @@ class Options:
     """number of points that auto chooses"""
     count: int = 4
     """number of images"""
-    class_id: int | None = None
-    """show only this class; default: as many different classes as possible"""
+    class_id: str | None = None
+    """show only this class, by number or name; default: as many different classes as possible"""
     seed: int = 0
     """random seed of the samples or of the choice of real images"""
     truncation: float | None = None
@@ -65,7 +67,7 @@ def run(args: list[str]) -> None:
     import torch
 
     from sagan_fast.distributed import pick_device
-    from sagan_fast.evaluation.sampling import class_name, classes, latents
+    from sagan_fast.evaluation.sampling import class_name, class_number, classes, latents
     from sagan_fast.models.checkpoint import load_discriminator, load_generator
     from sagan_fast.visualize.attention_figure import figure, figure_row, sweep_frames
     from sagan_fast.visualize.attention_maps import attention_input, attention_layer, positions_at, spread_queries
@@ -82,7 +84,7 @@ def run(args: list[str]) -> None:
         generator = load_generator(options.checkpoint, average=not options.last, device=str(device))
         config, names = generator.config, generator.class_names
         z = latents(options.count, config.z_dim, options.seed, options.truncation)
-        y = classes(options.count, config.num_classes, options.class_id)
+        y = classes(options.count, config.num_classes, class_number(options.class_id, names, config.num_classes))
         shown, inputs = generator, (z.to(device), None if y is None else y.to(device))
         if network == "d":
             shown = load_discriminator(options.checkpoint, device=str(device))
@@ -104,6 +106,10 @@ def run(args: list[str]) -> None:
     keys = f"{map_size[0] // 2}x{map_size[1] // 2} pooled keys" if layer.pool else "as many keys"
     what = {"g": "generator", "d": "discriminator"}[network]
     print(f"{name} of the {what}: {map_size[0]}x{map_size[1]} queries, {keys}, gamma {layer.gamma.item():+.3f}")
+    if abs(layer.gamma.item()) < SMALL_GAMMA:
+        print(
+            f"note: |gamma| is below {SMALL_GAMMA}, so the block adds almost nothing to its input: its maps say little"
+        )
     print(f"{len(images)} images in {out}")
     if sweep is not None:
         frames = sweep_frames(images, layer, xs, options.frames)
@@ -148,10 +154,11 @@ def _real_images(options: Options, data: str, config: Any) -> tuple[Tensor, Tens
 
     from sagan_fast.data import open_dataset
     from sagan_fast.data.loader import epoch_order
-    from sagan_fast.evaluation.sampling import classes
+    from sagan_fast.evaluation.sampling import class_number, classes
 
     dataset = open_dataset(data, resolution=config.resolution, num_classes=config.num_classes)
-    y = classes(options.count, config.num_classes, options.class_id)
+    class_id = class_number(options.class_id, dataset.class_names, config.num_classes)
+    y = classes(options.count, config.num_classes, class_id)
     order = epoch_order(len(dataset), options.seed, 0)
     if y is None:
         chosen = order[: options.count].tolist()

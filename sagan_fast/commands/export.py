@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from sagan_fast.commands.options import read_options
+from sagan_fast.commands.options import check_is_folder, read_options
 from sagan_fast.errors import InputError
 
 FORMATS = ("safetensors", "onnx", "torchscript", "biggan-pytorch", "studiogan")
+ENDINGS = (".safetensors", ".onnx", ".pt", ".pth", ".bin", ".ckpt")
+"""Of files with weights: no folder is named so."""
 TOLERANCE = 1e-4
 """Largest difference to the checkpoint's samples, in units of [-1, 1], that an export may have: under a 78th of a gray
 level of 256."""
@@ -37,8 +39,7 @@ def run(args: list[str]) -> None:
         raise InputError(f"format must be one or more of {','.join(FORMATS)}, got {unknown[0]!r}")
     formats = [name for name in FORMATS if name in asked]
     folder = Path(options.out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out must name a folder, and {folder} is a file")
+    check_is_folder(options.out, ENDINGS)
     import torch
 
     from sagan_fast.files import written

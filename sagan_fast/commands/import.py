@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagan_fast.choices import CodeBase
-from sagan_fast.commands.options import read_options
-from sagan_fast.errors import InputError
+from sagan_fast.commands.export import ENDINGS
+from sagan_fast.commands.options import check_is_folder, read_options
 
 
 @dataclass
@@ -31,8 +31,7 @@ def run(args: list[str]) -> None:
     """Parse and run `sagan-fast import`."""
     options = read_options("import", Options, args, positional=("source",))
     folder = Path(options.out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out must name a folder, and {folder} is a file")
+    check_is_folder(options.out, ENDINGS)
     from sagan_fast.interop import import_generator
     from sagan_fast.models import export
     from sagan_fast.models.generator import WEIGHTS, Generator

@@ -76,7 +76,8 @@ def run(args: list[str]) -> None:
     names = None if options.classes is None else read_classes(options.classes)
     source = open_source(options.source, options.source_kind, options.first_label, options.unlabelled == "true")
     before = (Path(options.out).expanduser() / MANIFEST).exists()
-    with stop_on_signals() as stop, _shown(options.out) as show:
+    answer = "stopping after these images; Ctrl-C again to stop at once"
+    with stop_on_signals(answer) as stop, _shown(options.out) as show:
         manifest = prepare(
             source,
             options.out,
@@ -88,8 +89,7 @@ def run(args: list[str]) -> None:
             stop=lambda: bool(stop),
         )
     if manifest is None:
-        print(f"{options.out}: stopped as asked; the same command goes on")
-        return
+        raise KeyboardInterrupt(f"{options.out}: stopped as asked; the same command goes on")
     if before:
         print(f"{options.out}: already packed on {packed_on(Path(options.out).expanduser())}; nothing was read")
     print(f"{_summary(options.out, manifest)}; train with --data packed:{options.out}")

@@ -1,22 +1,27 @@
 """`sagan-fast sample` generates images from a run or checkpoint: single files, a grid, or rows that show one change."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sagan_fast.choices import Device, check_least
-from sagan_fast.commands.options import read_options
+from sagan_fast.commands.options import dashed, read_options
 from sagan_fast.errors import InputError
 
 MOST_CLASSES = 100
-"""Rows that --by_class draws without being told which."""
+"""Rows that --by-class draws without being told which."""
+_NAME = re.compile(r"\d{6}(_class\d+)?\.png")
+"""Of the files that this command writes to a folder."""
 NO_TRUNCATION = "none"
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".apng", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass
 class Options:
     """Generate images with the EMA generator (averaged weights) of a run or checkpoint.
 
-    By default each image is a PNG file of its own. --grid writes one picture. --by_class, --interpolate and a list of
+    By default each image is a PNG file of its own. --grid writes one picture. --by-class, --interpolate and a list of
     truncations write one picture with rows.
     """
 
@@ -24,27 +29,27 @@ class Options:
     """run folder, checkpoint file or exported folder"""
     out: str
     """folder for the PNG files, or one .npz file with uint8 images (N, H, W, 3) as arr_0 and labels as arr_1; with
-    --grid or for a picture with rows, one PNG file"""
+    --grid, --count 1 or for a picture with rows, one PNG file"""
     count: int | None = None
     """number of images (default: 64). In a picture with rows: images per row (default: 8); with --interpolate: rows
     (default: 8)"""
-    class_id: int | None = None
-    """generate only this class; default: all classes, equally often"""
+    class_id: str | None = None
+    """generate only this class, by number or name; default: all classes, equally often"""
     seed: int = 0
     """random seed; the same seed gives the same images"""
     truncation: str | None = None
     """truncation trick: draw z from a normal distribution truncated to [-T, T]. A list such as 0.3,0.6,1,none gives one
     row per value, from the same random numbers"""
     grid: bool = False
-    """write all images into one PNG, eight per row"""
+    """write all images into one PNG, eight per row, with the names of their classes"""
     by_class: bool = False
     """write one PNG with a labelled row per class"""
     classes: str | None = None
-    """classes for --by_class, such as 0,5,10-14; default: all"""
+    """classes for --by-class by number or name, such as 0,ring,10-14; default: all"""
     interpolate: bool = False
     """interpolate from one z to another in each row (slerp); a GIF or APNG plays the path forwards and backwards"""
-    to_class: int | None = None
-    """with --interpolate: change the class from --class_id to this one"""
+    to_class: str | None = None
+    """with --interpolate: change the class from --class-id to this one"""
     same_z: bool = False
     """with --interpolate: keep z and change only the class"""
     frames: int | None = None
@@ -55,6 +60,8 @@ class Options:
     """where to compute; auto takes cuda if available"""
     batch_size: int = 64
     """number of images generated at a time"""
+    overwrite: bool = False
+    """replace the images that an earlier `sagan-fast sample` wrote to the folder --out; other files stay"""
 
 
 def run(args: list[str]) -> None:
@@ -69,19 +76,29 @@ def run(args: list[str]) -> None:
     from sagan_fast.distributed import pick_device
     from sagan_fast.evaluation import sampling
     from sagan_fast.models.checkpoint import load_generator
-    from sagan_fast.visualize.grids import grid, labelled_grid, save_animation, save_grid, save_npz, save_png, to_uint8
+    from sagan_fast.visualize.grids import (
+        grid,
+        grid_by_class,
+        labelled_grid,
+        save_animation,
+        save_npz,
+        save_png,
+        to_uint8,
+    )
 
     device = pick_device(options.device)
     generator = load_generator(options.checkpoint, average=not options.last, device=str(device))
-    config, class_id, seed, labels = generator.config, options.class_id, options.seed, [""]
+    config, names, seed, labels = generator.config, generator.class_names, options.seed, [""]
+    class_id = sampling.class_number(options.class_id, names, config.num_classes)
+    to_class = sampling.class_number(options.to_class, names, config.num_classes, "to-class")
     if rows == "by_class":
-        chosen = read_classes(options.classes, config.num_classes)
+        chosen = read_classes(options.classes, config.num_classes, names)
         z, y, labels = sampling.rows_by_class(generator, chosen, count, seed, truncations[0])
     elif rows == "truncation":
         z, y, labels = sampling.rows_by_truncation(generator, truncations, count, seed, class_id)
     elif rows == "interpolate":
         z, y, labels = sampling.rows_between(
-            generator, count, frames, seed, truncation=truncations[0], class_id=class_id, to_class=options.to_class,
+            generator, count, frames, seed, truncation=truncations[0], class_id=class_id, to_class=to_class,
             same_z=options.same_z,
         )  # fmt: skip
     else:
@@ -97,15 +114,28 @@ def run(args: list[str]) -> None:
         save_png(labelled_grid(torch.cat(list(images)), labels), out)
         print(f"{len(labels)} rows of {len(z) // len(labels)} images in {out}")
     elif options.grid:
-        save_grid(torch.cat(list(images)), out, min(8, count))
+        save_png(grid_by_class(torch.cat(list(images)), y, names, min(8, count)), out)
         print(f"{count} images in {out}")
     elif out.suffix.lower() == ".npz":
         save_npz(torch.cat([to_uint8(batch) for batch in images]), y, out)
         print(f"{count} images in {out}")
+    elif out.suffix.lower() == ".png":
+        save_png(to_uint8(next(iter(images)))[0], out)
+        print(f"1 image in {out}")
     else:
+        earlier = written_before(out)
         for number, image in enumerate(image for batch in images for image in to_uint8(batch)):
-            save_png(image, out / f"{number:06d}{'' if y is None else f'_class{int(y[number])}'}.png")
+            path = out / f"{number:06d}{'' if y is None else f'_class{int(y[number])}'}.png"
+            save_png(image, path)
+            earlier.discard(path)
+        for path in earlier:  # only now: if the sampling fails, they are still there
+            path.unlink(missing_ok=True)
         print(f"{count} images in {out}")
+
+
+def written_before(out: Path) -> set[Path]:
+    """Return the images in the folder `out` that this command wrote, by their names."""
+    return {path for path in out.iterdir() if _NAME.fullmatch(path.name)} if out.is_dir() else set()
 
 
 def read_truncations(text: str | None) -> list[float | None]:
@@ -118,19 +148,23 @@ def read_truncations(text: str | None) -> list[float | None]:
         raise InputError(f"truncation must be numbers or none, such as 0.5 or 0.3,1,none, got {text}") from None
 
 
-def read_classes(text: str | None, num_classes: int) -> list[int]:
-    """Return the classes in `text`, "0,5,10-14", or all; InputError for unknown classes and for too many."""
+def read_classes(text: str | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
+    """Return the classes in `text`, "0,ring,10-14", or all; InputError for unknown classes and for too many."""
     if num_classes == 0:
-        raise InputError("--by_class cannot be given for a model trained without classes")
+        raise InputError("--by-class cannot be given for a model trained without classes")
     if text is None:
         if num_classes > MOST_CLASSES:
             raise InputError(f"there are {num_classes} classes: choose some, such as --classes 0-{MOST_CLASSES - 1}")
         return list(range(num_classes))
-    try:
-        ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        chosen = [i for first, *last in ends for i in range(first, (last or [first])[0] + 1)]
-    except ValueError:
-        chosen = []
+    from sagan_fast.evaluation.sampling import class_number
+
+    chosen: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part)
+        if ends:
+            chosen += range(int(ends[1]), int(ends[2]) + 1)
+        elif part.strip():
+            chosen.append(class_number(part, names, num_classes, "classes") or 0)
     if not chosen or max(chosen) >= num_classes:
         raise InputError(f"classes must be some of 0 to {num_classes - 1}, such as 0,2-4, got {text}")
     return chosen
@@ -142,23 +176,35 @@ def _check(options: Options, out: Path, truncations: list[float | None]) -> str 
     made = [name for name in ("by_class", "interpolate") if getattr(options, name)]
     made += ["truncation"] if len(truncations) > 1 else []
     if len(made) > 1:
-        raise InputError(f"--{made[0]} and {'several truncations' if made[1] == 'truncation' else '--' + made[1]} "
-                         "both make rows: give one of them")  # fmt: skip
+        first, second = ("several truncations" if name == "truncation" else f"--{dashed(name)}" for name in made[:2])
+        raise InputError(f"{first} and {second} both make rows: give one of them")
     rows = made[0] if made else None
     for name, needed in (("to_class", "interpolate"), ("same_z", "interpolate"), ("frames", "interpolate"),
                          ("classes", "by_class")):  # fmt: skip
         if getattr(options, name) not in (None, False) and rows != needed:
-            raise InputError(f"--{name} goes with --{needed} only")
+            raise InputError(f"--{dashed(name)} goes with --{dashed(needed)} only")
     if options.same_z and options.to_class is None:
-        raise InputError("--same_z without --to_class would not change anything: give the class to go to")
+        raise InputError("--same-z without --to-class would not change anything: give the class to go to")
     if rows == "by_class" and options.class_id is not None:
-        raise InputError("--class_id and --by_class cannot be given together: --classes chooses the rows")
+        raise InputError("--class-id and --by-class cannot be given together: --classes chooses the rows")
     suffixes = (".png", ".gif", ".apng") if rows == "interpolate" else (".png",)
     if rows and out.suffix.lower() not in suffixes:
-        what = "several truncations" if rows == "truncation" else f"--{rows}"
+        what = "several truncations" if rows == "truncation" else f"--{dashed(rows)}"
         raise InputError(f"--out must name a {' or '.join(suffixes)} file with {what}, got {out}")
     if not rows and options.grid and out.suffix.lower() != ".png":
         raise InputError(f"--out must name a .png file with --grid, got {out}")
-    if not rows and not options.grid and out.is_file() and out.suffix.lower() != ".npz":
+    if rows or options.grid or out.suffix.lower() == ".npz":
+        return rows
+    if out.suffix.lower() in PICTURES and (options.count != 1 or out.suffix.lower() != ".png"):
+        raise InputError(
+            f"--out {out} names one picture, and each image is a file of its own: add --grid for one picture of all, "
+            f"or name a folder, such as {out.with_suffix('')}"
+        )
+    if out.is_file() and options.count != 1:
         raise InputError(f"--out must name a folder without --grid, and {out} is a file")
+    if (earlier := written_before(out)) and not options.overwrite:
+        raise InputError(
+            f"{out} holds {len(earlier)} images of an earlier `sagan-fast sample`, which would be "
+            "mixed with the new ones: name another folder, or add --overwrite to replace them"
+        )
     return rows

@@ -75,6 +75,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.labels = np.array([place[name] for name in self.class_names], np.int64)[self.labels]
         self.class_names = list(class_names)
 
+    def why_unlabelled(self) -> str:
+        """Return what may be wrong where a set was read without labels and classes were expected; "" if nothing."""
+        return ""
+
     def __len__(self) -> int:
         return len(self.labels)
 

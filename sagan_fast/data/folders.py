@@ -79,6 +79,10 @@ class FolderDataset(ImageDataset):
         """Return the path of the file of image `index`."""
         return os.path.join(self.root, os.fsdecode(self._files[index]))
 
+    def why_unlabelled(self) -> str:
+        """Return the folder above, where this one looks like one of its classes."""
+        return "" if self.class_names else _too_deep(self.root)
+
     def load(self, index: int) -> Tensor:
         """Return image `index` as uint8 (3, R, R); InputError names the file and says what is wrong with it."""
         path, R = self.path_of(index), self.resolution
@@ -129,13 +133,19 @@ def _check_flat(name: str, root: str, images: int, num_classes: int | None) -> N
     if not num_classes:
         return
     flat = f"{name} is a flat folder of {count(images, 'image', 'images')}, but the model has {num_classes} classes"
-    parent = os.path.dirname(os.path.abspath(root))
-    if _has_class_beside(parent, os.path.basename(os.path.abspath(root))):
-        raise InputError(f"{flat}: it seems to be one class of folder:{parent}, a level too deep; give that one")
+    if deep := _too_deep(root):
+        raise InputError(f"{flat}: {deep}")
     raise InputError(
         f"{flat}: give a folder with one sub-folder of images per class, or set `num_classes: 0` in the config for an "
         "unconditional model"
     )
+
+
+def _too_deep(root: str) -> str:
+    parent = os.path.dirname(os.path.abspath(root))
+    if _has_class_beside(parent, os.path.basename(os.path.abspath(root))):
+        return f"it seems to be one class of folder:{parent}, a level too deep; give that one"
+    return ""
 
 
 def _has_class_beside(parent: str, name: str) -> bool:

@@ -17,7 +17,6 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-import sagan_fast
 from sagan_fast.data.dataset import count
 from sagan_fast.data.packed import (
     BROKEN,
@@ -36,6 +35,7 @@ from sagan_fast.data.packed import (
 from sagan_fast.data.sources.base import Source
 from sagan_fast.errors import InputError
 from sagan_fast.files import clean, hold, move, reason, replacing
+from sagan_fast.version import __version__
 
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
@@ -171,7 +171,7 @@ class PackedWriter:
                 "passed_over": dict(source.passed_over),
             },
             transform=TRANSFORM,
-            made_with={"sagan_fast": sagan_fast.__version__, "numpy": np.__version__, **decoders},
+            made_with={"sagan_fast": __version__, "numpy": np.__version__, **decoders},
             checksums={
                 "algorithm": "blake2b, 16 bytes",
                 "images_per_block": self._images_per_block,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sagan_fast.choices import Resize, check_choice
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.dinov2 import dinov2
-from sagan_fast.files import file_sha256, written
+from sagan_fast.files import file_sha256, reason, written
 from sagan_fast.models.export import quiet
 from sagan_fast.ops.tf32 import tf32
 
@@ -271,4 +271,4 @@ def _open_file(path: Path, device: torch.device | str) -> Extractor:
 
 def _last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    return lines[-1].strip() if len(lines) > 1 and "weights_only" not in str(error) else reason(error)

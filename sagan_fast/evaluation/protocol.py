@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, get_args
 
-import sagan_fast
 from sagan_fast.choices import (
     BatchNorm,
     Metric,
@@ -21,6 +20,7 @@ from sagan_fast.choices import (
     check_least,
 )
 from sagan_fast.errors import InputError
+from sagan_fast.version import __version__
 
 METRICS = get_args(Metric)
 
@@ -102,4 +102,4 @@ def check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
 def versions() -> dict[str, str]:
     """Return the versions of the packages that influence the scores."""
     packages = {name: version(name) for name in ("torch", "numpy", "pillow")}
-    return {"sagan_fast": sagan_fast.__version__, **packages, "python": platform.python_version()}
+    return {"sagan_fast": __version__, **packages, "python": platform.python_version()}

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan_fast.errors import InputError
+from sagan_fast.data.dataset import list_some
+from sagan_fast.errors import InputError, nearest
 from sagan_fast.models.generator import Generator
 
 Rows = tuple[Tensor, Tensor | None, list[str]]
@@ -44,6 +45,28 @@ def classes(count: int, num_classes: int, class_id: int | None = None) -> Tensor
     if not 0 <= class_id < num_classes:
         raise InputError(f"class-id must be 0 to {num_classes - 1}, got {class_id}")
     return torch.full((count,), class_id)
+
+
+def class_number(text: str | None, names: Sequence[str], num_classes: int, option: str = "class-id") -> int | None:
+    """Return the class that `text` means, by its number or its name; None for None. A number is always the label.
+
+    Raises InputError for a class there is not, with the nearest name, and for a model without classes.
+    """
+    if text is None:
+        return None
+    if num_classes == 0:
+        raise InputError(f"{option} cannot be given to a model trained without classes, got {text}")
+    text = str(text).strip()
+    if text.lstrip("-").isdecimal():
+        if not 0 <= int(text) < num_classes:
+            raise InputError(f"{option} must be 0 to {num_classes - 1}, got {text}")
+        return int(text)
+    if text in names:
+        return list(names).index(text)
+    if not names:
+        raise InputError(f"{option} must be 0 to {num_classes - 1}: this model does not name its classes, got {text!r}")
+    hint = nearest(text, names) or f": classes are {list_some(names)}"
+    raise InputError(f"there is no class {text!r}{hint}; `sagan-fast info` lists the classes of a run")
 
 
 def class_name(names: Sequence[str], class_id: int) -> str:

@@ -71,9 +71,11 @@ class SpectralNorm(GroupedForward, nn.Module):
             with torch.no_grad():
                 matrix = rows_first(weight.detach(), dim).flatten(1).to(accumulator_dtype(weight.dtype))
                 R, K = matrix.shape
-                u, v = matrix.new_empty(R).normal_(), matrix.new_empty(K).normal_()
-                if not weight.is_meta:  # a weight without values, soon to be loaded, has nothing to iterate on
-                    u, v = F.normalize(u, dim=0, eps=eps), F.normalize(v, dim=0, eps=eps)
+                u, v = matrix.new_empty(R), matrix.new_empty(K)
+                # A weight without values, soon to be loaded, has nothing to iterate on; and `normal_` on the meta
+                # device imports all of Dynamo, which takes over a second (PyTorch 2.14.1).
+                if not weight.is_meta:
+                    u, v = F.normalize(u.normal_(), dim=0, eps=eps), F.normalize(v.normal_(), dim=0, eps=eps)
                     u, v = reference.power_iteration(matrix, u, v, _WARM_UP_ITERATIONS, eps)
             self.register_buffer("_u", u)
             self.register_buffer("_v", v)

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from sagan_fast.choices import Backend, check_choices, check_least
+from sagan_fast.choices import Backend, check_choices, check_kind, check_least
 from sagan_fast.errors import InputError, nearest
 
 Config = TypeVar("Config")
@@ -134,6 +134,9 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], where: str = "") 
         if key not in known:
             hint = nearest(str(key), known) or f": known are {', '.join(known)}"
             raise InputError(f"unknown key {where + str(key)!r}{hint}")
+    kinds = get_type_hints(cls)
+    for key, value in values.items():
+        check_kind(where + key, value, kinds[key])
     try:
         return cls(**values)
     except TypeError as error:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import sagan_fast
 from sagan_fast.choices import Backend
 from sagan_fast.errors import InputError
 from sagan_fast.files import written
 from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator, in_eval_mode
+from sagan_fast.version import __version__
 
 ONNX, TORCHSCRIPT = "model.onnx", "model.torchscript.pt"
 ONNX_OPSET = 18
@@ -57,7 +57,7 @@ def save_folder(generator: Generator, folder: Path, about: Mapping[str, Any] | N
         "generator": dataclasses.asdict(dataclasses.replace(generator.config, backend="auto")),
         "class_names": list(generator.class_names),
         **(about or {}),
-        "versions": {"sagan_fast": sagan_fast.__version__, "torch": str(torch.__version__)},
+        "versions": {"sagan_fast": __version__, "torch": str(torch.__version__)},
     }
     with written(folder / WEIGHTS) as file:
         file.write(save(weights, metadata={"format": "pt"}))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
@@ -121,7 +122,7 @@ class Generator(nn.Module):
         Not made by folding a deep copy of another: `remove_parametrizations` deletes the property from the class, which
         copies share with their original, and the original would have no weights any more.
         """
-        with torch.device("meta"):  # nor are random numbers drawn for weights that are about to be replaced
+        with torch.device("meta"), _Undrawn():  # no random numbers for weights that are about to be replaced
             generator = cls(config).eval()
         for module in generator.modules():
             if parametrize.is_parametrized(module):
@@ -143,6 +144,18 @@ class Generator(nn.Module):
         return torch.tanh(self.conv(F.relu(self.norm(x))))
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as `torch.nn.init.normal_` and the like find them.
+
+    On the meta device they would draw nothing, but import all of Dynamo, over a second (PyTorch 2.14.1).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
     """Put `network` in eval mode, and each of its modules back in its own mode afterwards."""
@@ -161,9 +174,41 @@ def is_exported(folder: Path) -> bool:
 
 
 def check_classes(model: str, y: Tensor | None, num_classes: int, batch: Tensor) -> None:
-    """Raise ValueError where classes are missing, given to an unconditional model, or not one for each in `batch`."""
-    if y is not None and num_classes and y.shape[0] != batch.shape[0]:
-        raise ValueError(f"{model}: y must have one class for each of {batch.shape[0]} inputs, got {y.shape[0]}")
+    """Raise an error unless `y` has a class, or weights of the classes, for each in `batch`; None without classes.
+
+    TypeError for what is no tensor of whole numbers or weights, else ValueError. That a class exists is checked on the
+    CPU alone: elsewhere the device would have to be waited for.
+    """
     if (y is None) != (num_classes == 0):
         expected = "None (unconditional)" if num_classes == 0 else f"(B,) classes 0..{num_classes - 1}"
-        raise ValueError(f"{model}: y must be {expected}, got {'None' if y is None else tuple(y.shape)}")
+        raise ValueError(f"{model}: y must be {expected}, got {'None' if y is None else _shown(y)}")
+    if y is None:
+        return
+    if not isinstance(y, Tensor) or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"{model}: y must be a tensor of classes, such as torch.tensor([0, 1]), got {_shown(y)}")
+    if y.ndim == 0 or y.shape[0] != batch.shape[0]:
+        got = y.shape[0] if y.ndim else "a single number"
+        raise ValueError(f"{model}: y must have one class for each of {batch.shape[0]} inputs, got {got}")
+    if y.is_floating_point() and y.shape[1:] != (num_classes,):
+        raise ValueError(f"{model}: weights y must have shape (B, {num_classes}), got {tuple(y.shape)}")
+    if not y.is_floating_point() and y.ndim > 1:
+        raise ValueError(f"{model}: classes y must have shape (B,), got {tuple(y.shape)}")
+    if not y.is_floating_point() and not _all_within(y, num_classes):
+        raise ValueError(f"{model}: y must be classes 0 to {num_classes - 1}, got {_outside(y, num_classes)}")
+
+
+def _all_within(y: Tensor, num_classes: int) -> bool:
+    if y.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return True
+    try:
+        return not y.numel() or bool((y.min() >= 0) & (y.max() < num_classes))
+    except RuntimeError:  # under torch.func.vmap values cannot be looked at
+        return True
+
+
+def _outside(y: Tensor, num_classes: int) -> int:
+    return int(y[(y < 0) | (y >= num_classes)][0])
+
+
+def _shown(y: object) -> str:
+    return str(tuple(y.shape)) if isinstance(y, Tensor) else f"{type(y).__name__} {y!r:.40}"

@@ -31,6 +31,7 @@ from sagan_fast.models.config import (
     from_mapping,
     load_preset,
     network_config,
+    preset_names,
 )
 
 
@@ -51,7 +52,9 @@ class TrainConfig:
     resolution: int = 128
     """width and height of the images, a power of two"""
     num_classes: int = 1000
-    """number of classes; 0 trains without labels"""
+    """number of classes; 0 trains without labels. With a preset: as many as the data has, if not given"""
+    classes_from_data: bool = False
+    """take the number of classes from the data, and not from num_classes"""
     backend: Backend = "auto"
     """implementation of the attention blocks"""
     steps: int = 1_000_000
@@ -109,6 +112,8 @@ class TrainConfig:
     """number of processes that read images"""
     log_every: int = 100
     """number of steps between log lines"""
+    wandb: str = ""
+    """project of Weights & Biases to log to, beside TensorBoard; needs the package wandb"""
     sample_every: int = 1000
     """number of steps between sample grids"""
     checkpoint_every: int = 1000
@@ -125,6 +130,8 @@ class TrainConfig:
     """after divergence: stop, or roll back to an earlier checkpoint and continue with other noise"""
     max_rollbacks: int = 3
     """maximum number of rollbacks; after them a diverged run stops"""
+    preset: str = ""
+    """recipe to start from; config.yaml keeps the name for the record"""
     timeout: int = 1800
     """seconds that a process waits for the others before the run fails"""
     eval_every: int = 0
@@ -201,10 +208,33 @@ class TrainConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> TrainConfig:
-        """Return the preset `name` with `overrides`; nested ones as dictionaries, `generator={"base_channels": 8}`."""
-        base = load_preset(name)
-        sections = {key: {**base.get(key, {}), **overrides.get(key, {})} for key in ("generator", "discriminator")}
-        return cls.from_dict({**base, **overrides, **sections})
+        """Return the preset `name` with `overrides`; nested ones as dictionaries, `generator={"base_channels": 8}`.
+
+        Unless `num_classes` is given or the preset is without classes, a run takes as many as its data has.
+        """
+        return cls.from_dict(merged(preset_recipe(name), overrides))
+
+    def with_classes(self, num_classes: int, hint: str = "") -> TrainConfig:
+        """Return the configuration for data of so many classes, where `classes_from_data` asks for it.
+
+        `hint` is what may be wrong with data without classes.
+
+        Raises InputError for data without classes, which needs another preset.
+        """
+        if not self.classes_from_data:
+            return self
+        if not num_classes and not self.unlabelled:
+            flat = [name for name in preset_names() if not load_preset(name)["num_classes"]]
+            hint = hint or "for classes, put the images of each into a sub-folder of its own"
+            raise InputError(
+                f"{self.data} has no classes: for images without classes there are the presets {', '.join(flat)}, or "
+                f"add --num-classes 0; {hint}"
+            )
+        networks = {
+            key: dataclasses.replace(getattr(self, key), num_classes=num_classes)
+            for key in ("generator", "discriminator")
+        }
+        return dataclasses.replace(self, num_classes=num_classes, classes_from_data=False, **networks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the YAML form: plain values, with the values that both networks share given once."""
@@ -213,6 +243,19 @@ class TrainConfig:
             own = {name: value for name, value in dataclasses.asdict(plain[key]).items() if name not in SHARED}
             plain[key] = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return plain
+
+
+def preset_recipe(name: str) -> dict[str, Any]:
+    """Return the preset `name` as a recipe: with its name, and whether its classes are those of the data."""
+    recipe = load_preset(name)
+    return {**recipe, "preset": name, "classes_from_data": recipe["num_classes"] > 0}
+
+
+def merged(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `recipe` with `overrides`, networks key by key; a number of classes that is given is taken."""
+    sections = {key: {**recipe.get(key, {}), **overrides.get(key, {})} for key in ("generator", "discriminator")}
+    given = {"classes_from_data": False} if "num_classes" in overrides else {}
+    return {**recipe, **given, **overrides, **sections}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import clean, explained, hold, link, replacing, written
+from sagan_fast.files import clean, explained, hold, link, move, replacing, written
+from sagan_fast.models.checkpoint import checkpoints_of, find_checkpoint, holds_checkpoints, is_whole, load_checkpoint
 from sagan_fast.training.config import TrainConfig
 
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -65,8 +66,61 @@ class Checkpoints:
         return self.path(early[-1]) if early else None
 
     def drop_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps: the run went back."""
+        """Remove the checkpoints of later steps, and let last.pt name the newest that stays: the run went back."""
+        if good := self.before(step):
+            self._link(good, self.last)  # first: a run that is killed here goes on from there
         self._drop([s for s in self.steps() if s > step])
+
+    def set_aside(self, chosen: Path, step: int) -> list[int]:
+        """Let last.pt name `chosen`, of `step`, and move the checkpoints of later steps to replaced/; return these."""
+        if not (self.last.exists() and chosen.samefile(self.last)):
+            self._link(chosen, self.last)
+        later = [s for s in self.steps() if s > step]
+        aside = self.folder / "replaced"
+        with explained(f"cannot write {aside}"):
+            for s in later:
+                aside.mkdir(exist_ok=True)
+                move(self.path(s), aside / self.path(s).name)
+        return later
+
+    def chosen(self, which: str) -> Path:
+        """Return the checkpoint that `which` names: a step, "best", "newest" or a file. InputError if there is none."""
+        if which == "newest":
+            return find_checkpoint(self.folder.parent)
+        if which in ("best", "last"):
+            path = self.folder / f"{which}.pt"
+        elif which.isdecimal():
+            path = self.path(int(which))
+        else:
+            path = Path(which).expanduser()
+        if path.is_dir():
+            path = find_checkpoint(path)
+        if not path.exists():
+            steps = ", ".join(map(str, self.steps())) or "none"
+            raise InputError(f"there is no checkpoint {path}: {self.folder} holds those of the steps {steps}")
+        return path
+
+    def newest(self) -> tuple[Path, bytes, str] | None:
+        """Return the newest checkpoint that can be read, its bytes, and what is to be said about it; None without any.
+
+        Raises InputError if there are checkpoints, and none can be read.
+        """
+        run, said, failed = self.folder.parent, "", ""
+        for path in checkpoints_of(run):
+            try:
+                load_checkpoint(path)
+            except InputError as error:
+                failed = failed or str(error)
+                continue
+            if path != self.last:
+                why = "is older" if is_whole(self.last) and not failed else "is damaged or cut off"
+                said = f"{self.last} {why if self.last.exists() else 'is missing'}: the run goes on from {path}"
+            return path, path.read_bytes(), said
+        if failed or holds_checkpoints(run):
+            raise InputError(
+                failed or f"no checkpoint in {self.folder} is whole: all are cut off; to start anew, move them away"
+            )
+        return None
 
     def pin_best(self, step: int, metric: str, score: float) -> bool:
         """Keep the checkpoint of `step` as best.pt if no earlier `score` was as low; return whether it is the best.
@@ -111,10 +165,13 @@ class RunFolder:
         self._release: Callable[[], None] = lambda: None
 
     def check(self, resume: bool) -> None:
-        """Raise InputError if the folder is a file, or holds a run and is not to be resumed."""
+        """Raise InputError if the folder is a file, or holds a run and is not to be resumed.
+
+        What holds no checkpoint is no run: one that failed before its first does not block its folder.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: --out must name a folder")
-        if not resume and (self.path / "config.yaml").exists():
+        if not resume and holds_checkpoints(self.path):
             raise InputError(f"{self.path} already holds a run: add --resume to go on with it, or choose another --out")
 
     def open(self, config: TrainConfig) -> None:
@@ -131,6 +188,12 @@ class RunFolder:
             with replacing(path) as file:
                 file.write(text.encode())
         clean(self.checkpoints.folder)
+
+    def interrupted(self) -> str:
+        """Return the sentence for a run that was ended in the midst of a step."""
+        steps = self.checkpoints.steps()
+        kept = f"the last checkpoint is of step {steps[-1]}; --resume goes on" if steps else "nothing was saved yet"
+        return f"{self.path}: interrupted; {kept}"
 
     def close(self) -> None:
         """Release the folder for other runs."""

@@ -1,17 +1,15 @@
 """A training run from its configuration to its last checkpoint, read top to bottom."""
 
-import json
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from sagan_fast.data import ImageDataset, batches, open_dataset
-from sagan_fast.data.summary import pictured, record, summary
-from sagan_fast.distributed import connected
+from sagan_fast.data.summary import summary
+from sagan_fast.distributed import World, connected
 from sagan_fast.errors import Diverged, InputError
-from sagan_fast.evaluation.sampling import classes, latents, sample
-from sagan_fast.files import written
+from sagan_fast.training.advice import Advice
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
@@ -20,52 +18,56 @@ from sagan_fast.training.log import Log, RunLog, SilentLog
 from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.meter import Meter
 from sagan_fast.training.micro_batch import with_micro_batch
+from sagan_fast.training.pictures import save_data, show_samples
 from sagan_fast.training.profile import Profile
 from sagan_fast.training.run import Run
-from sagan_fast.training.signals import StopVote, stop_on_signals
-from sagan_fast.training.state import TrainState, new_state
+from sagan_fast.training.signals import Stop, StopVote, stop_on_signals
+from sagan_fast.training.state import TrainState, check_backend, new_state
 from sagan_fast.training.step import train_step
-from sagan_fast.visualize.grids import labelled_grid, save_grid, save_png
+from sagan_fast.training.wandb_log import WandbBoard
+
+STOPPING = "stopping after this step; Ctrl-C again to stop now and lose what came after the last checkpoint"
+EVALUATING = "stopping after this evaluation; Ctrl-C again to stop now, the checkpoint is saved"
 
 
-def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> TrainState:
+def train(
+    config: TrainConfig, *, resume: bool = False, resume_from: str = "", init_from: str = "", profile: int = 0
+) -> TrainState:
     """Train until `config.steps` steps are done and return the state; all files are in the folder `config.out`.
 
     These are config.yaml, log.jsonl, data.png, data.json, tensorboard/, samples/*.png and checkpoints/. Under torchrun
-    each process takes its share of every batch, and only the first writes and prints. `resume` continues an existing
-    run as if it had never stopped, on the CPU with as many processes bit for bit; otherwise a folder that holds a run
-    is refused. SIGINT or SIGTERM to any process ends the run after this step or the next, with a checkpoint.
-    RUN/profile/ gets a trace of `profile` steps.
+    each process takes its share of every batch, and only the first writes and prints. SIGINT or SIGTERM to any process
+    ends the run after this step or the next, with a checkpoint. RUN/profile/ gets a trace of `profile` steps.
+
+    `resume` continues an existing run as if it had never stopped, on the CPU with as many processes bit for bit;
+    otherwise a folder that holds a run is refused. It takes the newest checkpoint that is whole, or `resume_from`: a
+    step, "best" or a file. `init_from`, a run folder or checkpoint, gives the weights that a new run begins with.
 
     Raises InputError for bad input (data, folder, checkpoint), ConnectionError when another process is lost, `Diverged`
     when training cannot continue. Then checkpoints/stopped.pt holds the last state and last.pt the last good one. With
     `config.on_divergence` "rollback" the run first returns to an earlier checkpoint, up to `max_rollbacks` times.
     """
     folder = RunFolder(Path(config.out), config.keep)
+    resume = resume or bool(resume_from)
+    if resume and init_from:
+        raise InputError("--resume goes on with a run, and --init-from begins a new one: give one of them")
     with connected(config.device, config.timeout) as world, stop_on_signals() as stop:
+        dataset, config = opened(config, world)
         config, sized = with_micro_batch(config, world, folder.path / "config.yaml" if resume else None)
         world.together(lambda: config.micro_batches(world.size))  # or a sentence
-        dataset = world.together(
-            lambda: open_dataset(
-                config.data,
-                resolution=config.resolution,
-                num_classes=config.num_classes,
-                on_broken=config.on_broken,
-                classes=config.classes,
-                unlabelled=config.unlabelled,
-            )
-        )
         world.by_main(lambda: folder.check(resume))
         guard = Guard(config.collapse_patience, growth=config.sigma_growth, loss=config.loss)
         run = Run(config, world, dataset, new_state(config, world.device), guard, folder)
+        world.together(lambda: check_backend(run.state))
         run.check_start()
         try:
-            changes = run.resume() if resume else []
+            changes = run.resume(resume_from) if resume else run.initialize(init_from) if init_from else []
             run.check_replicas()
             run.state.connect(world, config)
             world.by_main(lambda: folder.open(config))
+            changes += world.from_main(run.set_aside) if resume_from else []
             state = run.state
-            log = world.by_main(lambda: RunLog(folder.path, state.step, config.steps)) or SilentLog()
+            log = world.by_main(lambda: new_log(run)) or SilentLog()
             with log, state.precision.products(), kept_memory(world.device.type):
                 log.say(
                     f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
@@ -73,16 +75,19 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
                 )
                 for sentence in [*filter(None, [sized, state.traffic()]), *summary(dataset), *changes]:
                     log.say(sentence)
-                world.by_main(lambda: save_data(dataset, folder.path / "data.png"))
+                world.by_main(lambda: log.picture("data", save_data(dataset, folder.path / "data.png"), state.step))
                 tracing = Profile(folder.path, profile if world.is_main else 0)
                 while True:
                     try:
+                        stop.answer = STOPPING
                         _go_on(run, log, stop, tracing)
                         return state
                     except Diverged as error:
                         sentence = run.roll_back(error)
                         world.by_main(lambda: log.back_to(state.step))
                         log.say(sentence)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(folder.interrupted()) from error
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{world.device} has too little memory: a --micro-batch-size below "
@@ -94,7 +99,24 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
             folder.close()
 
 
-def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
+def opened(config: TrainConfig, world: World) -> tuple[ImageDataset, TrainConfig]:
+    """Return the data set of `config`, and `config` for its number of classes; InputError in all processes."""
+
+    def open_it() -> tuple[ImageDataset, TrainConfig]:
+        dataset = open_dataset(
+            config.data,
+            resolution=config.resolution,
+            num_classes=None if config.classes_from_data else config.num_classes,
+            on_broken=config.on_broken,
+            classes=config.classes,
+            unlabelled=config.unlabelled,
+        )
+        return dataset, config.with_classes(dataset.num_classes, dataset.why_unlabelled())
+
+    return world.together(open_it)
+
+
+def _go_on(run: Run, log: Log, stop: Stop, tracing: Profile) -> None:
     """Train from the current step to the last, or until asked to stop; raise `Diverged` when the guard does."""
     config, world, state, folder = run.config, run.world, run.state, run.folder
     stream = batches(
@@ -108,14 +130,15 @@ def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
         pin_memory=world.device.type == "cuda",
     )
     vote = StopVote(world)
-    meter = Meter(config, world)
+    meter, advice = Meter(config, world), Advice(config)
     stopping = vote(bool(stop))
     with closing(stream), closing(Evaluations(run, log)) as evaluations:
         while state.step < config.steps and not stopping:
             with meter.waiting():
                 images, labels = next(stream)
-            meter.add(train_step(state, config, images, labels, world.device))
-            log.step_done(state.step)
+            measured = train_step(state, config, images, labels, world.device)
+            meter.add(measured)
+            log.step_done(state.step, measured)
             if trace := tracing.step_done(state.step):
                 log.say(f"trace of some steps in {trace}: open it in chrome://tracing or ui.perfetto.dev")
             stopping = vote(bool(stop))
@@ -126,15 +149,19 @@ def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
                 values, curves = meter.read(state, run.dataset)
                 world.by_main(lambda v=values, c=curves: log.line(state.step, v, c))  # type: ignore[misc]
                 run.guard.check(state.step, values)
+                for sentence in advice.read(state.step, values):
+                    log.say(sentence)
             if saving:
                 run.save()  # before anything slow: who asked to stop may not wait for long
             if ending or (state.step % config.sample_every == 0 and not stopping):
                 picture = folder.path / "samples" / f"{state.step:07d}.png"
-                world.by_main(lambda path=picture: save_samples(state, config, path))  # type: ignore[misc]
+                world.by_main(lambda path=picture: show_samples(run, log, path))  # type: ignore[misc]
             if evaluations.due(state.step) and not stopping:
                 if not saving:
                     run.save()
+                stop.answer = EVALUATING
                 meter.began += evaluations.start()
+                stop.answer = STOPPING
             evaluations.poll()
             if not meter.steps:
                 meter.restart()  # sampling and saving are not training
@@ -147,24 +174,10 @@ def _go_on(run: Run, log: Log, stop: list[int], tracing: Profile) -> None:
     log.say(f"{folder.path}: {word} at step {state.step}; {where}")
 
 
-def save_data(dataset: ImageDataset, path: Path) -> None:
-    """Write a picture of eight images of up to five classes, with their names, and what was found to a .json beside it.
-
-    What cannot be read is left white: the training will say so when it needs it.
-    """
-    indices, names = pictured(dataset)
-    images = torch.ones(indices.size, 3, dataset.resolution, dataset.resolution)
-    for place, index in enumerate(indices.reshape(-1).tolist()):
-        with suppress(InputError):
-            images[place] = dataset.load(index).float() / 127.5 - 1
-    save_png(labelled_grid(images, names), path)
-    with written(path.with_suffix(".json")) as file:
-        file.write(json.dumps(record(dataset), indent=1).encode() + b"\n")
-
-
-def save_samples(state: TrainState, config: TrainConfig, path: Path) -> None:
-    """Write a grid of the averaged generator's images for fixed z, a row for each of up to ten classes."""
-    rows, columns = min(config.num_classes, 10) or 8, 8
-    z = latents(rows * columns, config.generator.z_dim, config.seed)
-    y = classes(rows * columns, min(config.num_classes, rows))
-    save_grid(torch.cat(list(sample(state.ema, z, y))), path, columns)
+def new_log(run: Run) -> RunLog:
+    """Return the log of `run` for its main process, with the configuration in TensorBoard."""
+    config = run.config
+    boards = [WandbBoard(config.wandb, run.folder.path, config.to_dict())] if config.wandb else []
+    log = RunLog(run.folder.path, run.state.step, config.steps, batch_size=config.batch_size, boards=boards)
+    log.words("config", (run.folder.path / "config.yaml").read_text())
+    return log

@@ -39,6 +39,11 @@ class Precision:
         enabled = self.name in ("bf16", "fp16")
         return torch.autocast(self.device.type, dtype=DTYPES[self.name] if enabled else torch.bfloat16, enabled=enabled)
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The dtype that products of the networks are computed in."""
+        return DTYPES.get(self.name, torch.float32)
+
     def scaler(self) -> Scaler:
         """Return a loss scaler for one network: it scales under fp16 and does nothing otherwise."""
         return Scaler(self.device.type, enabled=self.name == "fp16")

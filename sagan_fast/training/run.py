@@ -9,25 +9,27 @@ from typing import Any
 
 import torch
 
-import sagan_fast
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.classes import take_order
 from sagan_fast.data.dataset import count
 from sagan_fast.distributed import World
 from sagan_fast.errors import Diverged, InputError
-from sagan_fast.models.checkpoint import FORMAT, load_checkpoint
+from sagan_fast.models.checkpoint import FORMAT, find_checkpoint, load_checkpoint
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.folder import RunFolder, restore_rng, rng_state, save_atomically
 from sagan_fast.training.health import Guard
+from sagan_fast.training.initialize import initialize
+from sagan_fast.training.log import keep_lines_after
 from sagan_fast.training.state import TrainState
+from sagan_fast.version import __version__
 
 # What may differ between a run and its resumption; anything else would make it another run.
 MAY_CHANGE = {
     "data", "out", "backend", "device", "steps", "num_workers", "log_every", "sample_every", "checkpoint_every",
     "on_broken", "collapse_patience", "micro_batch_size", "sync_batch_norm", "keep", "sigma_growth", "on_divergence",
     "max_rollbacks", "timeout", "eval_every", "eval_count", "eval_data", "eval_reference_count", "eval_features",
-    "eval_metrics", "eval_mode", "eval_device", "classes", "unlabelled", "bucket_cap_mb", "gradient_compression",
-    "checkpoint_activations",
+    "eval_metrics", "eval_mode", "eval_device", "classes", "unlabelled", "preset", "classes_from_data", "wandb",
+    "bucket_cap_mb", "gradient_compression", "checkpoint_activations",
 }  # fmt: skip
 
 
@@ -41,6 +43,8 @@ class Run:
     state: TrainState
     guard: Guard
     folder: RunFolder
+    source: Path | None = None
+    """the checkpoint that was resumed"""
 
     def check_start(self) -> None:
         """Raise InputError in the main process, and end the others, unless all have the same options and images.
@@ -71,7 +75,7 @@ class Run:
             "norm_batch": self.config.norm_batch(self.world.size),
             "images": len(self.dataset),
             "guard": self.guard.state_dict(),
-            "versions": {"sagan_fast": sagan_fast.__version__, "torch": str(torch.__version__)},
+            "versions": {"sagan_fast": __version__, "torch": str(torch.__version__)},
             **self.state.state_dict(),
         }
 
@@ -94,21 +98,51 @@ class Run:
                 "goes on from it"
             )
 
-    def resume(self) -> list[str]:
-        """Restore last.pt in every process, if there is one; return sentences about what has changed since.
+    def resume(self, which: str = "") -> list[str]:
+        """Restore the newest checkpoint in every process, if there is one; return sentences about what has changed.
 
-        Only the main process reads it. Raises InputError if it is broken or belongs to another configuration.
+        `which` is another one: a step, "best" or a file. Only the main process reads it. Raises InputError if it is
+        broken or belongs to another configuration.
         """
-        path = self.folder.checkpoints.last
 
-        def read() -> bytes | None:
-            if not path.exists():
-                return None
+        def read() -> tuple[Path, bytes, str] | None:
+            if not which:
+                return self.folder.checkpoints.newest()
+            path = self.folder.checkpoints.chosen(which)
             load_checkpoint(path)  # or its sentence
-            return path.read_bytes()
+            return path, path.read_bytes(), f"the run goes on from {path}"
 
-        content = self.world.share(self.world.by_main(read))
-        return [] if content is None else self.world.together(lambda: self._restore(_decoded(content), path))
+        found = self.world.share(self.world.by_main(read))
+        if found is None:
+            return [f"there is no checkpoint in {self.folder.path} yet: the run starts at step 0"]
+        path, content, said = found
+        self.source = path
+        changes = self.world.together(lambda: self._restore(_decoded(content), path))
+        return [said, *changes] if said else changes
+
+    def initialize(self, source: str) -> list[str]:
+        """Begin with the weights of `source`, a run folder or checkpoint; return sentences about what did not fit."""
+
+        def read() -> tuple[Path, bytes]:
+            path = find_checkpoint(Path(source).expanduser())
+            load_checkpoint(path)  # or its sentence
+            return path, path.read_bytes()
+
+        path, content = self.world.share(self.world.by_main(read))  # type: ignore[misc]
+        names = self.dataset.class_names
+        return self.world.together(lambda: initialize(self.state, _decoded(content), names, path))
+
+    def set_aside(self) -> list[str]:
+        """Move what is later than the state to where nothing overwrites it; return the sentence about it.
+
+        For a run that goes on from an earlier checkpoint: those of later steps, and their lines of the log.
+        """
+        if self.source is None:
+            return []
+        later = self.folder.checkpoints.set_aside(self.source, self.state.step)
+        keep_lines_after(self.folder.path, self.state.step)
+        steps = f"the checkpoints of steps {', '.join(map(str, later))} are kept in checkpoints/replaced/"
+        return [steps] if later else []
 
     def _restore(self, content: dict[str, Any], path: Path) -> list[str]:
         config, world = self.config, self.world
@@ -118,7 +152,10 @@ class Run:
         changed = [key for key in now if key not in MAY_CHANGE and before[key] != now[key]]
         if changed:
             said = ", ".join(f"{key} (was {before[key]}, now {now[key]})" for key in changed)
-            raise InputError(f"{path} belongs to another configuration and cannot be resumed: {said}")
+            raise InputError(
+                f"{path} belongs to another configuration and cannot be resumed: {said}; to begin a new run from its "
+                f"weights, name a new folder: --init-from {path} --out FOLDER"
+            )
         said = take_order(self.dataset, content.get("class_names", ()), f"the checkpoint {path}")
         sentences = [said] if said else []
         self.state.load_state_dict(content)

@@ -1,9 +1,12 @@
 """Stops a run on SIGINT (a terminal) or SIGTERM (a scheduler), all processes at the same step."""
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,23 +19,54 @@ IMPATIENCE = 1.0
 torchrun."""
 
 
+class Stop(list[int]):
+    """The signals received so far. The first is answered with the sentence `answer`, and the work ends when it can.
+
+    A later SIGINT raises KeyboardInterrupt, and one more ends the process. Without an `answer` a first SIGINT is passed
+    to the handler from before; but several processes, which may be in a collective, only note it.
+    """
+
+    def __init__(self, answer: str, before: Any = None) -> None:
+        super().__init__()
+        self.answer, self.before = answer, before
+        self.first = 0.0
+        self.ending = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take note of the signal `number`: the handler."""
+        now, is_first = time.monotonic(), not self
+        self.append(number)
+        if is_first:
+            self.first = now
+            if self.answer:
+                _say(self.answer)
+            elif number == signal.SIGINT and os.environ.get("WORLD_SIZE", "1") == "1":
+                self._end(number, frame)
+        elif number == signal.SIGINT and now - self.first > IMPATIENCE:
+            self._end(number, frame)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self.ending:
+            os._exit(128 + number)  # files are whole at any moment
+        self.ending = True
+        if callable(self.before):
+            self.before(number, frame)
+        raise KeyboardInterrupt
+
+
+def _say(sentence: str) -> None:
+    """Print a line on stderr from a signal handler, over a progress bar if there is one."""
+    if not int(os.environ.get("RANK", "0")):
+        start = "\r\033[2K" if sys.stderr.isatty() else ""
+        os.write(2, f"{start}{sentence}\n".encode())  # `print` may be in the midst of a line
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[list[int]]:
-    """Yield a list that a first SIGINT or SIGTERM is appended to; a later SIGINT interrupts at once."""
-    received: list[int] = []
-    first = 0.0
-
-    def note(number: int, _frame: object) -> None:
-        nonlocal first
-        now = time.monotonic()
-        if not received:
-            first = now
-        elif number == signal.SIGINT and now - first > IMPATIENCE:
-            raise KeyboardInterrupt
-        received.append(number)
-
+def stop_on_signals(answer: str = "") -> Iterator[Stop]:
+    """Yield a list that SIGINT and SIGTERM are appended to, instead of what they do otherwise; see `Stop`."""
+    received = Stop(answer, signal.getsignal(signal.SIGINT))
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, received.note) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: the caller handles signals
         yield received
         return

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from sagan_fast.distributed import World
+from sagan_fast.errors import InputError
+from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm
 from sagan_fast.layers.synced_batch_norm import sync_batch_norms
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
+from sagan_fast.ops.backends import choose
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import LeCam
 from sagan_fast.training.parallel import Replica
@@ -96,6 +99,21 @@ def _as_parameters(optimizer: torch.optim.Optimizer) -> None:
         for name, moment in moments.items():
             if moment.shape == parameter.shape and moment.stride() != parameter.stride():
                 moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
+def check_backend(state: TrainState) -> None:
+    """Raise InputError if the attention of a network cannot run on the backend that was asked for."""
+    for network in (state.generator, state.discriminator):
+        like = torch.empty(0, device=state.precision.device, dtype=state.precision.product_dtype)
+        for layer in network.modules():
+            if isinstance(layer, SelfAttention2d):
+                try:
+                    choose("attention", layer.backend, like, 1, 1, 1, layer.theta.out_channels, layer.g.out_channels)
+                except (RuntimeError, ValueError) as error:
+                    why = str(error).rpartition(f"got '{layer.backend}': ")[2]
+                    raise InputError(
+                        f"--backend {layer.backend} cannot run here: {why}; --backend auto takes one that can"
+                    ) from error
 
 
 def new_state(config: TrainConfig, device: torch.device) -> TrainState:

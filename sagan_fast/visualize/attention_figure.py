@@ -2,6 +2,7 @@
 
 A dot and its map have the same colour. Each map is scaled from its smallest to its largest value, and drawn faintly if
 attention is nearly even. The number under a map is its peak: the largest weight divided by that of even attention, 1/M.
+A map whose peak is below NEARLY_EVEN has no place to show: its panel is evenly lit, and says so.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ PANEL = 160
 GAP = 6
 LETTERS = 13
 FOOTER = "Each map shows where the dot of its colour looks. Peak: largest weight relative to even attention."
+NEARLY_EVEN = 1.1
+ACROSS = 6
+"""Most panels beside an image; more go into further lines."""
 
 
 def figure_row(
@@ -28,25 +32,35 @@ def figure_row(
     """Return one image's row of the figure as a uint8 picture (3, h, w).
 
     `image` (3, R, R) in [-1, 1]; `x` (1, C, H, W) what `layer` saw of it; `queries` positions of its map. The image
-    comes first, with all dots, `title` under it; then a panel a query.
+    comes first, with all dots, `title` under it; then a panel a query, in lines of up to ACROSS.
     """
     picture = drawing.enlarged(to_uint8(image[None])[0], PANEL)
     map_size = (x.shape[2], x.shape[3])
     heats, peaks = _heats(layer, x, queries, picture)
     dotted, panels = picture, []
     for i, query in enumerate(queries):
-        colour = drawing.COLOURS[i % len(drawing.COLOURS)]
+        colour = drawing.colour(i)
         place = centre_of(query, map_size, *picture.shape[1:])
         dotted = _dot(dotted, place, colour)
-        panel = _dot(drawing.lit(picture, heats[i], colour), place, colour)
-        panels.append(_captioned(panel, f"peak {peaks[i]:.{1 if peaks[i] >= 2 else 2}f}x"))
-    return drawing.beside([_captioned(dotted, title or ""), *panels], GAP)
+        is_even = peaks[i] < NEARLY_EVEN
+        panel = _dot(
+            drawing.lit(picture, torch.full_like(heats[i], 0.3) if is_even else heats[i], colour), place, colour
+        )
+        words = f"nearly even, {peaks[i]:.2f}x" if is_even else f"peak {peaks[i]:.{1 if peaks[i] >= 2 else 2}f}x"
+        panels.append(_captioned(panel, words))
+    first = _captioned(dotted, title or "")
+    lines = [panels[i : i + ACROSS] for i in range(0, max(len(panels), 1), ACROSS)]
+    height = max(part.shape[1] for part in (first, *lines[0]))
+    beside = [_filled(part, height) for part in (first, *lines[0])]
+    blank = torch.full((3, 1, first.shape[2]), 255, dtype=torch.uint8)
+    further = [drawing.beside([_filled(blank, line[0].shape[1]), *line], GAP) for line in lines[1:]]
+    return drawing.below([drawing.beside(beside, GAP), *further], GAP)
 
 
 def figure(rows: Sequence[Tensor]) -> Tensor:
     """Return the whole figure: `rows` of `figure_row` one below the other, and a line that explains "peak"."""
-    words = drawing.shortened(FOOTER, LETTERS, rows[0].shape[2] - 2)
-    return drawing.framed(drawing.below([*rows, drawing.text(words, LETTERS, (110, 110, 110))], GAP), GAP)
+    words = drawing.paragraph(FOOTER, LETTERS, max(row.shape[2] for row in rows), (110, 110, 110))
+    return drawing.framed(drawing.below([*rows, words], GAP), GAP)
 
 
 def sweep_path(map_size: tuple[int, int], frames: int) -> list[int]:
@@ -103,5 +117,9 @@ def _dot(picture: Tensor, place: tuple[float, float], colour: drawing.Colour) ->
 
 
 def _captioned(picture: Tensor, words: str) -> Tensor:
-    line = drawing.text(drawing.shortened(words, LETTERS, picture.shape[2]), LETTERS)
-    return torch.cat([picture, F.pad(line, (0, picture.shape[2] - line.shape[2]), value=255)], dim=1)
+    lines = drawing.paragraph(words, LETTERS, picture.shape[2])
+    return torch.cat([picture, F.pad(lines, (0, picture.shape[2] - lines.shape[2]), value=255)], dim=1)
+
+
+def _filled(picture: Tensor, height: int) -> Tensor:
+    return F.pad(picture, (0, 0, 0, height - picture.shape[1]), value=255)

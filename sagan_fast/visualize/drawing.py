@@ -1,5 +1,6 @@
 """Dots, attention laid over images, and text on pictures: uint8 (3, h, w) throughout, red, green and blue."""
 
+import colorsys
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +17,21 @@ COLOURS: tuple[Colour, ...] = (
     (255, 59, 48), (52, 199, 89), (64, 132, 255), (255, 204, 0), (255, 64, 220), (0, 220, 230), (255, 140, 0),
     (160, 110, 255),
 )  # fmt: skip
-"""Of the queries, in order: red, green, blue, yellow, pink, cyan, orange, violet; then from the start again."""
+"""Of the queries, in order: red, green, blue, yellow, pink, cyan, orange, violet; `colour` has more."""
+GOLDEN = 0.61803398875
+"""Share of the circle of hues between two of the further colours: any number of them lie far apart."""
 
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
+
+
+def colour(number: int) -> Colour:
+    """Return the colour of query `number`: one of COLOURS, then hues that lie between those before, light and dark."""
+    if number < len(COLOURS):
+        return COLOURS[number]
+    hue, light = 0.08 + GOLDEN * number, number % 3
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, (0.55, 0.95, 0.75)[light], (1.0, 0.8, 0.62)[light])
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def enlarged(images: Tensor, at_least: int) -> Tensor:
@@ -84,6 +96,27 @@ def shortened(words: str, size: int, width: int) -> str:
     while words and font(size).getlength(words + "...") > width:
         words = words[:-1]
     return words.rstrip() + "..."
+
+
+def paragraph(words: str, size: int, width: int, colour: Colour = BLACK) -> Tensor:
+    """Return `words` as `text` does, but in as many lines as a picture of `width` pixels takes; nothing is cut off.
+
+    A word that is wider than the picture is broken.
+    """
+    lines: list[str] = []
+    line = ""
+    for word in words.split(" "):
+        longer = f"{line} {word}".strip()
+        if font(size).getlength(longer) <= width - 2:
+            line = longer
+            continue
+        lines += [line] if line else []
+        while font(size).getlength(word) > width - 2 and len(word) > 1:
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font(size).getlength(word[:n]) <= width - 2)
+            lines.append(word[:fits])
+            word = word[fits:]
+        line = word
+    return below([text(each, size, colour) for each in [*lines, line]], 0)
 
 
 @functools.lru_cache

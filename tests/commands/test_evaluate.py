@@ -125,9 +125,12 @@ def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, fe
         (["--features", "F", "--metrics", "fid,ssim"], "metrics must be of fid, is, kid, prdc, intra_fid, got ssim"),
         (["--features", "F", "--truncation", "-1"], "truncation must be positive"),
         (["--features", "F", "--resolution", "16"], "--resolution is for folders of images"),
-        (["--features", "F", "--conut", "16"], "unknown key 'conut': did you mean 'count'?"),
+        (["--features", "F", "--conut", "16"], "unknown option --conut: did you mean '--count'?"),
         (["--features", "F", "--json", "."], "--json must name a file"),
-        (["--features", "F", "--batch-norm", "eval"], "batch_norm must be one of running, batch, standing, got 'eval'"),
+        (
+            ["--features", "F", "--batch-norm", "eval"],
+            "--batch-norm must be one of running, batch, standing, got 'eval'",
+        ),
     ],
 )
 def test_bad_options(args, message, tiny_run, features, sentence, tmp_path, monkeypatch):
@@ -164,7 +167,7 @@ def command(folder, args):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--device", "tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
+        (["--device", "tpu"], "--device must be one of auto, cpu, cuda, got 'tpu'"),
         (["--features", "nothing.pt"], "there is no feature file nothing.pt"),
     ],
 )

@@ -51,7 +51,7 @@ def test_broken_images(images, tmp_path, capsys, sentence):
     assert f"1 could not be read and were left out: {out / 'broken.txt'}" in capsys.readouterr().out
 
 
-def test_a_stop_signal_ends_it_with_0_and_the_command_again_finishes(images, tmp_path, capsys, monkeypatch):
+def test_a_stop_signal_ends_it_with_130_and_the_command_again_finishes(images, tmp_path, capsys, monkeypatch):
     import sagan_fast.data.prepare as work
 
     monkeypatch.setattr(work, "TASK_BYTES", 1)
@@ -65,8 +65,9 @@ def test_a_stop_signal_ends_it_with_0_and_the_command_again_finishes(images, tmp
     what = ["prepare", str(images), str(tmp_path / "packed"), "--size=8", "--num_workers=0"]
     with monkeypatch.context() as patch:
         patch.setattr(work, "_decode", interrupted)
-        assert main(what) == 0
-    assert "stopped as asked; the same command goes on" in capsys.readouterr().out
+        assert main(what) == 130
+    said = capsys.readouterr().err
+    assert said.endswith("packed: stopped as asked; the same command goes on\n") and "Traceback" not in said
     assert signal.getsignal(signal.SIGTERM) == before
     assert main(what) == 0 and "8 images of 8x8" in capsys.readouterr().out
 
@@ -166,7 +167,7 @@ def test_what_was_passed_over_is_said_and_recorded(images, tmp_path, capsys):
         (["{}", "out", "--size", "0"], "size must be at least 1, got 0"),
         (["{}", "out", "--size", "8", "--num-workers", "-1"], "num_workers must be at least 0, got -1"),
         (["{}", "out", "--size", "8", "--first-label", "2"], "--first-label must be 0 or 1, got 2"),
-        (["{}", "out", "--sise", "8"], "unknown key 'sise': did you mean 'size'?"),
+        (["{}", "out", "--sise", "8"], "unknown option --sise: did you mean '--size'?"),
         (["{}", "out", "--check"], "--check takes one folder"),
         (["{}/nothing", "out", "--size", "8"], "nothing does not exist"),
         (["{}", "--check"], "holds no packed set"),

@@ -64,15 +64,22 @@ def test_sample_writes_a_grid_or_single_images(tiny_run, tmp_path, capsys):
         (["--out", "x.png", "--truncation", "0.5,much"], "truncation must be numbers or none, such as 0.5 or"),
         (["--out", "x.png", "--truncation", "0.5,-1"], "truncation must be positive, got -1.0"),
         (["--out", "x", "--truncation", "0.5,1"], "--out must name a .png file with several truncations, got x"),
-        (["--out", "x.png", "--by-class", "--interpolate"], "--by_class and --interpolate both make rows"),
+        (["--out", "x.png", "--by-class", "--interpolate"], "--by-class and --interpolate both make rows"),
         (
             ["--out", "x.png", "--by-class", "--classes", "3,12"],
-            "classes must be some of 0 to 9, such as 0,2-4, got 3,12",
+            "classes must be 0 to 9, got 12",
         ),
         (["--out", "x.png", "--by-class", "--class-id", "3"], "--classes chooses the rows"),
-        (["--out", "x.png", "--grid", "--to-class", "3"], "--to_class goes with --interpolate only"),
-        (["--out", "x.png", "--interpolate", "--same-z"], "--same_z without --to_class would not change anything"),
-        (["--out", "x.png", "--interpolate", "--to-class", "10"], "class-id must be 0 to 9, got 10"),
+        (["--out", "x.png", "--grid", "--to-class", "3"], "--to-class goes with --interpolate only"),
+        (["--out", "x.png", "--interpolate", "--same-z"], "--same-z without --to-class would not change anything"),
+        (["--out", "x.png", "--interpolate", "--to-class", "10"], "to-class must be 0 to 9, got 10"),
+        (["--out", "s1.png"], "--out s1.png names one picture, and each image is a file of its own: add --grid"),
+        (["--out", "s1.jpg", "--count", "1"], "add --grid for one picture of all, or name a folder, such as s1"),
+        (["--out", "x", "--class-id", "rng"], "there is no class 'rng': did you mean 'ring'?"),
+        (
+            ["--out", "x", "--class-id", "tench"],
+            "there is no class 'tench': classes are circle, square, triangle, ring",
+        ),
         (["--out", "x.jpg", "--interpolate"], "--out must name a .png or .gif or .apng file with --interpolate"),
     ],
 )
@@ -82,9 +89,35 @@ def test_bad_sampling_options(args, message, tiny_run, tmp_path, monkeypatch, se
     assert message in sentence() and list(tmp_path.iterdir()) == []
 
 
+def test_old_images_are_not_mixed_with_new_ones(tiny_run, tmp_path, monkeypatch, sentence, capsys):
+    out = tmp_path / "rings"
+    what = ["sample", str(tiny_run), "--out", str(out), "--class-id", "ring"]
+    assert cli.main([*what, "--count", "4"]) == 0
+    (out / "notes.txt").write_text("mine")
+    (out / "photo.png").write_text("mine too")
+    first = (out / "000000_class3.png").read_bytes()
+    capsys.readouterr()
+    assert cli.main([*what, "--count", "2", "--seed", "1"]) == 2
+    assert "rings holds 4 images of an earlier `sagan-fast sample`" in sentence() and len(list(out.iterdir())) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr("sagan_fast.visualize.grids.save_png", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main([*what, "--count", "2", "--seed", "1", "--overwrite"])
+        assert len(list(out.iterdir())) == 6  # what fails takes nothing away
+    assert cli.main([*what, "--count", "2", "--seed", "1", "--overwrite"]) == 0
+    left = sorted(path.name for path in out.iterdir())
+    assert left == ["000000_class3.png", "000001_class3.png", "notes.txt", "photo.png"]
+    assert (out / "000000_class3.png").read_bytes() != first
+
+
+def test_one_image_is_one_file(tiny_run, tmp_path):
+    assert cli.main(["sample", str(tiny_run), "--out", str(tmp_path / "s1.png"), "--count", "1"]) == 0
+    assert Image.open(tmp_path / "s1.png").size == (32, 32)
+
+
 def test_a_row_a_class_with_the_same_z_in_a_column(tiny_run, tmp_path, capsys):
     out = tmp_path / "c.png"
-    args = ["--by-class", "--classes", "7,1-2", "--count", "4", "--seed", "5"]
+    args = ["--by-class", "--classes", "mirrored triangles,1-2", "--count", "4", "--seed", "5"]
     assert cli.main(["sample", str(tiny_run), "--out", str(out), *args]) == 0
     assert "3 rows of 4 images in" in capsys.readouterr().out
     y = torch.tensor([7, 1, 2]).repeat_interleave(4)
@@ -118,7 +151,7 @@ def test_lists_are_read():
     assert read_classes("3,0-2", 4) == [3, 0, 1, 2] and read_classes(None, 3) == [0, 1, 2]
     with pytest.raises(InputError, match="there are 1000 classes: choose some, such as --classes 0-99"):
         read_classes(None, 1000)
-    with pytest.raises(InputError, match="cannot be given for a model trained without classes"):
+    with pytest.raises(InputError, match="--by-class cannot be given for a model trained without classes"):
         read_classes(None, 0)
 
 

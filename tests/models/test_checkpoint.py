@@ -4,13 +4,17 @@ import pickle
 
 import pytest
 import torch
+from PIL import Image
 
 from sagan_fast import Discriminator, Generator
 from sagan_fast.errors import InputError
+from sagan_fast.files import link
 from sagan_fast.models.checkpoint import (
     FORMAT,
     KEYS,
+    checkpoints_of,
     find_checkpoint,
+    holds_checkpoints,
     load_checkpoint,
     load_discriminator,
     load_generator,
@@ -96,7 +100,61 @@ def test_other_files_are_refused_by_name(tmp_path):
         load_checkpoint(tmp_path / "new.pt")
     with pytest.raises(InputError, match="there is no checkpoint .*none.pt"):
         load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(InputError, match="is no run folder: there is no"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="has no checkpoint yet"):
         find_checkpoint(tmp_path)
     with pytest.raises(InputError, match="there is no run folder or checkpoint"):
         find_checkpoint(tmp_path / "none")
+
+
+def test_what_a_file_is_instead_is_said_and_no_advice_to_run_it(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.pt", format="PNG")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08 an onnx model")
+    (tmp_path / "config.yaml").write_text("steps: 3")
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "script.pt")
+    torch.save({"a": Evil(tmp_path / "x")}, tmp_path / "evil.pt")
+    expected = {
+        "picture.pt": "it is a PNG image; give a run folder",
+        "model.onnx": "it is an ONNX model; give a run folder",
+        "config.yaml": "it is a configuration; give",
+        "script.pt": "it is a TorchScript model; give",
+        "evil.pt": "cut off, or holding more than plain data (it holds more than plain data)",
+    }
+    for name, words in expected.items():
+        with pytest.raises(InputError) as error:
+            load_checkpoint(tmp_path / name)
+        assert f"{name} is no checkpoint of sagan-fast: {words}" in str(error.value)
+        assert "weights_only" not in str(error.value)
+
+
+def save_step(run, step, last=True):
+    path = run / "checkpoints" / f"step-{step:08d}.pt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"step": step}, path)
+    if last:
+        link(path, path.parent / "last.pt")
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    last = tmp_path / "checkpoints" / "last.pt"
+    first, second = save_step(tmp_path, 2), save_step(tmp_path, 4)
+    assert checkpoints_of(tmp_path) == [last, first] and find_checkpoint(tmp_path) == last
+    newer = save_step(tmp_path, 6, last=False)  # a crash came before it was named
+    assert checkpoints_of(tmp_path) == [newer, last, first]
+    newer.write_bytes(newer.read_bytes()[:-30])  # cut off
+    assert checkpoints_of(tmp_path) == [last, first]
+    last.unlink()
+    assert checkpoints_of(tmp_path) == [second, first] and find_checkpoint(tmp_path) == second
+    last.write_bytes(second.read_bytes()[:100])
+    assert checkpoints_of(tmp_path) == [second, first]
+    last.write_bytes(first.read_bytes())  # a copy: no links here
+    assert checkpoints_of(tmp_path) == [last, second, first]
+    for path in (first, second, newer):
+        path.unlink()
+    last.rename(last.with_name("best.pt"))
+    assert checkpoints_of(tmp_path) == [last.with_name("best.pt")] and holds_checkpoints(tmp_path)
+    last.with_name("best.pt").rename(last.with_name("stopped.pt"))
+    assert checkpoints_of(tmp_path) == [] and not holds_checkpoints(tmp_path)

@@ -39,6 +39,28 @@ def test_one_class_is_not_spread_over_several_z():
         critic(torch.randn(2, 3, 32, 32), torch.zeros(1, dtype=torch.long))
 
 
+def test_classes_that_are_none_are_refused_in_a_sentence():
+    models = (
+        Generator.from_preset("shapes-32", base_channels=2),
+        Discriminator.from_preset("shapes-32", base_channels=2),
+    )
+    for model, x in zip(models, (torch.randn(2, 128), torch.randn(2, 3, 32, 32)), strict=True):
+        name = type(model).__name__
+        with pytest.raises(TypeError, match=rf"{name}: y must be a tensor of classes, such as .*, got list \[0, 1\]"):
+            model(x, [0, 1])
+        for y, got in (([3, 10], "10"), ([-1, 3], "-1")):
+            with pytest.raises(ValueError, match=rf"{name}: y must be classes 0 to 9, got {got}"):
+                model(x, torch.tensor(y))
+        with pytest.raises(ValueError, match=rf"{name}: weights y must have shape \(B, 10\), got \(2,\)"):
+            model(x, torch.tensor([0.0, 1.0]))
+        with pytest.raises(ValueError, match=rf"{name}: classes y must have shape \(B,\), got \(2, 1\)"):
+            model(x, torch.tensor([[0], [1]]))
+        with pytest.raises(
+            ValueError, match=rf"{name}: y must have one class for each of 2 inputs, got a single number"
+        ):
+            model(x, torch.tensor(1))
+
+
 def test_the_class_changes_the_image_once_the_tables_do():
     model = Generator.from_preset("shapes-32").eval()
     z = torch.randn(1, 128)

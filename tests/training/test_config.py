@@ -36,6 +36,10 @@ def test_nested_overrides_keep_the_rest():
         ({"stesp": 3}, "unknown key 'stesp': did you mean 'steps'?"),
         ({"generator": {"z_dm": 3}}, "unknown key 'generator.z_dm': did you mean 'z_dim'?"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": "many"}, "steps must be a whole number, got 'many'"),
+        ({"flip": 1}, "flip must be true or false, got 1"),
+        ({"g_lr": True}, "g_lr must be a number, got True"),
+        ({"generator": {"z_dim": 1.5}}, "generator.z_dim must be a whole number, got 1.5"),
         ({"g_lr": -1.0}, "g_lr must be positive, got -1.0"),
         ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
@@ -125,3 +129,18 @@ def test_a_batch_that_cannot_be_shared_is_a_sentence():
 def test_options_of_long_runs_are_checked(change, message):
     with pytest.raises(InputError, match=message):
         TrainConfig.from_preset("shapes-32", out="x", **change)
+
+
+def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given():
+    config = TrainConfig.from_preset("cifar-32", out="x", data="folder:photos")
+    for_data = config.with_classes(3)
+    assert (for_data.num_classes, for_data.generator.num_classes, for_data.discriminator.num_classes) == (3, 3, 3)
+    assert not for_data.classes_from_data and for_data.with_classes(5) == for_data
+    given = TrainConfig.from_preset("cifar-32", out="x", data="folder:photos", num_classes=10)
+    assert given.with_classes(3) == given
+    with pytest.raises(
+        InputError, match="photos has no classes: .* the presets faces-64, r3-64, or add --num-classes 0"
+    ):
+        config.with_classes(0)
+    unconditional = TrainConfig.from_preset("faces-64", out="x", data="folder:photos")
+    assert unconditional.with_classes(3).num_classes == 0

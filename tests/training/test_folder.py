@@ -69,7 +69,7 @@ def test_the_newest_few_stay_and_last_is_the_newest(tmp_path):
     assert os.stat(tmp_path / "last.pt").st_ino == os.stat(checkpoints.path(15)).st_ino
     assert [checkpoints.before(step) for step in (99, 15, 14, 3)] == [checkpoints.path(s) for s in (15, 15, 10, 10)]
     checkpoints.drop_after(10)
-    assert checkpoints.steps() == [10] and torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 15}
+    assert checkpoints.steps() == [10] and torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 10}
     assert Checkpoints(tmp_path / "none", 2).before(1) is None
 
 
@@ -126,6 +126,9 @@ def test_a_folder_is_made_with_its_config_and_leftovers_go(tmp_path):
     run.open(CONFIG)
     assert list(run.checkpoints.folder.iterdir()) == []
     run.close()
+    run.check(resume=False)  # it ended before its first checkpoint
+    run.checkpoints.save({"step": 2}, 2)
+    (run.path / "config.yaml").unlink()
     with pytest.raises(InputError, match="already holds a run: add --resume"):
         run.check(resume=False)
     run.check(resume=True)
@@ -159,3 +162,20 @@ def test_a_place_where_no_folder_can_be_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot write .*config.yaml: Not a directory"):
         RunFolder(tmp_path / "file" / "run", 3).open(CONFIG)
+
+
+def test_later_checkpoints_are_set_aside(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=5)
+    for step in (1, 2, 3):
+        checkpoints.save({"step": step}, step)
+    with pytest.raises(
+        InputError, match=r"there is no checkpoint .*step-00000007\.pt: .* holds those of the steps 1, 2, 3"
+    ):
+        checkpoints.chosen("7")
+    assert checkpoints.chosen("2") == checkpoints.path(2) and checkpoints.chosen("newest") == checkpoints.last
+    assert checkpoints.set_aside(checkpoints.chosen("1"), 1) == [2, 3]
+    assert torch.load(checkpoints.last, weights_only=True) == {"step": 1} and checkpoints.steps() == [1]
+    assert sorted(p.name for p in (checkpoints.folder / "replaced").iterdir()) == [
+        "step-00000002.pt",
+        "step-00000003.pt",
+    ]

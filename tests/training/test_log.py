@@ -2,8 +2,10 @@ import errno
 import io
 import json
 import os
+import re
 
 import pytest
+import torch
 
 from sagan_fast.errors import InputError
 from sagan_fast.training import log as log_module
@@ -54,6 +56,53 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
         log.line(10, VALUES)
         log.say("a [sentence]")
     assert "10/100" in stream.getvalue() and "a [sentence]" in stream.getvalue()
+
+
+def test_the_bar_shows_the_first_step_and_stays(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for columns, words in (
+        ("140", "D loss 1.000  G loss -0.500  D real +0.25"),
+        ("80", "D 1.00 G -0.50 real +0.2 fake -0.2"),
+    ):
+        monkeypatch.setenv("COLUMNS", columns)
+        stream = Terminal()
+        numbers = {name: torch.tensor(value) for name, value in VALUES.items()}
+        with RunLog(tmp_path, 0, 1_000_000, stream, batch_size=8) as log:
+            for step in (1, 2, 999_999):
+                log.step_done(step, numbers)
+            log.line(1_000_000, VALUES)
+        last = next(line for line in reversed(stream.getvalue().splitlines()) if "1000000/1000000" in line)
+        shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last.split("\r")[-1])
+        assert words in shown and len(shown.rstrip()) <= int(columns), shown
+
+
+def test_without_a_terminal_the_first_step_is_a_line(tmp_path):
+    stream = io.StringIO()
+    with RunLog(tmp_path, 7, 100, stream) as log:
+        for step in (8, 9):
+            log.step_done(step, {name: torch.tensor(value) for name, value in VALUES.items()})
+    assert stream.getvalue() == "step 8/100  D loss 1.000  G loss -0.500  D real +0.25  D fake -0.25\n"
+
+
+def test_tensorboard_has_groups_pictures_and_the_configuration(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, 0, 100, io.StringIO()) as log:
+        log.line(10, VALUES)
+        log.picture("samples", torch.zeros(3, 8, 8, dtype=torch.uint8), 10)
+        log.words("config", "steps: 3\nseed: 1")
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    assert {"loss/discriminator", "loss/generator", "score/real", "score/fake", "speed/images_per_s"} <= set(
+        tags["scalars"]
+    )
+    assert tags["images"] == ["samples"] and board.Images("samples")[0].step == 10
+    text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text == "    steps: 3\n    seed: 1"
 
 
 def test_curves_are_for_tensorboard_alone(tmp_path):

@@ -38,7 +38,9 @@ def test_all_that_was_comes_back(tmp_path):
     assert after.resume() == []
     assert (after.state.step, after.state.rollbacks, after.guard.lines_won) == (7, 2, 3)
     assert after.state.generator.conv.bias.unique().tolist() == [0.5] and torch.equal(torch.rand(3), drawn)
-    assert run_in(tmp_path / "new").resume() == []
+    assert run_in(tmp_path / "new").resume() == [
+        f"there is no checkpoint in {tmp_path / 'new'} yet: the run starts at step 0"
+    ]
 
 
 def test_a_checkpoint_from_before_an_option_was_there_is_one_with_its_default(tmp_path):
@@ -117,7 +119,7 @@ def test_what_is_not_as_it_was_is_said(tmp_path):
     with pytest.raises(InputError, match=r"cannot be resumed: batch_size \(was 8, now 16\)"):
         run_in(tmp_path, batch_size=16).resume()
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="last.pt is no checkpoint of sagan-fast"):
+    with pytest.raises(InputError, match="no checkpoint in .*checkpoints is whole: all are cut off; to start anew"):
         run_in(tmp_path).resume()
 
 

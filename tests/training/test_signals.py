@@ -12,14 +12,14 @@ from shared_by_tests import run_ranks
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_handlers_come_back(number):
     before = signal.getsignal(number)
-    with stop_on_signals() as received:
+    with stop_on_signals("stopping") as received:
         os.kill(os.getpid(), number)
         assert received == [number]
     assert signal.getsignal(number) is before
 
 
 def test_an_echo_of_a_signal_is_not_impatience(monkeypatch):
-    with stop_on_signals() as received:
+    with stop_on_signals("stopping") as received:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # torchrun hands on what the terminal sent already
         os.kill(os.getpid(), signal.SIGTERM)
@@ -27,6 +27,31 @@ def test_an_echo_of_a_signal_is_not_impatience(monkeypatch):
         monkeypatch.setattr(signals, "IMPATIENCE", -1.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_signal_is_answered_and_the_second_ends_the_step(monkeypatch, capfd):
+    monkeypatch.setattr(signals, "IMPATIENCE", -1.0)
+    with stop_on_signals("stopping soon") as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err == "stopping soon\n" and received == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(os, "_exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGINT)  # the end takes too long
+        assert ended.value.code == 130
+
+
+def test_before_there_is_anything_to_lose_the_first_ctrl_c_ends_it(monkeypatch):
+    with stop_on_signals() as received:
+        os.kill(os.getpid(), signal.SIGTERM)  # a scheduler's, who waits
+        assert received == [signal.SIGTERM]
+    with stop_on_signals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with stop_on_signals() as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
 
 
 def vote_four_times():

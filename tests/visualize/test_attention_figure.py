@@ -62,3 +62,21 @@ def test_the_light_follows_the_dot():
         light = (seen > 90).nonzero().float().mean(0)
         y, x_ = ((n // 2 * 2 + 1) * 20.0 for n in divmod(query, 8))
         assert (light - torch.tensor([y, x_])).abs().max() < 16
+
+
+def test_even_attention_is_said_and_not_drawn_black():
+    block, x = looking_at_itself(8)
+    with torch.no_grad():
+        block.theta.weight.zero_()  # every weight is 1/M
+    row = figure_row(torch.zeros(3, 32, 32), block, x, [9], "ring").float()
+    panel = row[:, :160, 166:326]
+    assert panel[:, 100:150, 100:150].amin() < panel[:, 100:150, 100:150].amax()  # lit in the dot's colour
+    assert panel.mean() > 60 and (row[:, 160:, 166:].amin(0) < 128).sum() > 100  # and words below
+
+
+def test_many_points_go_into_lines_and_none_is_lost():
+    block, x = looking_at_itself(8)
+    row = figure_row(torch.zeros(3, 32, 32), block, x, list(range(0, 64, 5)), "ring")
+    assert row.shape[2] == 7 * 160 + 6 * GAP and row.shape[1] > 3 * 160
+    last = row[:, 2 * (row.shape[1] + GAP) // 3 :]
+    assert (last[:, :100, :160] == 255).all() and (last[:, :100, 170:320] != 255).any()  # the 13th, under the 7th

@@ -45,3 +45,20 @@ def test_text_fits():
     short = drawing.shortened("a very long name of a class", 14, 60)
     assert short.endswith("...") and drawing.text(short, 14).shape[2] <= 62
     assert drawing.shortened("ring", 14, 60) == "ring"
+
+
+def test_any_number_of_colours_lie_apart():
+    colours = torch.tensor([drawing.colour(i) for i in range(24)]).float()
+    apart = torch.cdist(colours, colours) + 1e3 * torch.eye(24)
+    assert [tuple(c) for c in colours[:8].int().tolist()] == list(drawing.COLOURS)
+    assert apart.min() > 24, divmod(int(apart.argmin()), 24)
+
+
+def test_a_paragraph_is_never_cut():
+    words = "mirrored triangles of an unconventionallylongword"
+    picture = drawing.paragraph(words, 13, 90)
+    assert picture.shape[2] <= 90 and picture.shape[1] >= 4 * 18
+    ink = (picture.amin(0) < 128).sum()
+    whole = (drawing.text(words, 13).amin(0) < 128).sum()
+    assert abs(int(ink) - int(whole)) < 0.15 * whole  # every letter is there
+    assert drawing.paragraph("ring", 13, 90).shape == drawing.text("ring", 13).shape

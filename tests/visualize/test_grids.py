@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from sagan_fast.errors import InputError
-from sagan_fast.visualize.grids import labelled_grid, save_animation, save_grid, save_png, to_uint8
+from sagan_fast.visualize.grids import grid_by_class, labelled_grid, save_animation, save_grid, save_png, to_uint8
 
 
 def read(path):
@@ -53,6 +53,17 @@ def test_a_labelled_grid_names_its_rows():
     left = picture[:, :, : -(3 * row - 2 + 6)]
     assert (left[:, 6:70].amin(0) < 100).any() and (left[:, 72:136].amin(0) < 100).any()  # ink beside both
     assert labelled_grid(images, ["", ""]).shape[2] < picture.shape[2]
+
+
+def test_a_grid_names_its_classes():
+    images = torch.linspace(-1, 0.5, 6)[:, None, None, None].expand(6, 3, 32, 32)
+    rows = grid_by_class(images, torch.tensor([0, 0, 0, 1, 1, 1]), ["ring"], 3)
+    assert torch.equal(rows, labelled_grid(images, ["ring", "class 1"]))
+    mixed = grid_by_class(images[:5], torch.tensor([0, 1, 0, 1, 1]), ["ring", "cross"], 3)
+    assert mixed.shape[2] == 3 * 66 + 8 and mixed.shape[1] > 2 * 66 + 20
+    assert (mixed[:, 4 + 64 : 4 + 80, 4:68].amin(0) < 128).any()  # a name under the image
+    assert (mixed[:, -70:, -66:] == 255).all()  # nothing where the sixth would be
+    assert grid_by_class(images, None, [], 3).shape == (3, 2 * 66 + 2, 3 * 66 + 2)
 
 
 def moving_dot(frames=6):
