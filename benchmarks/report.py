@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_loader import IMAGES
+from benchmarks.faces_tables import faces_block
 from benchmarks.figures import available, draw
 from benchmarks.records import EXECUTED, MODES, OURS, RESULTS, ROOT, gpus, read
 from benchmarks.shapes import BLOCK_SHAPES
@@ -88,7 +89,7 @@ def loader_table(records: Sequence[Found]) -> str:
 
 def document(folder: Path) -> str:
     """Return docs/benchmarks.md: every GPU with records in `folder`, then the CPU."""
-    cpu, found = read(folder / "cpu.jsonl"), gpus(folder)
+    cpu, found = _without_faces(read(folder / "cpu.jsonl")), gpus(folder)
     parts = [
         "# Benchmarks",
         "`python -m benchmarks.report` generates this page from the records in `benchmarks/results/`. No number is "
@@ -131,7 +132,7 @@ def sections(
 
 def readme_block(folder: Path) -> str:
     """Return the README's tables: the GPU with most records, and the CPU."""
-    cpu, gpu = read(folder / "cpu.jsonl"), next(iter(gpus(folder).values()), [])
+    cpu, gpu = _without_faces(read(folder / "cpu.jsonl")), next(iter(gpus(folder).values()), [])
     parts = []
     if gpu:
         shapes = [s.name for s in BLOCK_SHAPES if "64x64" in s.name or "32x32" in s.name]
@@ -252,14 +253,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     options = parser.parse_args(argv)
-    readme, derivatives = options.root / "README.md", options.root / "docs" / "derivatives.md"
+    readme, derivatives, faces = (options.root / name for name in ("README.md", "docs/derivatives.md", "docs/faces.md"))
+    cpu = read(options.results / "cpu.jsonl")
+    of_faces = faces_block(cpu, list(gpus(options.results).values()))
     wanted = {
         options.root / "docs" / "benchmarks.md": document(options.results),
         readme: replaced(readme, START, END, f"\n\n{readme_block(options.results)}\n\n"),
         derivatives: replaced(derivatives, START, END, f"\n\n{derivatives_block(options.results)}\n\n"),
+        faces: replaced(faces, START, END, f"\n\n{of_faces}\n\n"),
     }
     if not options.check:
-        for name, records in {**gpus(options.results), "cpu": read(options.results / "cpu.jsonl")}.items():
+        for name, records in {**gpus(options.results), "cpu": _without_faces(cpu)}.items():
             draw(records, options.root / "docs" / "figures", name, records[-1]["device"] if records else "")
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
@@ -268,6 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             path.write_text(wanted[path])
     return 1 if options.check and stale else 0
+
+
+def _without_faces(records: Sequence[Found]) -> list[Found]:
+    """Return the records whose tables are not in docs/faces.md."""
+    return [r for r in records if r["benchmark"] != "faces"]
 
 
 def _shapes(records: Sequence[Found]) -> list[str]:

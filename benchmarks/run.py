@@ -23,7 +23,15 @@ from unittest import mock
 
 import torch
 
-from benchmarks import bench_attention, bench_derivatives, bench_loader, bench_spectral_norm, bench_train_step, ceilings
+from benchmarks import (
+    bench_attention,
+    bench_derivatives,
+    bench_faces,
+    bench_loader,
+    bench_spectral_norm,
+    bench_train_step,
+    ceilings,
+)
 from benchmarks.harness import Case, Provider, Target, forget_compiled, measure
 from benchmarks.journal import Journal, supervise
 from benchmarks.records import OURS, RESULTS, Record, append, append_line
@@ -79,6 +87,7 @@ PARTS = (
     Part("dtypes", bench_attention.dtypes, 0.5, cpu=False),
     Part("derivatives", bench_derivatives.cases, 4, by_default=False),
     Part("loader", bench_loader.cases, 10, by_default=False),
+    Part("faces", bench_faces.cases, 1, cpu=False, by_default=False),
 )
 """All parts, the most important first: a run that is cut short has those."""
 WARMERS = 4
