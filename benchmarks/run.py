@@ -26,6 +26,7 @@ import torch
 from benchmarks import (
     bench_attention,
     bench_derivatives,
+    bench_faces,
     bench_loader,
     bench_spectral_norm,
     bench_start,
@@ -88,6 +89,7 @@ PARTS = (
     Part("derivatives", bench_derivatives.cases, 4, by_default=False),
     Part("loader", bench_loader.cases, 10, by_default=False),
     Part("start", bench_start.cases, 20, gpu=False, by_default=False),
+    Part("faces", bench_faces.cases, 1, cpu=False, by_default=False),
 )
 """All parts, the most important first: a run that is cut short has those."""
 WARMERS = 4

@@ -30,6 +30,8 @@ SourceKind = Literal["folder", "tar", "zip", "tfrecord", "hdf5"]
 """What `sagan-fast prepare` reads."""
 CodeBase = Literal["official-tf", "biggan-pytorch", "studiogan", "voletiv", "mmgeneration"]
 """Whose checkpoints `sagan-fast import` reads."""
+FacePrecision = Literal["fp32", "bf16"]
+"""Of the face detector's network."""
 ProtocolName = Literal["clean", "official"]
 Metric = Literal["fid", "is", "kid", "prdc", "intra_fid"]
 Resize = Literal["tf1-bilinear", "antialias-bicubic"]

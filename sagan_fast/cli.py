@@ -19,6 +19,7 @@ COMMANDS = {
     "attention": "draw attention maps of the generator or the discriminator",
     "export": "write the generator as safetensors, ONNX, TorchScript, or for BigGAN-PyTorch or StudioGAN",
     "import": "read the generator of another code base's checkpoint",
+    "faces": "find faces in pictures, crop them to train on, train and measure the detector",
     "info": "describe a run, or show versions, the device and the backend of attention",
 }
 

@@ -22,7 +22,7 @@ FLOOR = {
     "models": 5,
     "data": 6, "interop": 6, "presets": 6, "visualize": 6,
     "evaluation": 7,
-    "training": 8,
+    "faces": 8, "training": 8,
     "commands": 9,
     "cli": 10,
 }  # fmt: skip
@@ -86,6 +86,16 @@ def test_imports_point_down(path):
         if part is None or part == here or part not in FLOOR:
             continue
         assert FLOOR[part] < FLOOR[here], f"{here} (floor {FLOOR[here]}) imports {name} (floor {FLOOR[part]})"
+
+
+def test_nothing_but_its_own_commands_imports_faces():
+    """FaceBoxes is optional: `evaluate` imports it where face-rate is asked for, and inside a function."""
+    others = [p for p in SOURCES if p.parent.name != "faces" and "faces" in p.read_text()]
+    importing = {name_of(p) for p in others if any(part_of(name) == "faces" for name in imported_modules(p))}
+    assert importing == {"sagan_fast/commands/faces.py", "sagan_fast/commands/evaluate.py"}
+    for name in importing:
+        top = [node for node in ast.parse((ROOT / name).read_text()).body if isinstance(node, ast.ImportFrom)]
+        assert not any(part_of(node.module or "") == "faces" for node in top), name
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

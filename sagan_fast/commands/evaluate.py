@@ -35,6 +35,8 @@ SCORES = (
     ("coverage", None, "coverage", "higher"),
     ("intra_fid", None, "intra-FID", "lower"),
 )
+FACE_RATE = "face-rate"
+"""The metric that needs the weights of a face detector, and so is not one of "all"."""
 
 
 @dataclass
@@ -63,7 +65,10 @@ class Options:
     inception_weights: str | None = None
     """file with the weights of inception (torch-fidelity's) or dinov2 (ViT-L/14); default: download them"""
     metrics: str = "all"
-    """scores to compute: all, or some of fid,is,kid,prdc,intra_fid"""
+    """scores to compute: all, or some of fid,is,kid,prdc,intra_fid,face-rate; the last is the share of images with a
+    face, needs --face-weights and is not part of all"""
+    face_weights: str | None = None
+    """file of FaceBoxes weights for the metric face-rate"""
     last: bool = False
     """use the weights of the last step instead of the EMA weights"""
     classes: str | None = None
@@ -93,8 +98,15 @@ def run(args: list[str]) -> None:
 
     with connected(options.device, TIMEOUT) as world:
         what = world.together(lambda: _opened(options, overrides, str(world.device)))
+        faces = what.pop("faces")
         with _progress(world.is_main) as progress:
-            result = world.together(lambda: evaluate(**what, progress=progress, save_to=save_to))
+            result: dict[str, Any] | None = {}
+            if what["metrics"]:
+                result = world.together(lambda: evaluate(**what, progress=progress, save_to=save_to))
+            if faces is not None:
+                from sagan_fast.faces.rate import with_face_rates
+
+                result = with_face_rates(result, what, faces, world, progress)
     if result is None:
         return
     if target is not None:
@@ -125,7 +137,9 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     from sagan_fast.evaluation.features import open_extractor
     from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 
-    metrics = METRICS if options.metrics == "all" else check_metrics(options.metrics.split(","))
+    asked = list(METRICS) if options.metrics == "all" else options.metrics.replace("face_rate", FACE_RATE).split(",")
+    faces = _face_detector(options, device) if FACE_RATE in asked else None
+    metrics = check_metrics(name for name in asked if name != FACE_RATE)
     spec = _spec(options.generated)
     reading: Any = {
         "on_broken": options.on_broken, "classes": options.classes or "", "unlabelled": options.unlabelled == "true",
@@ -159,11 +173,20 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
         size=protocol.feature_size,
         inception_weights=options.inception_weights,
         device=device,
-    )
+    ) if metrics else None  # fmt: skip
     return {
         "generated": images, "dataset": dataset, "extractor": extractor, "protocol": protocol, "source": source,
-        "metrics": metrics, "num_workers": options.num_workers,
+        "faces": faces, "metrics": metrics, "num_workers": options.num_workers,
     }  # fmt: skip
+
+
+def _face_detector(options: Options, device: str) -> Any:
+    from sagan_fast.faces import Detector
+    from sagan_fast.faces.weights import WHERE
+
+    if options.face_weights is None:
+        raise InputError(f"the metric {FACE_RATE} needs --face-weights FILE: {WHERE}")
+    return Detector(options.face_weights, device=device)
 
 
 def _real(data: str, **reading: Any) -> ImageDataset:
@@ -234,7 +257,12 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    for key, words in (("face_rate", "generated"), ("face_rate_real", "real")):
+        if key in result:
+            print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {words} images have a face")
     protocol = result["protocol"]
+    if "features" not in protocol:
+        return
     features, generated = protocol["features"], protocol["generated"]
     what = f"{generated['weights']} weights of step {generated['step']}" if "step" in generated else generated["data"]
     table = Table(

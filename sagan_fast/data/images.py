@@ -38,6 +38,11 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Ten
     It is turned upright by its EXIF orientation; of an animation it is the first frame. Raises BrokenImageError if the
     file is missing, cut short, or not an image.
     """
+    return to_tensor(crop_and_resize(read_whole(path), resolution))
+
+
+def read_whole(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Return the image in `path`, a file or an open one, upright and in mode RGB; see `read_image`."""
     try:
         with Image.open(path) as image:
             if _has_wide_transparency(image):
@@ -45,9 +50,8 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], resolution: int) -> Ten
             else:
                 image.load()
                 whole = to_rgb(image)
-            if (turn := UPRIGHT.get(orientation(image))) is not None:
-                whole = whole.transpose(turn)
-            return to_tensor(crop_and_resize(whole, resolution))
+            turn = UPRIGHT.get(orientation(image))
+            return whole if turn is None else whole.transpose(turn)
     except MemoryError:
         raise
     except Exception as error:  # decoders meet bad bytes with nearly every kind of exception

@@ -91,7 +91,7 @@ def _seconds_a_step(state: TrainState, config: TrainConfig, dataset: ImageDatase
     began = 0.0
     with closing(stream), state.precision.products():
         for step in range(STEPS + 1):
-            train_step(state, config, *next(stream), world.device, world)
+            train_step(state, config, *next(stream), world.device)
             if step == 0:
                 _wait(world.device)
                 began = time.perf_counter()

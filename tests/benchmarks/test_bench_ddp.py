@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from benchmarks import bench_ddp
-from benchmarks.report import ddp_table
+from benchmarks.tables import ddp_table
 
 OPTIONS = {"preset": "tiny-imagenet-64", "images": 8, "bucket_cap_mb": 1.0}
 

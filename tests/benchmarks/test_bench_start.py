@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import bench_start
 from benchmarks.harness import Target, measure
-from benchmarks.report import start_part
+from benchmarks.tables import start_part
 
 
 def test_every_case_has_a_base_and_ours():

@@ -4,6 +4,8 @@ from benchmarks.records import Record, append, environment
 from benchmarks.report import END, START, document, main, readme_block
 from benchmarks.text import replaced
 
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("derivatives", "faces", "multi-node", "performance")))
+
 
 def fill(folder):
     for provider, time, kept in (("eager", 30.0, 2**22), ("sdpa", 20.0, 2**21), ("auto", 10.0, 2**20)):
@@ -69,7 +71,7 @@ def test_commits_of_one_device_and_day_are_named_together(tmp_path, monkeypatch)
 def test_the_readme_block_comes_back_byte_for_byte_and_a_stale_one_is_found(tmp_path):
     fill(tmp_path / "results")
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/derivatives.md", "docs/multi-node.md", "docs/performance.md"):
+    for name in PAGES:
         (tmp_path / name).write_text(f"# x\n\n{START}\nold\n{END}\n\nrest\n")
     args = ["--results", str(tmp_path / "results"), "--root", str(tmp_path)]
     assert main([*args, "--check"]) == 1
@@ -86,7 +88,7 @@ def test_the_committed_pages_are_what_the_committed_records_say():
 
 def test_a_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/derivatives.md", "docs/multi-node.md", "docs/performance.md"):
+    for name in PAGES:
         (tmp_path / name).write_text("nothing")
     with pytest.raises(ValueError, match="must hold these lines once each"):
         main(["--results", str(tmp_path), "--root", str(tmp_path)])

