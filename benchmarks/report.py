@@ -26,6 +26,7 @@ from benchmarks.tables import (
     derivatives_table,
     evidence_table,
     loader_table,
+    markdown,
     peers_table,
     shapes_of,
     start_part,
