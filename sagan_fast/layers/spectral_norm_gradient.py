@@ -1,7 +1,7 @@
 """Puts W/sigma of a pass into the graph of its weights, in buckets whose gradients are computed together.
 
 A bucket's gradients are ready once the backward pass has left its weights behind. So DistributedDataParallel can send
-them while the backward pass goes on. In a process alone there is one bucket: the fewest launches.
+them while the backward pass goes on. In a process alone there is one bucket on a GPU: the fewest launches.
 """
 
 from __future__ import annotations

@@ -17,6 +17,12 @@ from sagan_fast.layers.spectral_norm_member import Member, rows_first
 from sagan_fast.ops.backends import choose_spectral_norm, too_large
 from sagan_fast.ops.spectral_norm import forward_all, split
 
+CPU_BUCKET = 16 * 2**20
+"""Bytes of a bucket of gradients on the CPU, in a process alone: half of the largest block that glibc keeps.
+
+Larger ones go back to the system when they are freed, and new memory costs a page fault for every 4 KB.
+"""
+
 
 class _Batch:
     """Members that are normalised in one pass, and the results of the last pass."""
@@ -238,8 +244,10 @@ class SpectralNormGroup:
         return batch
 
     def _bucket_bytes(self) -> float:
-        is_shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return self.bucket_cap_mb * 2**20 if is_shared else math.inf
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return self.bucket_cap_mb * 2**20
+        is_on_cpu = all(member.weight.device.type == "cpu" for member in self._members)
+        return CPU_BUCKET if is_on_cpu else math.inf
 
     def _refresh(self) -> None:
         states = [state for batch in self._batches for state in batch.states]
