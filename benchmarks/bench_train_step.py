@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Case, Provider, Run, Target
+from sagan_fast.choices import Resizing
+from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
@@ -157,8 +159,16 @@ def plain_step(config: TrainConfig, device: str, *, channels_last: bool = False,
 @functools.cache  # several parts have the same case
 def count_flops(config: TrainConfig) -> float:
     """Return the FLOP of one step's convolutions and products, counted on shapes alone (the device meta)."""
+    return float(sum(flops_by_operator(config).values()))
+
+
+def flops_by_operator(config: TrainConfig, resizing: Resizing = "plain") -> dict[str, float]:
+    """Return the FLOP of one step by the name of the operator, with that form of resizing and eager attention."""
     with torch.device("meta"):
         generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
+        for module in nn.ModuleList([generator, discriminator]).modules():
+            if isinstance(module, (GeneratorBlock, DiscriminatorBlock)):
+                module.resizing = resizing
         B, R = config.batch_size, config.resolution
         z, y = torch.empty(B, config.generator.z_dim), torch.empty(B, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
@@ -167,4 +177,12 @@ def count_flops(config: TrainConfig) -> float:
             discriminator(torch.empty(2 * B, 3, R, R), torch.cat([y, y])).sum().backward()
             discriminator.requires_grad_(False)
             discriminator(generator(z, y), y).sum().backward()
-    return float(counter.get_total_flops())
+    return {str(operator): float(flops) for operator, flops in counter.get_flop_counts()["Global"].items()}
+
+
+if __name__ == "__main__":
+    import sys
+
+    from benchmarks.step_options import main
+
+    sys.exit(main())

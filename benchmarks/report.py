@@ -19,6 +19,8 @@ from benchmarks.figures import available, draw
 from benchmarks.records import EXECUTED, MODES, OURS, RESULTS, ROOT, gpus, read
 from benchmarks.shapes import BLOCK_SHAPES
 from benchmarks.shipped import BLOCK_DTYPES as DTYPES
+from benchmarks.step_breakdown import breakdown_table
+from benchmarks.step_options import options_table
 from benchmarks.text import replaced, table
 
 Found = dict[str, Any]
@@ -123,10 +125,36 @@ def sections(
     return [
         *parts,
         *(f"### Whole training steps, {dtype}", peers_table(records, "train_step", list(methods)[-1], images=True)),
+        *(option_parts(records) if name == "cpu" else []),
         *("### Training on real data", training_table(records)),
         *("### Loading 128x128 images, from the page cache", loader_table(records)),
         *("### Figures", figures or MISSING),
     ]
+
+
+def by_shape(records: Sequence[Found], benchmark: str) -> dict[str, list[Found]]:
+    """Return the records of `benchmark` by shape."""
+    found: dict[str, list[Found]] = {}
+    for r in records:
+        if r["benchmark"] == benchmark:
+            found.setdefault(r["shape"], []).append(r)
+    return found
+
+
+def option_parts(records: Sequence[Found]) -> list[str]:
+    """Return the tables of benchmarks.step_options, one for each batch size."""
+    parts = ["### A training step, an option at a time, processor time of one thread, fp32"]
+    for shape, found in by_shape(records, "step_options").items():
+        parts += [f"{shape}. {_where(found)}", options_table(found)]
+    return parts if len(parts) > 1 else [*parts, MISSING]
+
+
+def performance_block(folder: Path) -> str:
+    """Return the table of docs/performance.md that says where the time of a training step goes."""
+    parts = []
+    for shape, found in by_shape(read(folder / "cpu.jsonl"), "step_breakdown").items():
+        parts += [f"{shape}, fp32, one thread. {_where(found)}", breakdown_table(found)]
+    return "\n\n".join(parts) or MISSING
 
 
 def readme_block(folder: Path) -> str:
@@ -253,10 +281,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     options = parser.parse_args(argv)
     readme, derivatives = options.root / "README.md", options.root / "docs" / "derivatives.md"
+    performance = options.root / "docs" / "performance.md"
     wanted = {
         options.root / "docs" / "benchmarks.md": document(options.results),
         readme: replaced(readme, START, END, f"\n\n{readme_block(options.results)}\n\n"),
         derivatives: replaced(derivatives, START, END, f"\n\n{derivatives_block(options.results)}\n\n"),
+        performance: replaced(performance, START, END, f"\n\n{performance_block(options.results)}\n\n"),
     }
     if not options.check:
         for name, records in {**gpus(options.results), "cpu": read(options.results / "cpu.jsonl")}.items():

@@ -11,6 +11,8 @@ Device = Literal["auto", "cpu", "cuda"]
 """auto is cuda where there is one."""
 Backend = Literal["auto", "eager", "sdpa", "triton"]
 """What runs the attention blocks."""
+Resizing = Literal["auto", "folded", "plain"]
+"""Up-sampling and pooling inside the convolution beside them, or before and after it; auto is the faster."""
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 """How products are computed; auto is bf16 on CUDA devices that have it, else fp32."""
 Loss = Literal["hinge", "non_saturating", "wasserstein", "relativistic"]

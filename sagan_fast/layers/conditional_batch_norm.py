@@ -1,5 +1,6 @@
 """Batch norm whose gain and bias are looked up by class (Dumoulin et al. 2017; the released SAGAN's ops.py:304-360)."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -38,4 +39,5 @@ class ConditionalBatchNorm2d(nn.Module):
             raise ValueError(f"ConditionalBatchNorm2d: weights y must have shape {shape}, got {tuple(y.shape)}")
         gain = y @ self.gain.weight if mixed else self.gain(y)
         bias = y @ self.bias.weight if mixed else self.bias(y)
-        return gain.to(x.dtype)[:, :, None, None] * normalised + bias.to(x.dtype)[:, :, None, None]
+        gain, bias = (each.to(x.dtype)[:, :, None, None] for each in (gain, bias))
+        return torch.addcmul(bias, gain, normalised)

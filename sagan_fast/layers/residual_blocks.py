@@ -1,14 +1,20 @@
 """The residual blocks of the released SAGAN (generator.py:29-92, discriminator.py:29-62), wide and pre-activated.
 
-No ReLU works in place: the shortcut reads the same tensor (in place, it would be rectified too, as an option does).
+No ReLU ahead of a shortcut works in place: the shortcut reads the same tensor (in place, it would be rectified too, as
+an option does). What only the block itself has seen is written over.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan_fast.choices import Resizing
 from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
+from sagan_fast.layers.effective_weight import has_hooks
+from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
+from sagan_fast.ops.library import is_transformed
+from sagan_fast.ops.resized_conv import Direction, conv2d_down, is_folded, up_conv2d
 
 
 def sn_conv(in_channels: int, out_channels: int, kernel_size: int, eps: float) -> nn.Conv2d:
@@ -18,7 +24,14 @@ def sn_conv(in_channels: int, out_channels: int, kernel_size: int, eps: float) -
 
 
 class GeneratorBlock(nn.Module):
-    """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1."""
+    """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1.
+
+    `resizing` says whether the first convolution up-samples, with weights made of its own for that. With `in_place`
+    maps that only the block has seen are written over.
+    """
+
+    resizing: Resizing = "auto"
+    in_place = True
 
     def __init__(
         self, in_channels: int, out_channels: int, num_classes: int, sn_eps: float = 1e-12, momentum: float = 0.1,
@@ -30,13 +43,18 @@ class GeneratorBlock(nn.Module):
         self.norm2 = ConditionalBatchNorm2d(out_channels, num_classes, bn_eps, momentum)
         self.conv2 = sn_conv(out_channels, out_channels, 3, sn_eps)
         self.shortcut = sn_conv(in_channels, out_channels, 1, sn_eps)
+        self.folded_weight = FoldedWeight("up")
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the block's output for `x` (B, in, H, W) and classes `y` (B,)."""
-        h: Tensor = self.conv1(F.interpolate(F.relu(self.norm1(x, y)), scale_factor=2, mode="nearest"))
-        h = self.conv2(F.relu(self.norm2(h, y)))
+        h = _rectified(self, self.norm1, self.norm1(x, y))
+        if _folds(self.resizing, self.conv1, h, "up"):
+            h = up_conv2d(h, self.folded_weight.get(self.conv1.weight), self.conv1.bias)
+        else:
+            h = self.conv1(F.interpolate(h, scale_factor=2, mode="nearest"))
+        h = self.conv2(_rectified(self, self.norm2, self.norm2(h, y)))
         # a 1x1 convolution and nearest up-sampling commute: convolving first is a quarter of the work
-        return h + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")
+        return _plus(self, h, F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest"))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -44,7 +62,12 @@ class DiscriminatorBlock(nn.Module):
 
     The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
     The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
+    `resizing` says whether the second convolution pools, with weights made of its own for that. With `in_place` maps
+    that only the block has seen are written over.
     """
+
+    resizing: Resizing = "auto"
+    in_place = True
 
     def __init__(
         self, in_channels: int, out_channels: int, downsample: bool = True, first: bool = False, sn_eps: float = 1e-12,
@@ -56,15 +79,38 @@ class DiscriminatorBlock(nn.Module):
         self.conv2 = sn_conv(out_channels, out_channels, 3, sn_eps)
         learned = downsample or in_channels != out_channels
         self.shortcut = sn_conv(in_channels, out_channels, 1, sn_eps) if learned else None
+        self.folded_weight = FoldedWeight("down")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output for `x` (B, in, H, W)."""
         rectified = x if self.first else F.relu(x)
-        h = self.conv2(F.relu(self.conv1(rectified)))
+        h = _rectified(self, self.conv1, self.conv1(rectified))
+        if self.downsample and _folds(self.resizing, self.conv2, h, "down"):
+            h = conv2d_down(h, self.folded_weight.get(self.conv2.weight), self.conv2.bias)
+        else:
+            h = self.conv2(h)
+            h = F.avg_pool2d(h, 2) if self.downsample else h
         if self.rectified:
             x = rectified
         # pooling and a 1x1 convolution commute: pooling first is a quarter of the work
         residual = F.avg_pool2d(x, 2) if self.downsample else x
         if self.shortcut is not None:
             residual = self.shortcut(residual)
-        return residual + (F.avg_pool2d(h, 2) if self.downsample else h)
+        return _plus(self, h, residual)
+
+
+def _folds(resizing: Resizing, conv: nn.Conv2d, x: Tensor, direction: Direction) -> bool:
+    if resizing == "auto":
+        return is_folded(x, direction) and is_foldable(conv)
+    return resizing == "folded"
+
+
+def _rectified(block: GeneratorBlock | DiscriminatorBlock, layer: nn.Module, h: Tensor) -> Tensor:
+    """Return ReLU of `h`, the result of `layer`, in its memory where nobody else has seen it."""
+    return F.relu(h, inplace=block.in_place and not has_hooks(layer))
+
+
+def _plus(block: GeneratorBlock | DiscriminatorBlock, h: Tensor, residual: Tensor) -> Tensor:
+    """Return the sum, in the memory of `h`, the result of the block's second convolution, where nobody can tell."""
+    is_own = block.in_place and not has_hooks(block.conv2) and not is_transformed()
+    return h.add_(residual) if is_own and h.dtype == residual.dtype else h + residual

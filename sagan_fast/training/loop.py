@@ -17,6 +17,7 @@ from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Guard
 from sagan_fast.training.log import Log, RunLog, SilentLog
+from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.meter import Meter
 from sagan_fast.training.profile import Profile
 from sagan_fast.training.run import Run
@@ -62,7 +63,7 @@ def train(config: TrainConfig, *, resume: bool = False, profile: int = 0) -> Tra
             world.by_main(lambda: folder.open(config))
             state = run.state
             log = world.by_main(lambda: RunLog(folder.path, state.step, config.steps)) or SilentLog()
-            with log, state.precision.products():
+            with log, state.precision.products(), kept_memory(world.device.type):
                 log.say(
                     f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
                     f"{world.device}, {state.precision.name}, {run.division()}step {state.step} of {config.steps}"

@@ -69,7 +69,7 @@ def test_commits_of_one_device_and_day_are_named_together(tmp_path, monkeypatch)
 def test_the_readme_block_comes_back_byte_for_byte_and_a_stale_one_is_found(tmp_path):
     fill(tmp_path / "results")
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/derivatives.md"):
+    for name in ("README.md", "docs/derivatives.md", "docs/performance.md"):
         (tmp_path / name).write_text(f"# x\n\n{START}\nold\n{END}\n\nrest\n")
     args = ["--results", str(tmp_path / "results"), "--root", str(tmp_path)]
     assert main([*args, "--check"]) == 1
@@ -86,7 +86,7 @@ def test_the_committed_pages_are_what_the_committed_records_say():
 
 def test_a_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/derivatives.md"):
+    for name in ("README.md", "docs/derivatives.md", "docs/performance.md"):
         (tmp_path / name).write_text("nothing")
     with pytest.raises(ValueError, match="must hold these lines once each"):
         main(["--results", str(tmp_path), "--root", str(tmp_path)])

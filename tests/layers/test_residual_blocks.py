@@ -52,3 +52,28 @@ def test_a_rectified_shortcut_is_that_of_a_relu_in_place(generator):
     first = DiscriminatorBlock(3, 4, first=True, rectified=True).eval()
     assert not torch.allclose(first(x), first(x.relu()))
     assert GeneratorBlock(3, 4, 0, bn_eps=1e-4).norm2.norm.eps == 1e-4
+
+
+def test_what_a_hook_has_seen_is_not_written_over(generator):
+    x = randn(2, 4, 6, 6, generator=generator)
+    for block in (GeneratorBlock(4, 6, 0).double().eval(), DiscriminatorBlock(4, 6).double().eval()):
+        seen = {}
+        for name in ("conv1", "conv2"):
+            layer = getattr(block, name)
+            layer.register_forward_hook(
+                lambda _, inputs, out, seen=seen, name=name: seen.update({name: (out, 1 * out)})
+            )
+        expected = block(x)
+        assert set(seen) == {"conv1", "conv2"} and all(torch.equal(*pair) for pair in seen.values())
+        block.in_place = False
+        torch.testing.assert_close(block(x), expected)
+
+
+def test_a_backward_hook_on_any_layer_leaves_the_gradients_as_they_are(generator):
+    x = randn(2, 4, 6, 6, generator=generator).requires_grad_()
+    for block in (GeneratorBlock(4, 6, 0).double().eval(), DiscriminatorBlock(4, 6).double().eval()):
+        (expected,) = torch.autograd.grad(block(x).square().sum(), x)
+        for layer in block.children():
+            layer.register_full_backward_hook(lambda *_: None)
+        (found,) = torch.autograd.grad(block(x).square().sum(), x)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

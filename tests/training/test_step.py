@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
+import sagan_fast.training.step as step_module
 from sagan_fast import Generator
 from sagan_fast.distributed import World
 from sagan_fast.errors import InputError
+from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import (
@@ -189,3 +191,27 @@ def test_the_first_steps_forget_the_random_weights():
     model.weight.data.fill_(1.0), average.weight.data.fill_(0.0)
     update_ema(average, model, decay=0.9999, step=1)
     torch.testing.assert_close(average.weight.item(), 1 - 2 / 11)
+
+
+def test_twenty_steps_are_the_same_folded_and_in_place_or_not(generator, monkeypatch):
+    # In float64: Adam makes whole steps of float32's noise.
+    monkeypatch.setattr(step_module, "prepare_batch", lambda *args: (prepare_batch(*args)[0].double(), args[1]))
+    images = [batch(4, generator) for _ in range(20)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = []
+        for resizing, in_place in (("plain", False), ("folded", True)):
+            config = small(batch_size=4, r1_gamma=0.1, penalty_every=4)
+            state = new_state(config, CPU)
+            for model in (state.generator, state.discriminator, state.ema):
+                model.double()
+            for module in (*state.generator.modules(), *state.discriminator.modules()):
+                if isinstance(module, (GeneratorBlock, DiscriminatorBlock)):
+                    module.resizing, module.in_place = resizing, in_place
+            values = [train_step(state, config, *some, CPU) for some in images]
+            found.append([*values[-1].values(), *state.generator.parameters(), *state.discriminator.parameters()])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[0][0].dtype == torch.float64
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
