@@ -5,6 +5,7 @@ existing code bases.
 """
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Case, Provider, Run, Target
+from benchmarks.step_options import main, set_gammas
 from sagan_fast.choices import Resizing
 from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
-from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
@@ -84,13 +85,6 @@ def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None 
         config={"preset": preset, "batch_size": batch},
         needs=(0.0 if narrow else count_flops(config("eager")), 0.0, 0.0),
     )  # fmt: skip
-
-
-def set_gammas(*models: nn.Module) -> None:
-    """Set every gamma to 0.5: at 0 an attention block would have no gradient to compute."""
-    for module in nn.ModuleList(models).modules():
-        if isinstance(module, SelfAttention2d):
-            nn.init.constant_(module.gamma, 0.5)
 
 
 def real_batch(config: TrainConfig, device: str) -> tuple[Tensor, Tensor]:
@@ -181,8 +175,4 @@ def flops_by_operator(config: TrainConfig, resizing: Resizing = "plain") -> dict
 
 
 if __name__ == "__main__":
-    import sys
-
-    from benchmarks.step_options import main
-
     sys.exit(main())

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import bench_interop
-from benchmarks.bench_train_step import set_gammas
 from benchmarks.records import Record, append
 from benchmarks.text import table
 from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
+from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.memory import kept_memory
@@ -87,6 +87,13 @@ def started(config: TrainConfig) -> TrainState:
     for _ in range(10):
         state.g_spectral.step(), state.d_spectral.step()
     return state
+
+
+def set_gammas(*models: nn.Module) -> None:
+    """Set every gamma to 0.5: at 0 an attention block would have no gradient to compute."""
+    for module in nn.ModuleList(models).modules():
+        if isinstance(module, SelfAttention2d):
+            nn.init.constant_(module.gamma, 0.5)
 
 
 def peer_step(state: TrainState, config: TrainConfig, images: Tensor, labels: Tensor) -> Step:

@@ -19,10 +19,10 @@ from sagan_fast.ops.library import is_transformed
 Direction = Literal["up", "down"]
 
 LEAST_PIXELS = {torch.float32: 64, torch.float64: 1}
-"""On the CPU: the pixels of the small map, over all images, from which the folded form is faster.
+"""On the CPU: the pixels of the small map, over all images, from which the folded form was measured to be faster.
 
-Measured by `python -m benchmarks.bench_resized_conv` (docs/log.md, "Resizing folded into convolutions"). In float64
-nobody trains for speed: tests use it.
+Batch 4 at 4x4 is the least that was (docs/log.md, "Resizing folded into convolutions"; benchmarks/bench_resized_conv.py
+and bench_train_step.py). In float64 nobody trains for speed: tests use it.
 """
 
 
