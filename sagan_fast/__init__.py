@@ -55,14 +55,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(f"sagan_fast.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return import_module(f"sagan_fast.{name}")
-    raise AttributeError(f"module 'sagan_fast' has no attribute {name!r}")
+if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(import_module(f"sagan_fast.{_HOMES[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _MODULES:
+            return import_module(f"sagan_fast.{name}")
+        raise AttributeError(f"module 'sagan_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
