@@ -8,6 +8,7 @@ What has no record reads "not measured".
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -16,7 +17,7 @@ from typing import Any
 
 from benchmarks.bench_loader import IMAGES
 from benchmarks.figures import available, draw
-from benchmarks.records import EXECUTED, MODES, OURS, RESULTS, ROOT, gpus, read
+from benchmarks.records import EXECUTED, LINKS, MODES, OURS, RESULTS, ROOT, gpus, read
 from benchmarks.shapes import BLOCK_SHAPES
 from benchmarks.shipped import BLOCK_DTYPES as DTYPES
 from benchmarks.text import replaced, table
@@ -87,25 +88,26 @@ def loader_table(records: Sequence[Found]) -> str:
 
 
 def ddp_table(records: Sequence[Found]) -> str:
-    """Return steps of several processes over limited links: one all-reduce at the end against buckets."""
+    """Return steps of several processes over limited links: one all-reduce at the end against buckets.
+
+    Times are 20th percentiles: other work on the machine slows the slowest of the processes, and never speeds it up.
+    """
     groups: dict[str, dict[str, Found]] = {}
     for r in records:
-        if r["benchmark"] == "ddp" and r["p50_us"]:
+        if r["p50_us"]:
             groups.setdefault(r["shape"], {})[r["provider"]] = r
     rows = []
     for found in groups.values():
-        c, (compute, one, ours, half) = next(iter(found.values()))["config"], (
-            found.get(name) for name in ("compute", "one-all-reduce", "ours", "ours-bf16")
-        )  # fmt: skip
-        times = [f"{each['p50_us'] / 1e3:.0f}" if each else MISSING for each in (compute, one, ours, half)]
-        hidden = MISSING
-        if compute and one and ours:
-            hidden = f"{(one['p50_us'] - ours['p50_us']) / (one['p50_us'] - compute['p50_us']):.0%}"
-        what = [c["processes"], f"{c['mbit']:.0f}", f"{c['megabytes']:.0f}", " and ".join(map(str, c["buckets"]))]
-        rows.append([*what, *times, _ratio(one, ours), hidden, c["processors"]])
+        c = next(iter(found.values()))["config"]
+        names = ("compute", "one-all-reduce", "ours", "ours-bf16")
+        compute, one, ours, half = (found[name]["p20_us"] / 1e3 if name in found else math.nan for name in names)
+        what = [c["processes"], c["processors"], f"{c['mbit']:.0f}", f"{c['megabytes']:.0f}"]
+        times = [f"{time:.0f}" for time in (compute, one, ours, half)]
+        hidden = f"{(one - ours) / (one - compute):.0%}"
+        rows.append([*what, " and ".join(map(str, c["buckets"])), *times, f"{one / ours:.2f}", hidden])
     return _table(
-        "processes | Mbit/s a link | MB of gradients | buckets | compute ms | one all-reduce ms | buckets ms | "
-        "bf16 buckets ms | one / buckets | hidden | cores",
+        "processes | cores | Mbit/s a link | MB of gradients | buckets | compute ms | one all-reduce ms | buckets ms | "
+        "bf16 buckets ms | one / buckets | hidden",
         rows,
     )
 
@@ -277,16 +279,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     options = parser.parse_args(argv)
     readme, derivatives = options.root / "README.md", options.root / "docs" / "derivatives.md"
-    nodes, cpu = options.root / "docs" / "multi-node.md", read(options.results / "cpu.jsonl")
-    ddp = [record for record in cpu if record["benchmark"] == "ddp"]
+    nodes, links = options.root / "docs" / "multi-node.md", read(options.results / LINKS.name / "cpu.jsonl")
     wanted = {
         options.root / "docs" / "benchmarks.md": document(options.results),
         readme: replaced(readme, START, END, f"\n\n{readme_block(options.results)}\n\n"),
         derivatives: replaced(derivatives, START, END, f"\n\n{derivatives_block(options.results)}\n\n"),
-        nodes: replaced(nodes, START, END, f"\n\n{_where(ddp)}\n\n{ddp_table(ddp)}\n\n"),
+        nodes: replaced(nodes, START, END, f"\n\n{_where(links)}\n\n{ddp_table(links)}\n\n"),
     }
     if not options.check:
-        for name, records in {**gpus(options.results), "cpu": cpu}.items():
+        for name, records in {**gpus(options.results), "cpu": read(options.results / "cpu.jsonl")}.items():
             draw(records, options.root / "docs" / "figures", name, records[-1]["device"] if records else "")
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
