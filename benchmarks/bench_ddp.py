@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.accuracy import rel_rms
 from benchmarks.bench_train_step import real_batch, set_gammas
-from benchmarks.records import RESULTS, Record, append
+from benchmarks.records import LINKS, Record, append
 from sagan_fast.distributed import World, connected
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.state import TrainState, new_state
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=8, help="images a step and process")
     parser.add_argument("--bucket-cap-mb", type=float, default=1.0, help="MiB of a bucket; networks here are small")
     parser.add_argument("--rounds", type=int, default=8, help="steps of each provider")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--results", type=Path, default=LINKS, help="folder of the records")
     parser.add_argument("--as-rank", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.as_rank:

@@ -15,6 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+LINKS = RESULTS / "links"
+"""Records of steps over limited links (bench_ddp.py), beside those of the machine as it is."""
 KEY = ("benchmark", "shape", "dtype", "mode", "provider", "method")
 """What names a measurement: a later record with the same values replaces an earlier one in tables."""
 EXECUTED = "executed"

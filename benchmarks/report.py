@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.faces_tables import faces_block
 from benchmarks.figures import available, draw
-from benchmarks.records import RESULTS, ROOT, gpus, read
+from benchmarks.records import LINKS, RESULTS, ROOT, gpus, read
 from benchmarks.shapes import BLOCK_SHAPES
 from benchmarks.step_breakdown import breakdown_table
 from benchmarks.step_options import options_table
@@ -171,12 +171,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     options = parser.parse_args(argv)
     cpu = read(options.results / "cpu.jsonl")
-    ddp = [record for record in cpu if record["benchmark"] == "ddp"]
+    links = read(options.results / LINKS.name / "cpu.jsonl")
     blocks = {
         "README.md": readme_block(options.results),
         "docs/derivatives.md": derivatives_block(options.results),
         "docs/faces.md": faces_block(cpu, list(gpus(options.results).values())),
-        "docs/multi-node.md": f"{where(ddp)}\n\n{ddp_table(ddp)}",
+        "docs/multi-node.md": f"{where(links)}\n\n{ddp_table(links)}",
         "docs/performance.md": performance_block(options.results),
     }
     wanted = {options.root / "docs" / "benchmarks.md": document(options.results)}

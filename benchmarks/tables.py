@@ -80,7 +80,7 @@ def ddp_table(records: Sequence[Found]) -> str:
     """
     groups: dict[str, dict[str, Found]] = {}
     for r in records:
-        if r["benchmark"] == "ddp" and r["p50_us"]:
+        if r["p50_us"]:
             groups.setdefault(r["shape"], {})[r["provider"]] = r
     rows = []
     for found in groups.values():
