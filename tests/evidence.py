@@ -136,7 +136,7 @@ def fault(plan: Any, arch: Any) -> str:
     return ""
 
 
-def compile(dtypes: list[str], arches: list[str], kernel: str) -> int:
+def compile(dtypes: list[str], arches: list[str], kernel: str = "") -> int:
     """Compile each kernel at each width for each chip, on even and ragged maps; list what spills or does not fit.
 
     What was recorded for the same code is not done again, and chips that this Triton is too old for are left out, as

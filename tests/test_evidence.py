@@ -47,10 +47,10 @@ def test_a_fault_on_one_of_nvidia_s_chips_is_the_status(compiled, uses, capsys):
 
 
 def test_a_known_spill_passes_and_no_more(monkeypatch):
-    plans = [plan for plan in evidence.shipped_plans("bf16", 100) if plan.name == "self_attention_fwd"]
-    for stack, widths in ((0, set()), (32, {32, 64, 96, 128}), (33, {32, 64, 96, 128, 256})):
+    plans = [plan for plan in evidence.shipped_plans("bf16", 90) if plan.name == "attention_second_dq"]
+    for stack, widths in ((0, set()), (16, {32, 64, 96, 128}), (17, {32, 64, 96, 128, 256})):
         monkeypatch.setattr(compile, "footprint", lambda plan, arch, stack=stack: (stack, 1000))
-        assert {plan.constexprs["D_V"] for plan in plans if evidence.fault(plan, 100)} == widths
+        assert {plan.constexprs["D_V"] for plan in plans if evidence.fault(plan, 90)} == widths
 
 
 def test_amd_s_compiler_may_spill_but_not_refuse(compiled):

@@ -106,7 +106,8 @@ def run(args: list[str]) -> None:
             if faces is not None:
                 from sagan_fast.faces.rate import with_face_rates
 
-                result = with_face_rates(result, what, faces, world, progress)
+                scores = result
+                result = world.together(lambda: with_face_rates(scores, what, faces, world, progress))
     if result is None:
         return
     if target is not None:

@@ -24,7 +24,7 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path, sentence):
 
 def test_a_number_or_a_word(sentence):
     assert cli.main(["train", "--preset=shapes-32", "--out=x", "--micro-batch-size=most"]) == 2
-    assert "micro_batch_size must be a whole number or auto, got 'most'" in sentence()
+    assert "--micro-batch-size must be a whole number or auto, got 'most'" in sentence()
 
 
 def test_dashes_in_names_only():

@@ -126,7 +126,9 @@ def straightforward(config, network, real, y_real, fake, y_fake, shares, average
 )
 def test_the_gradient_is_that_of_the_formula_by_finite_differences(options, generator, float64, monkeypatch):
     # Smooth, or a difference across a kink of a ReLU would be far from the derivative of a squared gradient.
-    smooth = SimpleNamespace(relu=F.softplus, avg_pool2d=F.avg_pool2d, interpolate=F.interpolate)
+    smooth = SimpleNamespace(
+        relu=lambda x, inplace=False: F.softplus(x), avg_pool2d=F.avg_pool2d, interpolate=F.interpolate
+    )
     monkeypatch.setattr(residual_blocks, "F", smooth)
     monkeypatch.setattr(discriminator_module, "F", smooth)
     config = tiny(**options)
