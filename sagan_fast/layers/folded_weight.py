@@ -16,7 +16,7 @@ from sagan_fast.ops.resized_conv import Direction, folded
 class _Made(NamedTuple):
     """What was made of `source`, at its `version`; `linked` is in the graph of the weight `owner`, if there is one."""
 
-    source: weakref.ref[Tensor]
+    source: Tensor
     version: int
     value: Tensor
     owner: weakref.ref[Tensor] | None = None
@@ -50,7 +50,7 @@ class FoldedWeight:
         if made is None or not _is_same(made, weight):
             with torch.inference_mode(False), torch.no_grad():
                 value = folded(weight.detach(), self.direction)
-            made = _Made(weakref.ref(weight), weight._version, value)
+            made = _Made(weight.detach(), weight._version, value)
         if links and (made.owner is None or made.owner() is not weight):
             linked = folded(weight, self.direction, made.value)
             made = made._replace(owner=weakref.ref(weight), linked=linked)
@@ -72,12 +72,8 @@ def _can_be_kept(weight: Tensor) -> bool:
 
 
 def _is_same(made: _Made, weight: Tensor) -> bool:
-    source = made.source()  # alive: its memory is no other tensor's
-    return (
-        source is not None
-        and weight._version == source._version == made.version
-        and (source is weight or _place(source) == _place(weight))
-    )
+    # the source shares the version, and is alive: its memory is no other tensor's
+    return weight._version == made.source._version == made.version and _place(made.source) == _place(weight)
 
 
 def _place(weight: Tensor) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import memory_gib
 from sagan_fast.training.loop import opened
+from sagan_fast.training.micro_batch import with_micro_batch
 from sagan_fast.training.state import TrainState, check_backend, new_state
 from sagan_fast.training.step import train_step
 
@@ -38,12 +39,14 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
     as the run would.
     """
     with connected(config.device, config.timeout) as world:
-        world.together(lambda: config.micro_batches(world.size))
         dataset, config = opened(config, world)
+        config, sized = with_micro_batch(config, world, None)
+        world.together(lambda: config.micro_batches(world.size))
         out = Path(config.out)
         world.by_main(lambda: RunFolder(out, config.keep).check(resume))
         state = new_state(config, world.device)
         world.together(lambda: check_backend(state))
+        state.connect(world, config)
         gigabytes = _disk_gb(state) * (config.keep + 1)
         world.by_main(lambda: check_place(out, gigabytes))
         try:
@@ -56,7 +59,7 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
         memory = max(world.gather(memory_gib(world.device)))
     per_epoch = len(dataset) / config.batch_size
     rows = [("data", f"{len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes")]
-    rows += [("", line) for line in summary(dataset)]
+    rows += [("", line) for line in [*summary(dataset), *filter(None, [sized])]]
     rows += [
         ("epochs", f"{per_epoch:.1f} steps of {config.batch_size} images an epoch; {config.steps} steps are "
                    f"{config.steps / per_epoch:.1f} epochs"),

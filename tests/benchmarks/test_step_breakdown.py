@@ -28,7 +28,7 @@ def test_a_step_does_the_work_that_it_needs(monkeypatch):
     convolutions = groups["convolutions"]
     # the smallest maps are not folded
     assert 1.0 <= convolutions.done / convolutions.needed < 1.2
-    assert convolutions.calls > 100 and convolutions.seconds > 0 and groups["ReLU"].nbytes > 0
+    assert convolutions.calls > 50 and convolutions.seconds > 0 and groups["ReLU"].nbytes > 0
 
 
 @pytest.mark.parametrize("provider", ["ReLU", "convolutions"])
