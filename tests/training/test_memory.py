@@ -9,9 +9,8 @@ from sagan_fast.training.memory import _mallopt, kept_memory
 class Mallinfo2(ctypes.Structure):
     """malloc.h: sizes of what the process' memory consists of; the fifth is the bytes of blocks mapped alone."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t) for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "a", "b", "c", "d", "e"]
-    ]
+    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "a", "b", "c", "d", "e")
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
 
 
 def mapped_alone():
