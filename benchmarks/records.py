@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KEY = ("benchmark", "shape", "dtype", "mode", "provider", "method")
@@ -60,6 +58,8 @@ class Record:
 @functools.cache
 def environment(device: str) -> dict[str, str]:
     """Return where a record is made: device, driver, versions, commit ("+": with changes), date."""
+    import torch  # not above: a process that only keeps a journal or reads records starts at once
+
     query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     git = ("git", "-C", str(ROOT))
     written = (":!benchmarks/results", ":!docs", ":!README.md")  # by records and report themselves
@@ -77,6 +77,8 @@ def environment(device: str) -> dict[str, str]:
 
 def device_name(device: str) -> str:
     """Return the name of the GPU, or of the processor with the number of threads used."""
+    import torch
+
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")

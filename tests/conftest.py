@@ -22,7 +22,8 @@ elif not torch.cuda.is_available():
 
 _device_constructors()  # kept at the first call, so before torch.empty is replaced below
 
-SEED = int(os.environ.get("SAGAN_FAST_TEST_SEED", random.SystemRandom().randrange(2**31)))
+# Kept in the environment: the workers of pytest-xdist draw with the seed that the header prints.
+SEED = int(os.environ.setdefault("SAGAN_FAST_TEST_SEED", str(random.SystemRandom().randrange(2**31))))
 seeds = [SEED]
 draws_nothing = set()  # tests of which one seed says all
 

@@ -1,6 +1,7 @@
 """The shape of the house: which file may import which, and what is written in one place alone."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,11 +48,17 @@ def module_of(path: Path) -> list[str]:
     return ["sagan_fast", *parts] if parts[0] == "kernels" else parts
 
 
+@functools.cache  # every rule reads the same files
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Every module that the file imports, those inside functions too; `from a import b` counts as a and as a.b."""
     module = module_of(path)
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -182,7 +189,7 @@ def test_is_written_in_one_place_alone(rule):
         name = name_of(path)
         if name.startswith(home) if isinstance(home, str) else name in home:
             continue
-        found = [node.lineno for node in find(ast.parse(path.read_text()))]
+        found = [node.lineno for node in find(tree_of(path))]
         if found:
             breaking[name] = found
     assert set(breaking) == OFFENDERS[rule], breaking

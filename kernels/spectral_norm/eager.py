@@ -68,11 +68,11 @@ def spectral_norm_fwd(
     if update:
         for _ in range(n_power_iterations):
             if v_first:
-                _, found = _update([matrix.t() for matrix in matrices], new_us, new_vs, eps)
+                norms, found = _update([matrix.t() for matrix in matrices], new_us, new_vs, eps)
             else:
-                _, found = _update(matrices, new_vs, new_us, eps)
-        torch._foreach_copy_(list(us), new_us)
-        torch._foreach_copy_(list(vs), v_of(flat_v, weights))
+                norms, found = _update(matrices, new_vs, new_us, eps)
+        moves = is_length(torch.stack(norms)) & is_length(torch.stack(found))
+        _copy_where(moves, (us, vs), (new_us, v_of(flat_v, weights)))
     elif sigmas is not None:
         found = list(sigmas.to(dtype))
     else:
@@ -158,15 +158,19 @@ def _move(matrices: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], e
     moved = [end.clone() for end in firsts], [end.clone() for end in seconds]
     norms, sigmas = map(torch.stack, _update(matrices, moved[1], moved[0], eps))
     is_first_long = is_scalable(norms)
-    moves = is_first_long & is_scalable(sigmas)
+    _copy_where(is_first_long & is_scalable(sigmas), (firsts, seconds), moved)
+    return list(torch.where(is_first_long, sigmas, norms))
+
+
+def _copy_where(moves: Tensor, ends: Sequence[Sequence[Tensor]], moved: Sequence[Sequence[Tensor]]) -> None:
+    """Copy the vectors `moved` to `ends`, u and v of those matrices for which `moves` (L,) is true."""
     if moves.device.type != "cpu":  # where asking which would wait for the device
-        for ends, new in zip((firsts, seconds), moved, strict=True):
-            for end, one, is_moving in zip(ends, new, moves, strict=True):
+        for old, new in zip(ends, moved, strict=True):
+            for end, one, is_moving in zip(old, new, moves, strict=True):
                 end.copy_(torch.where(is_moving, one, end))
     elif wanted := moves.nonzero().flatten().tolist():
-        for ends, new in zip((firsts, seconds), moved, strict=True):
-            torch._foreach_copy_([ends[i] for i in wanted], [new[i] for i in wanted])
-    return list(torch.where(is_first_long, sigmas, norms))
+        for old, new in zip(ends, moved, strict=True):
+            torch._foreach_copy_([old[i] for i in wanted], [new[i] for i in wanted])
 
 
 def scale_spectral_norms(
@@ -184,6 +188,11 @@ def is_scalable(sigmas: Tensor) -> Tensor:
     return (sigmas >= SMALLEST_NORM) & sigmas.isfinite()
 
 
+def is_length(norms: Tensor) -> Tensor:
+    """Return which of `norms` are finite and above 0, so that the vector has a direction."""
+    return (norms > 0) & norms.isfinite()
+
+
 def spectral_norm_bwd(
     grads: Sequence[Tensor | None], weights: Sequence[Tensor], sigmas: Tensor, u: Tensor, v: Tensor
 ) -> Tensor:
@@ -192,12 +201,19 @@ def spectral_norm_bwd(
     d_weight = weights[0].new_empty(size)
     us = split_vector(u, [weight.shape[0] for weight in weights])
     vs = split_vector(v, [weight[0].numel() for weight in weights])
+    is_asked = u.device.type == "cpu"  # for its numbers; any other device would be waited for
+    factors = sigmas.reciprocal().tolist() if is_asked else []
     for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
         if grad is None:
             continue
         stored = grad if grad.stride() == weight.stride() else torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
-        g, sigma = matrix_of(stored).to(u.dtype), sigmas[i]
-        share = torch.sum(g * matrix_of(weight)) / (sigma * sigma)
+        g, matrix, sigma = matrix_of(stored), matrix_of(weight), sigmas[i]
         place = d_weight[starts[i] : starts[i] + weight.numel()].view(g.shape)
+        if is_asked and g.dtype == matrix.dtype == u.dtype:  # three passes, no memory but the result's
+            share = torch.mul(g, matrix, out=place).sum() / (sigma * sigma)
+            torch.addr(g, us[i], vs[i], beta=factors[i], alpha=-share.item(), out=place)
+            continue
+        g = g.to(u.dtype)
+        share = torch.sum(g * matrix) / (sigma * sigma)
         place.copy_(torch.addr(g / sigma, us[i] * -share, vs[i]))
     return d_weight

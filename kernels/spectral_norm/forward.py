@@ -49,6 +49,12 @@ from .tables import MAX_CHUNKS, Tables, refusal_of, tables_for
 
 
 @triton.jit
+def _is_length(norm):
+    """Return whether a vector of this norm has a direction: from one of zeros u and v would never come back."""
+    return (norm > 0) & (norm < float("inf"))
+
+
+@triton.jit
 def _reduce_kernel(
     matrices_ptr, addresses_ptr, items_ptr,  # (L, FIELDS) int64, (L, 3) int64, (programs, 2) int32
     z_ptr, t_ptr, partial_ptr, norms_ptr,  # as in the sweep
@@ -88,7 +94,8 @@ def _reduce_kernel(
         norm = tl.sqrt_rn(tl.sum(acc))
         length = tl.maximum(norm, eps)
         if firsts_ptr is None:
-            for start in range(chunk * BLOCK, first_size, chunks * BLOCK):
+            moving = tl.where(_is_length(norm), first_size, 0)
+            for start in range(chunk * BLOCK, moving, chunks * BLOCK):
                 index = start + offs
                 mask = index < first_size
                 x = tl.load(first_ptr + index, mask=mask, other=0.0) / length
@@ -138,6 +145,7 @@ def _scale_kernel(
     size = R * K
     if UPDATE:
         length, sigma = _length(norms_ptr, matrix, tl.load(entry_ptr + _CHUNKS), eps)
+        moving = tl.where(_is_length(sigma), tl.maximum(R, K), 0)
     else:
         offs_n = tl.arange(0, _MAX_CHUNKS)
         mask_n = offs_n < tl.load(entry_ptr + _CHUNKS)
@@ -158,7 +166,7 @@ def _scale_kernel(
         index = start + offs
         if UPDATE and V_FIRST:
             u = tl.load(z_ptr + index, mask=index < R, other=0.0) / length
-            tl.store(u_ptr + index, u, mask=index < R)
+            tl.store(u_ptr + index, u, mask=index < tl.minimum(R, moving))
         else:
             u = tl.load(u_ptr + index, mask=index < R, other=0.0)
         tl.store(z_ptr + index, u, mask=index < R)
@@ -167,7 +175,7 @@ def _scale_kernel(
         element = (index % C) * S + index // C
         if UPDATE and not V_FIRST:
             v = tl.load(t_ptr + index, mask=index < K, other=0.0) / length
-            tl.store(v_ptr + element, v, mask=index < K)
+            tl.store(v_ptr + element, v, mask=index < tl.minimum(K, moving))
         else:
             v = tl.load(v_ptr + element, mask=index < K, other=0.0)
         tl.store(t_ptr + index, v, mask=index < K)
@@ -225,8 +233,9 @@ def spectral_norm_fwd(
 
     `weights` of one dtype, (R, ...) each, contiguous or channels_last; `us` (R,) and `vs` (K,) float32. `out`, a flat
     tensor as an earlier call returned it, is written instead of a new one. `v_first` is the order of torch's older
-    hook. A matrix of zeros gives NaN, as in torch. `sigmas` (L,), without `update`, are taken instead of computed: a
-    saved sigma gives the bits of W/sigma back, which uᵀWv, rounded otherwise, would not.
+    hook. A matrix of zeros gives NaN, as in torch. There u and v stay, and where a matrix is not finite. `sigmas` (L,),
+    without `update`, are taken instead of computed: a saved sigma gives the bits of W/sigma back, which uᵀWv, rounded
+    otherwise, would not.
 
     Raises ValueError for shapes and strides that do not fit and for more rows or columns than MAX_ROWS and MAX_COLUMNS,
     TypeError for dtypes, RuntimeError if such a list is seen for the first time while a CUDA graph is captured.

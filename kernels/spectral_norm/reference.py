@@ -16,11 +16,15 @@ def power_iteration(
 ) -> tuple[Tensor, Tensor]:
     """Return u (R,) and v (K,), updated `n_power_iterations` times for `weight` (R, K); nothing is changed in place.
 
-    Lengths below `eps` are taken as `eps`.
+    Lengths below `eps` are taken as `eps`. u and v stay where a length is 0 or not finite: from zeros, which torch's
+    spectral norm would keep, there is no way back once the weight is good again.
     """
     for _ in range(n_power_iterations):
-        u = F.normalize(torch.mv(weight, v), dim=0, eps=eps)
-        v = F.normalize(torch.mv(weight.T, u), dim=0, eps=eps)
+        new_u = F.normalize(torch.mv(weight, v), dim=0, eps=eps)
+        new_v = F.normalize(torch.mv(weight.T, new_u), dim=0, eps=eps)
+        norms = torch.stack([torch.linalg.vector_norm(new_u), torch.linalg.vector_norm(new_v)])
+        moves = ((norms > 0) & norms.isfinite()).all()
+        u, v = torch.where(moves, new_u, u), torch.where(moves, new_v, v)
     return u, v
 
 

@@ -62,7 +62,8 @@ class Report:
             group.undo()
         for module in self._changed:
             restore_class(module)
-            module.__dict__.pop("_attention_form", None)
+            for name in ("_attention_form", "_attention_choice"):
+                module.__dict__.pop(name, None)
         self.groups, self._changed = [], []
 
     def __str__(self) -> str:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan_fast.interop.attention_map import LazyMap
+from sagan_fast.kernels.self_attention.inputs import BlockInputs
 from sagan_fast.layers.effective_weight import bias_of, has_hooks, is_direct, weight_now
 from sagan_fast.layers.foreign_spectral_norm import is_wrapper
-from sagan_fast.ops.self_attention import self_attention_2d
+from sagan_fast.ops.self_attention import block_on, check_block, choose_block
 
 Path = tuple[str, ...]
 
@@ -107,9 +108,12 @@ def fused_forward(module: nn.Module, form: Form, x: Tensor) -> Any:
     w_theta, w_phi, w_g, w_o = weights
     assert w_theta is not None and w_phi is not None and w_g is not None
     gamma = getattr(module, form.gamma).reshape(())
-    out = self_attention_2d(
-        x, w_theta, w_phi, w_g, w_o, gamma, b_theta=b_theta, b_phi=b_phi, b_g=b_g, b_o=b_o, pool=form.pool
-    )
+    inputs = BlockInputs(x, w_theta, w_phi, w_g, w_o, gamma, b_theta, b_phi, b_g, b_o)
+    check_block(inputs, form.pool)
+    choice = choose_block(inputs, form.pool, "auto")
+    if not torch.compiler.is_compiling():
+        module.__dict__["_attention_choice"] = choice
+    out = block_on(choice.backend, inputs, form.pool)
     if form.returns is None:
         return out
     return out, _map(form, x, (w_theta, w_phi), (b_theta, b_phi))

@@ -23,7 +23,7 @@ def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
     """
     if isinstance(target, nn.Module):
         lines = _attentions(target) + _spectral_norms(target)
-        return "\n".join(lines) or f"{type(target).__name__} has no SelfAttention2d and no spectral norm"
+        return "\n".join(lines) or f"{type(target).__name__} has no attention and no spectral norm of sagan_fast"
     backend = kwargs.get("backend", "auto")
     if target.ndim == 4 and (len(args) > 2 or "w_g" in kwargs):
         inputs = BlockInputs(target, *args, **{name: kwargs[name] for name in BlockInputs._fields if name in kwargs})
@@ -35,11 +35,16 @@ def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
 
 
 def _attentions(model: nn.Module) -> list[str]:
-    return [
-        f"{name or type(module).__name__}: {module.last_choice or f'{module.backend} (has not run yet)'}"
-        for name, module in model.named_modules()
-        if isinstance(module, SelfAttention2d)
-    ]
+    lines = []
+    for name, module in model.named_modules():
+        if isinstance(module, SelfAttention2d):
+            backend, choice = module.backend, module.last_choice
+        elif "_attention_form" in module.__dict__:  # of `accelerate`
+            backend, choice = "auto", module.__dict__.get("_attention_choice")
+        else:
+            continue
+        lines.append(f"{name or type(module).__name__}: {choice or f'{backend} (has not run yet)'}")
+    return lines
 
 
 def _spectral_norms(model: nn.Module) -> list[str]:

@@ -38,7 +38,8 @@ def spectral_norm_group(
 
     A weight (R, ...) is taken as the matrix (R, K); `us` (R,) and `vs` (K,) are updated in place by
     `n_power_iterations` when `update`, in the order of `torch.nn.utils.parametrizations.spectral_norm`, and are
-    constants in the gradient. No length is taken below `eps`; a weight of zeros gives NaN, as in torch.
+    constants in the gradient. No length is taken below `eps`. A weight of zeros gives NaN, as in torch, but u and v
+    stay, as for weights that are not finite: the next good weight is normalised as if nothing had happened.
 
     `backend`: "triton" on CUDA takes all weights in three launches, their gradient in two; "eager" is plain PyTorch;
     "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func`, forward-mode AD and torch.export every backend

@@ -37,7 +37,8 @@ def test_a_gpu_that_the_kernels_do_not_run_on_is_a_sentence(monkeypatch, capsys)
 
 
 def test_a_command_over_its_time_is_stopped_and_said(capsys):
-    assert not gpu.tests([sys.executable, "-c", "import time; time.sleep(30)"], 0.5)
+    heeding = "import signal, time; signal.signal(2, signal.default_int_handler); time.sleep(30)"  # under nohup too
+    assert not gpu.tests([sys.executable, "-c", heeding], 0.5)
     assert "benchmarks.gpu: stopped after" in capsys.readouterr().err
 
 

@@ -37,10 +37,10 @@ def test_a_journal_is_read_back(tmp_path):
 
 def test_what_crashes_or_hangs_is_left_out_and_the_rest_done(tmp_path, capfd):
     path = tmp_path / "journal"
-    assert supervise([sys.executable, "-c", CHILD], path, time.monotonic() + 60, stall=4)
+    assert supervise([sys.executable, "-c", CHILD], path, time.monotonic() + 60, stall=2)
     journal = Journal(path)
     assert journal.done == {"a", "b", "c", "d"}
-    assert "status -6" in journal.lost["b"]["bad"] and "no sign of life for 4 s" in journal.lost["c"]["bad"]
+    assert "status -6" in journal.lost["b"]["bad"] and "no sign of life for 2 s" in journal.lost["c"]["bad"]
     assert "d: timing: the process ended" in capfd.readouterr().out
 
 

@@ -1,7 +1,8 @@
 import torch
+from foreign_attention import Net
 from torch import nn
 
-from sagan_fast import SelfAttention2d, explain, fuse_spectral_norm, spectral_norm
+from sagan_fast import SelfAttention2d, accelerate, explain, fuse_spectral_norm, spectral_norm
 from shared_by_tests import randn
 
 
@@ -15,7 +16,7 @@ def test_explain_says_which_and_why(generator):
     assert explain(x, *weights) == "self_attention_2d: " + str(block.last_choice)
     q = torch.zeros(4, 4096, 8)
     assert explain(q, q, torch.zeros(4, 4096, 64)).startswith("attention: cpu (")
-    assert explain(nn.ReLU()) == "ReLU has no SelfAttention2d and no spectral norm"
+    assert explain(nn.ReLU()) == "ReLU has no attention and no spectral norm of sagan_fast"
 
 
 def test_explain_speaks_about_spectral_norm():
@@ -26,3 +27,13 @@ def test_explain_speaks_about_spectral_norm():
         "spectral norm of 0: eager (the weights are on cpu)",
         "spectral norm of 1: eager (the weights are on cpu)",
     ]
+
+
+def test_explain_speaks_about_accelerated_attention(generator):
+    model = Net("biggan")
+    report = accelerate(model)
+    assert "attention: auto (has not run yet)" in explain(model)
+    model(randn(1, 3, 8, 8, generator=generator, dtype=torch.float32))
+    assert explain(model).startswith("attention: eager (") and "spectral norm of 6 weights" in explain(model)
+    report.undo()
+    assert explain(model) == "Net has no attention and no spectral norm of sagan_fast"

@@ -165,6 +165,47 @@ def test_alone_two_forwards_then_one_backward_as_torch(generator):
         assert_close_to_truth("gradient", a.grad, b.grad.double(), precision="tf32")
 
 
+@pytest.mark.parametrize("fused", [None, "step", "forward"])
+@pytest.mark.parametrize("norm", [*EVERY, BigGANConv])
+def test_a_weight_of_zeros_recovers(generator, norm, fused):
+    """With torch's own, u and v of a zero weight are zeros from then on, and the layer gives NaN for ever."""
+    layer = BigGANConv(3, 8, 3) if norm is BigGANConv else norm(nn.Conv2d(3, 8, 3))
+    if norm is not spectral_norm and fused is None:
+        pytest.skip("not our module")
+    model = nn.Sequential(layer).double()
+    group = fuse_spectral_norm(model, update=fused) if fused else None
+    x = images(generator, dtype=torch.float64)
+    model(x)
+    weight = next(p for name, p in model.named_parameters() if p.ndim == 4)
+    good = weight.detach().clone()
+
+    def after(value):
+        with torch.no_grad():
+            weight.copy_(value)
+        if fused == "step":
+            group.step()
+        return model(x)
+
+    assert after(torch.zeros_like(good)).isnan().all()
+    for _ in range(100):
+        out = after(good)
+    sigma = torch.linalg.matrix_norm(good.flatten(1), 2)
+    bias = next(p for p in model.parameters() if p.ndim == 1)
+    torch.testing.assert_close(out, F.conv2d(x, good / sigma, bias))
+
+
+def test_a_layer_that_begins_with_zeros_learns(generator):
+    layer = nn.Linear(6, 4)
+    nn.init.zeros_(layer.weight)
+    spectral_norm(layer)
+    assert layer(torch.zeros(1, 6)).isnan().all()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.copy_(torch.randn(4, 6, generator=generator))
+    for _ in range(100):
+        weight = layer.weight
+    assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1.0, abs=1e-4)
+
+
 def test_half_precision_weights_and_models(generator):
     layer = spectral_norm(nn.Linear(6, 4).half())
     norm = layer.parametrizations.weight[0]

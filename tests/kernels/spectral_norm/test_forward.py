@@ -77,22 +77,37 @@ def test_other_dtype_of_the_result_and_weights_that_start_anywhere(generator, fw
 
 
 @launchers
-def test_lengths_are_not_taken_below_eps_and_zeros_give_nan_as_in_torch(fwd):
-    weights = [torch.zeros(4, 8), torch.full((4, 8), 1e-4)]
-    us, vs = [torch.full((4,), 0.5) for _ in weights], [torch.full((8,), 0.125**0.5) for _ in weights]
-    theirs = []
-    for weight, u, v in zip(weights, us, vs, strict=True):
-        module = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(8, 4, bias=False), eps=1e-2)
-        norm = module.parametrizations.weight
-        with torch.no_grad():
-            norm.original.copy_(weight), norm[0]._u.copy_(u), norm[0]._v.copy_(v)
-        theirs.append((module.weight.detach(), norm[0]._u, norm[0]._v))
-    out, _, _, _ = fwd(weights, us, vs, eps=1e-2, out_dtype=torch.float32)
-    starts, _ = offsets([32, 32])
-    for start, u, v, (w_torch, u_torch, v_torch) in zip(starts, us, vs, theirs, strict=True):
-        torch.testing.assert_close(out[start : start + 32].view(4, 8), w_torch, equal_nan=True)
-        torch.testing.assert_close(u, u_torch)
-        torch.testing.assert_close(v, v_torch)
+def test_lengths_are_not_taken_below_eps_as_in_torch(fwd):
+    weight, u, v = torch.full((4, 8), 1e-4), torch.full((4,), 0.5), torch.full((8,), 0.125**0.5)
+    module = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(8, 4, bias=False), eps=1e-2)
+    norm = module.parametrizations.weight
+    with torch.no_grad():
+        norm.original.copy_(weight), norm[0]._u.copy_(u), norm[0]._v.copy_(v)
+    w_torch = module.weight.detach()
+    out, _, _, _ = fwd([weight], [u], [v], eps=1e-2, out_dtype=torch.float32)
+    torch.testing.assert_close(out[:32].view(4, 8), w_torch)
+    torch.testing.assert_close(u, norm[0]._u)
+    torch.testing.assert_close(v, norm[0]._v)
+
+
+@launchers
+@pytest.mark.parametrize("n_power_iterations", [1, 2])
+@pytest.mark.parametrize("v_first", [False, True])
+def test_zeros_give_nan_as_in_torch_but_leave_u_and_v(generator, fwd, v_first, n_power_iterations):
+    weights, us, vs = spectral_norm_inputs([(6, 10), (5, 3, 3, 3), (6, 10), (4, 9)], generator)
+    bad = {0: 0.0, 1: float("nan"), 2: float("inf")}
+    for i, value in bad.items():
+        weights[i] = torch.full_like(weights[i], value)
+    u_before, v_before = ([x.clone() for x in xs] for xs in (us, vs))
+    out, sigmas, _, _ = fwd(
+        weights, us, vs, v_first=v_first, n_power_iterations=n_power_iterations, out_dtype=torch.float32
+    )
+    starts, _ = offsets([w.numel() for w in weights])
+    for i, (start, weight) in enumerate(zip(starts, weights, strict=True)):
+        part = out[start : start + weight.numel()]
+        assert part.isnan().all() if i in bad else part.isfinite().all()
+        assert torch.equal(us[i], u_before[i]) == torch.equal(vs[i], v_before[i]) == (i in bad)
+    assert sigmas[0] == 0
 
 
 @launchers
