@@ -45,6 +45,9 @@ SERVED_BY = {80: 80, 86: 80, 87: 80, 89: 80, 90: 90, 100: 100, 103: 100, 110: 10
 The rows for 80 stay below the shared memory of the smallest of them, 101376 bytes.
 """
 
+NEEDS_TRITON = {110: (3, 7)}
+"""Compute capability to the first Triton whose assembler knows it, where older ones that we support do not."""
+
 AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 """AMD's chips that the kernels are compiled for. All run the rows "gfx", and those for 80 where there is none."""
 

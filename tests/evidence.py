@@ -100,7 +100,7 @@ def prove(dtypes: list[str]) -> None:
 
 
 def shipped_plans(dtype: str, arch: Any) -> list[Any]:
-    """Return the launches at all widths on `arch`; for "fp32" those of spectral norm come first. Each piece of code once.
+    """Return the launches at all widths on `arch`, for "fp32" after those of spectral norm. Each piece of code once.
 
     On compute capabilities that the attention kernels refuse, only spectral norm is left.
     """
@@ -139,18 +139,21 @@ def fault(plan: Any, arch: Any) -> str:
 def compile(dtypes: list[str], arches: list[str], kernel: str) -> int:
     """Compile each kernel at each width for each chip, on even and ragged maps; list what spills or does not fit.
 
-    What was recorded for the same code is not done again. Return 1 if one of NVIDIA's chips has a fault, or AMD's
+    What was recorded for the same code is not done again, and chips that this Triton is too old for are left out, as
+    backend="auto" does. Return 1 if one of NVIDIA's chips has a fault, or AMD's
     compiler refuses a kernel.
     """
     from benchmarks.compile import compile_key
     from benchmarks.machine import SHARED_BYTES
     from benchmarks.records import EXECUTED, RESULTS
+    from sagan_fast.ops.backends import older_triton
 
     lines = (RESULTS / f"{EXECUTED}.jsonl").read_text().splitlines()
     names = ("kernel", "arch", "dtype", "triton", "code")
     done = {tuple(one.get(name) for name in names): one["faults"] for one in map(json.loads, lines) if "faults" in one}
     status = 0
-    for arch, dtype in product([arch for arch in SHARED_BYTES if not arches or str(arch) in arches], dtypes):
+    chips = [arch for arch in SHARED_BYTES if (not arches or str(arch) in arches) and not older_triton(arch)]
+    for arch, dtype in product(chips, dtypes):
         plans: dict[str, list[Any]] = {}
         for plan in shipped_plans(dtype, arch):
             if plan.name.startswith(kernel):

@@ -20,7 +20,7 @@ from sagan_fast.choices import Backend
 from sagan_fast.kernels.attention import cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
 from sagan_fast.kernels.checks import is_autocast_on as is_autocast_on
-from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH, has_fast_float32
+from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH, NEEDS_TRITON, Arch, has_fast_float32
 from sagan_fast.kernels.launch import device_arch, precision_of
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
 
@@ -97,6 +97,8 @@ def triton_refusal(device: torch.device, dtype: torch.dtype, min_arch: int = 0) 
                 return f"{name} is {arch}, and the kernels are compiled for {', '.join(AMD)}"
         elif arch < min_arch:
             return f"{name} has compute capability {arch / 10}, below {min_arch / 10}"
+        elif older := older_triton(arch):
+            return f"{name} has compute capability {arch / 10}, which Triton {older} cannot compile for"
         return build_refusal() if dtype in FLOAT_DTYPES else f"{dtype} is not float32, float16 or bfloat16"
     if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device.type}, not on a CUDA device"
@@ -118,6 +120,15 @@ def slow_float32(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype != torch.float32 or precision_of(dtype) == "tf32" or has_fast_float32(device_arch(device.index or 0)):
         return None
     return "its float32 products would not run on the tensor cores (allow TF32, or ask for 'triton')"
+
+
+def older_triton(arch: Arch) -> str | None:
+    """Return the version of the installed Triton if it is too old to compile for `arch`, else None."""
+    if not isinstance(arch, int) or arch not in NEEDS_TRITON:
+        return None
+    from triton import __version__ as version
+
+    return version if tuple(int(part) for part in version.split(".")[:2]) < NEEDS_TRITON[arch] else None
 
 
 @functools.cache

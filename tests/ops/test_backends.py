@@ -90,6 +90,16 @@ def test_a_card_that_is_too_old_or_a_dtype_is_named(card):
     assert triton_refusal(device, torch.float16, MIN_ARCH) == "a card has compute capability 7.5, below 8.0"
 
 
+@pytest.mark.parametrize("version, can", [("3.6.0", False), ("3.7.0", True), ("3.10.1", True)])
+def test_a_card_that_triton_is_too_old_for_is_named(card, monkeypatch, version, can):
+    monkeypatch.setattr("triton.__version__", version)
+    card(11, 0)
+    refusal = "a card has compute capability 11.0, which Triton 3.6.0 cannot compile for"
+    assert triton_refusal(torch.device("cuda"), torch.bfloat16, MIN_ARCH) == (None if can else refusal)
+    card(10, 3)
+    assert triton_refusal(torch.device("cuda"), torch.bfloat16, MIN_ARCH) is None
+
+
 class Like:
     """As much of a tensor on a card as a choice asks for."""
 
