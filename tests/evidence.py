@@ -22,8 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "build" / "sanitize"
 DTYPES = ("bf16", "fp16", "tf32", "fp32")
-SPILLS_ONCE = {("attention_second_dq", 256, 90): 16}
-"""Bytes of stack by kernel, D_V and chip that are let pass: with Triton 3.9 alone, and with smaller tiles as well."""
+SPILLS_ONCE = {("attention_second_dq", 256, 90): 16, ("attention_bwd_dkv", 64, 86): 8}
+"""Bytes of stack by kernel, D_V and chip that are let pass: the first with Triton 3.9 alone, and with smaller tiles as
+well, the second with Triton 3.6 alone.
+"""
 
 
 def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
