@@ -8,8 +8,9 @@ EXPORT = ["onnx", "onnxscript", "onnxruntime"]  # to write ONNX, and to run what
 HDF5 = ["h5py"]  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
 TFRECORD = ["crc32c", "protobuf>=4.22"]  # check sums and messages of TFRecord files; tensorboard brings protobuf
 PICTURES = "scikit-image"  # its photographs, textures and small gray faces, for the tests of faces
+VIEW = ["starlette", "uvicorn"]  # the page of `view`
 LINT = ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
-TEST = ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ml-dtypes"]
+TEST = ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ml-dtypes", "httpx2", "playwright"]
 
 setup(
     name="sagan_fast",
@@ -37,8 +38,9 @@ setup(
         "export": EXPORT,
         "hdf5": HDF5,
         "tfrecord": TFRECORD,
+        "view": VIEW,
         "wandb": ["wandb"],
-        "test": [*TEST, *LINT, EFFICIENTNET, PICTURES, *EXPORT, *HDF5, *TFRECORD],
+        "test": [*TEST, *LINT, EFFICIENTNET, PICTURES, *EXPORT, *HDF5, *TFRECORD, *VIEW],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[
@@ -46,6 +48,6 @@ setup(
         KERNELS,
         *(f"{KERNELS}.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"sagan_fast": ["py.typed", "presets/*.yaml"], KERNELS: ["py.typed", "configs.csv"]},
+    package_data={"sagan_fast": ["py.typed", "presets/*.yaml", "view/static/*"], KERNELS: ["py.typed", "configs.csv"]},
     entry_points={"console_scripts": ["sagan-fast = sagan_fast.cli:main"]},
 )

@@ -17,6 +17,8 @@ COMMANDS = {
     "sample": "generate images from a run or checkpoint, without a data set",
     "evaluate": "compute IS, FID, KID, precision and more for a checkpoint or a folder of images",
     "attention": "draw attention maps of the generator or the discriminator",
+    "view": "show a run or an exported generator as a page in the browser",
+    "report": "write what the page shows as one HTML file",
     "export": "write the generator as safetensors, ONNX, TorchScript, or for BigGAN-PyTorch or StudioGAN",
     "import": "read the generator of another code base's checkpoint",
     "faces": "find faces in pictures, crop them to train on, train and measure the detector",

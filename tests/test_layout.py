@@ -22,7 +22,7 @@ FLOOR = {
     "models": 5,
     "data": 6, "interop": 6, "presets": 6, "visualize": 6,
     "evaluation": 7,
-    "faces": 8, "training": 8,
+    "faces": 8, "training": 8, "view": 8,
     "commands": 9,
     "cli": 10,
 }  # fmt: skip

@@ -22,13 +22,18 @@ CLOSE = 0.2
 """Two of its points are neighbours, dots that nearly touch, under this share of the grid's diagonal."""
 
 
+def attention_layers(network: nn.Module) -> dict[str, SelfAttention2d]:
+    """Return the attention layers of `network` by their names in the state dict."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, SelfAttention2d)}
+
+
 def attention_layer(network: nn.Module, wanted: str | None = None) -> tuple[str, SelfAttention2d]:
     """Return name and module of the attention layer of `network` that `wanted` names, by name or map size.
 
     Names are those of the state dict, "attentions.32"; "32" will do. Without `wanted`, the layer with the finest map.
     Raises InputError for a network without attention, and for a layer there is not.
     """
-    layers = {name: module for name, module in network.named_modules() if isinstance(module, SelfAttention2d)}
+    layers = attention_layers(network)
     what = type(network).__name__.lower()
     if not layers:
         raise InputError(f"the {what} has no attention layer, so there is nothing to look at")
