@@ -13,6 +13,13 @@ from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, BlockShape
 from sagan_fast.kernels.attention.backward import attention_bwd
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.second import attention_second
+from sagan_fast.kernels.batch_norm.backward import (
+    batch_norm_bwd_input,
+    batch_norm_bwd_sums,
+    batch_norm_bwd_tables,
+    batch_norm_bwd_totals,
+)
+from sagan_fast.kernels.batch_norm.forward import batch_norm_fwd, batch_norm_moments
 from sagan_fast.kernels.configs import INTERPRETED_ARCH as HOPPER
 from sagan_fast.kernels.configs import Arch
 from sagan_fast.kernels.launch import DTYPES, Plan, recording
@@ -191,10 +198,54 @@ def spectral_norm_launches(arch: Arch) -> list[Launch]:
     return found
 
 
+def batch_norm_plans(
+    shape: tuple[int, int, int, int], num_classes: int | None, dtype: str = "bf16", arch: Arch = HOPPER,
+    channels_last: bool = True, training: bool = True,
+) -> list[Plan]:  # fmt: skip
+    """Return the launches of batch norm + ReLU of a map of `shape` (B, C, H, W), forward and backward.
+
+    With `num_classes` gains and biases are tables, with 0 one for all images, with None one an image. Without
+    `training` the statistics are running averages.
+    """
+    B, C, H, W = shape
+    x = _empty(dtype, *shape).contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+    mean, var = _empty("fp32", C), _empty("fp32", C)
+    size = (C,) if num_classes == 0 else (num_classes or B, C)
+    gain, bias = _empty("fp32", *size), _empty("fp32", *size)
+    classes = torch.empty(B, dtype=torch.int64, device="meta") if num_classes else None
+    form = dict(eps=1e-5, relu=True, one_plus=not training)
+    with recording(arch, dtype) as found:
+        if training:
+            mean, var = batch_norm_moments(x, mean, var, 0.1)
+        out = batch_norm_fwd(x, mean, var, gain, bias, classes, **form)
+        sums = batch_norm_bwd_sums(out, x, mean, var, gain, bias, classes, **form)
+        batch_norm_bwd_tables(sums, x, gain, bias, classes)
+        totals = batch_norm_bwd_totals(sums, x, gain, classes, factor=1 / (B * H * W)) if training else None
+        batch_norm_bwd_input(out, x, mean, var, gain, bias, classes, totals, **form)
+    return found.plans
+
+
+BATCH_NORM_SHAPES = ((64, 1024, 4, 4), (64, 256, 32, 32), (64, 64, 128, 128))
+"""The first, the middle and the last map of the official generator at 128x128."""
+
+
+def batch_norm_launches(dtype: str, arch: Arch, channels_last: bool = True) -> list[Launch]:
+    """Return the launches of conditional batch norm + ReLU with 1000 classes on maps of the official generator."""
+    return [
+        Launch(plan, "batch-norm-" + "x".join(map(str, shape)), BACKWARD if "bwd" in plan.name else FORWARD)
+        for shape in BATCH_NORM_SHAPES
+        for plan in batch_norm_plans(shape, 1000, dtype, arch, channels_last)
+    ]
+
+
 def launches(arch: Arch, channels_last: bool = True) -> list[Launch]:
     """All launches of all ops for `arch`, blocks on channels_last maps or on contiguous ones."""
     found = []
     for shape in BLOCK_SHAPES:
         for dtype in BLOCK_DTYPES:
             found += block_launches(shape, dtype, arch, channels_last) + functional_launches(shape, dtype, arch)
+    for dtype in ("bf16", "fp32"):
+        found += batch_norm_launches(dtype, arch, channels_last)
     return found + spectral_norm_launches(arch)

@@ -56,11 +56,11 @@ AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 class LaunchConfig:
     """How one kernel is launched; a size is 0 where the kernel has no such tile.
 
-    `BLOCK_N` queries, `BLOCK_M` keys or pooled positions and `BLOCK_C` channels a tile; `BLOCK` elements of a vector
-    at a time and `ELEMENTS` of a weight a program. `maxnreg` caps the registers of a thread (None: the compiler's
-    choice), so that more programs share a multiprocessor; 255, all there are, keeps the assembler from spilling a few
-    for the same reason. `sum_by_product` lets the tensor cores add up each row of the softmax. `tf32x3` computes a
-    float32 product as three of TF32 on the tensor cores, exact to 2**-21.
+    `BLOCK_N` queries, `BLOCK_M` keys or pooled positions and `BLOCK_C` channels a tile; `BLOCK` elements of a vector,
+    or of a tile of batch norm, at a time and `ELEMENTS` of a weight a program. `maxnreg` caps the registers of a thread
+    (None: the compiler's choice), so that more programs share a multiprocessor; 255, all there are, keeps the assembler
+    from spilling a few for the same reason. `sum_by_product` lets the tensor cores add up each row of the softmax.
+    `tf32x3` computes a float32 product as three of TF32 on the tensor cores, exact to 2**-21.
     """
 
     BLOCK_N: int = 0
@@ -202,7 +202,10 @@ def lookup(kernel: str, arch: Arch, precision: str, D_QK: int, D_V: int, positio
 
 @functools.cache
 def lookup_size(kernel: str, size: int) -> LaunchConfig:
-    """Return the config of a spectral-norm kernel for matrices of up to `size` rows or columns, on any device."""
+    """Return the config of a spectral-norm kernel for matrices of up to `size` rows or columns, on any device.
+
+    Batch norm's kernels have one for all sizes, under 0.
+    """
     widths = sorted({int(key[3]) for key in _configs() if key[0] == kernel})
     return _configs()[kernel, "any", "any", str(next(width for width in widths if width >= size)), "any"]
 

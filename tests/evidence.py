@@ -27,6 +27,18 @@ SPILLS_ONCE = {("attention_second_dq", 256, 90): 16, ("attention_bwd_dkv", 64, 8
 well, the second with Triton 3.6 alone.
 """
 
+BATCH_NORMS = (
+    ((64, 1024, 4, 4), 1000, True, True),
+    ((64, 64, 128, 128), 1000, True, True),
+    ((64, 64, 128, 128), 1000, False, True),
+    ((64, 96, 32, 32), 0, True, False),
+    ((64, 256, 32, 32), None, False, False),
+    ((3, 70, 63, 65), 1000, False, True),
+    ((3, 70, 63, 65), None, True, True),
+    ((3, 70, 63, 65), 0, True, False),
+)
+"""Maps of batch norm, how their gains come (`batch_norm_plans`), whether they are channels_last, and training."""
+
 
 def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
     """Add a line: which kernel, what kind of evidence, from which tool, and what was found."""
@@ -41,7 +53,13 @@ def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
 def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield the plan of each kernel on a small image, and the numbers of its launch."""
     from benchmarks.shapes import BlockShape
-    from benchmarks.shipped import block_plans, functional_launches, norms_plans, spectral_norm_plans
+    from benchmarks.shipped import (
+        batch_norm_plans,
+        block_plans,
+        functional_launches,
+        norms_plans,
+        spectral_norm_plans,
+    )
     from sagan_fast.kernels import launch
 
     numbers: list[dict[str, Any]] = []
@@ -55,6 +73,7 @@ def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     small = BlockShape("small", 2, 32, 16, 16, 16, 64, True, True)
     plans = block_plans(2, 32, 16, 16, 16, 64, dtype=dtype, arch=arch)
     plans += [found.plan for found in functional_launches(small, dtype, arch)]
+    plans += batch_norm_plans((2, 32, 16, 16), 10, dtype, arch)
     if dtype == "fp32":
         plans += spectral_norm_plans([(64, 576)], arch=arch) + norms_plans([(64, 576)], arch=arch)
     seen = set()
@@ -104,21 +123,31 @@ def prove(dtypes: list[str]) -> None:
 def shipped_plans(dtype: str, arch: Any) -> list[Any]:
     """Return the launches at all widths on `arch`, for "fp32" after those of spectral norm. Each piece of code once.
 
-    On compute capabilities that the attention kernels refuse, only spectral norm is left.
+    On compute capabilities that the other kernels refuse, only spectral norm is left.
     """
     from benchmarks.compile import compile_key
     from benchmarks.shapes import BlockShape
-    from benchmarks.shipped import functional_launches, norms_plans, second_plans, spectral_norm_plans, width_plans
+    from benchmarks.shipped import (
+        batch_norm_plans,
+        functional_launches,
+        norms_plans,
+        second_plans,
+        spectral_norm_plans,
+        width_plans,
+    )
     from sagan_fast.kernels.configs import MIN_ARCH, WIDTHS
 
     matrices = [(64, 576), (70, 1201)]
     plans = spectral_norm_plans(matrices, arch=arch) + norms_plans(matrices, arch=arch) if dtype == "fp32" else []
-    for width in WIDTHS if isinstance(arch, str) or arch >= MIN_ARCH else ():
+    supported = isinstance(arch, str) or arch >= MIN_ARCH
+    for width in WIDTHS if supported else ():
         plans += (large := width_plans(*width, 64, dtype, arch))
         others = {(plan.name, plan.config) for plan in large}
         plans += [plan for plan in width_plans(*width, 16, dtype, arch) if (plan.name, plan.config) not in others]
         plans += [one.plan for one in functional_launches(BlockShape("", 2, 32, 63, 64, *width), dtype, arch)]
         plans += second_plans(2, 63 * 64, 31 * 32, *width, dtype, arch)
+    for form in BATCH_NORMS if supported and dtype != "tf32" else ():  # no products: TF32 is float32
+        plans += batch_norm_plans(*form[:2], dtype, arch, *form[2:])
     return list({compile_key(plan, arch): plan for plan in reversed(plans)}.values())[::-1]
 
 

@@ -72,3 +72,13 @@ def test_every_width_is_compiled_and_before_8_0_spectral_norm_alone():
     assert len(widths) >= len(WIDTHS)
     old = {plan.name.split()[0] for plan in evidence.shipped_plans("fp32", 75)}
     assert old == {"spectral_norm"} and not evidence.shipped_plans("bf16", 75)
+
+
+def test_batch_norm_is_compiled_too_and_for_tf32_as_for_fp32():
+    assert {
+        plan.name for plan in evidence.shipped_plans("bf16", 90) if plan.name.startswith("batch_norm")
+    } == {
+        "batch_norm_moments", "batch_norm_merge", "batch_norm_fwd", "batch_norm_bwd_sums", "batch_norm_bwd_totals",
+        "batch_norm_bwd_tables", "batch_norm_bwd_input",
+    }  # fmt: skip
+    assert not any(plan.name.startswith("batch_norm") for plan in evidence.shipped_plans("tf32", 90))

@@ -1,7 +1,10 @@
 """Batch norm whose gain and bias are looked up by class (Dumoulin et al. 2017; the released SAGAN's ops.py:304-360)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sagan_fast.layers.batch_norm import fused, is_hooked
 
 
 class ConditionalBatchNorm2d(nn.Module):
@@ -11,12 +14,14 @@ class ConditionalBatchNorm2d(nn.Module):
     `y`. Keep spectral norm off the tables: one sigma over all classes would limit every gain. Training uses the
     statistics of the batch and updates running averages with `momentum`, the weight of the new batch; evaluation uses
     the running averages. A floating `y` (B, num_classes) mixes the gains and biases of the classes with its weights.
-    Raises ValueError if classes are asked for and `y` is None, and for weights of another shape.
+    On CUDA all of it is one op in each direction. Raises ValueError if classes are asked for and `y` is None, and for
+    weights of another shape.
     """
 
     def __init__(self, channels: int, num_classes: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.channels, self.num_classes = channels, num_classes
+        self.backend = "auto"
         self.norm = nn.BatchNorm2d(channels, eps=eps, momentum=momentum, affine=num_classes == 0)
         if num_classes > 0:
             self.gain = nn.Embedding(num_classes, channels)
@@ -24,20 +29,38 @@ class ConditionalBatchNorm2d(nn.Module):
             nn.init.ones_(self.gain.weight)
             nn.init.zeros_(self.bias.weight)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the normalised `x` (B, C, H, W), in its dtype, for classes `y` (B,) int64, or weights of them."""
-        normalised: Tensor = self.norm(x)
+    def forward(self, x: Tensor, y: Tensor | None = None, relu: bool = False, in_place: bool = False) -> Tensor:
+        """Return the normalised `x` (B, C, H, W), in its dtype, for classes `y` (B,) int64, or weights of them.
+
+        With `relu` its negative part is zero, with `in_place` in memory that the layer itself has made. `backend`, an
+        attribute, is as in `functional.conditional_batch_norm`.
+        """
+        gain, bias, classes = self._tables(x, y)
+        out = fused(self.norm, x, gain, bias, classes, relu=relu, backend=self.backend)
+        if out is None:
+            out = self.norm(x)
+            if self.num_classes > 0:
+                if classes is not None:
+                    gain, bias = self.gain(classes), self.bias(classes)
+                gain, bias = (each.to(x.dtype)[:, :, None, None] for each in (gain, bias))
+                out = torch.addcmul(bias, gain, out)
+            if relu:
+                out = F.relu(out, inplace=in_place and not is_hooked(self.norm))
+        return out
+
+    def _tables(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return gains and biases by image, or the tables and the classes to look up."""
         if self.num_classes == 0:
-            return normalised
+            return self.norm.weight, self.norm.bias, None
         if y is None:
             raise ValueError(
                 f"ConditionalBatchNorm2d: y must give one of {self.num_classes} classes an image, got None"
             )
-        mixed = y.is_floating_point()
-        if mixed and y.shape[1:] != (self.num_classes,):
-            shape = f"(B, {self.num_classes})"
-            raise ValueError(f"ConditionalBatchNorm2d: weights y must have shape {shape}, got {tuple(y.shape)}")
-        gain = y @ self.gain.weight if mixed else self.gain(y)
-        bias = y @ self.bias.weight if mixed else self.bias(y)
-        gain, bias = (each.to(x.dtype)[:, :, None, None] for each in (gain, bias))
-        return torch.addcmul(bias, gain, normalised)
+        if y.is_floating_point():
+            if y.shape[1:] != (self.num_classes,):
+                shape = f"(B, {self.num_classes})"
+                raise ValueError(f"ConditionalBatchNorm2d: weights y must have shape {shape}, got {tuple(y.shape)}")
+            return y @ self.gain.weight, y @ self.bias.weight, None
+        if type(self.gain) is type(self.bias) is nn.Embedding and not (is_hooked(self.gain) or is_hooked(self.bias)):
+            return self.gain.weight, self.bias.weight, y
+        return self.gain(y), self.bias(y), None  # a parametrised table must be computed once

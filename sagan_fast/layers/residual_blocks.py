@@ -47,12 +47,12 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the block's output for `x` (B, in, H, W) and classes `y` (B,)."""
-        h = _rectified(self, self.norm1, self.norm1(x, y))
+        h = _normalised(self, self.norm1, x, y)
         if _folds(self.resizing, self.conv1, h, "up"):
             h = up_conv2d(h, self.folded_weight.get(self.conv1.weight), self.conv1.bias)
         else:
             h = self.conv1(F.interpolate(h, scale_factor=2, mode="nearest"))
-        h = self.conv2(_rectified(self, self.norm2, self.norm2(h, y)))
+        h = self.conv2(_normalised(self, self.norm2, h, y))
         # a 1x1 convolution and nearest up-sampling commute: convolving first is a quarter of the work
         return _plus(self, h, F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest"))
 
@@ -103,6 +103,14 @@ def _folds(resizing: Resizing, conv: nn.Conv2d, x: Tensor, direction: Direction)
     if resizing == "auto":
         return is_folded(x, direction) and is_foldable(conv)
     return resizing == "folded"
+
+
+def _normalised(block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, y: Tensor | None) -> Tensor:
+    """Return ReLU(norm(x, y)), as one op where no hook waits for what `norm` returns."""
+    if has_hooks(norm):
+        return F.relu(norm(x, y))
+    out: Tensor = norm(x, y, relu=True, in_place=block.in_place)
+    return out
 
 
 def _rectified(block: GeneratorBlock | DiscriminatorBlock, layer: nn.Module, h: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
 from sagan_fast.layers.activation_checkpoint import checkpointed
+from sagan_fast.layers.batch_norm import batch_norm_relu
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
 from sagan_fast.layers.self_attention import SelfAttention2d
@@ -141,7 +141,7 @@ class Generator(nn.Module):
             x = run_block(self.checkpoint_activations, block, x, y)
             if str(size) in self.attentions:
                 x = run_block(self.checkpoint_activations, self.attentions[str(size)], x)
-        return torch.tanh(self.conv(F.relu(self.norm(x))))
+        return torch.tanh(self.conv(batch_norm_relu(self.norm, x)))
 
 
 class _Undrawn(TorchFunctionMode):

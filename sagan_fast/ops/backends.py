@@ -29,7 +29,7 @@ HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than 
 BACKENDS = get_args(Backend)
 """Backends of attention."""
 
-SPECTRAL_NORM_BACKENDS = ("auto", "eager", "triton")
+SPECTRAL_NORM_BACKENDS = BATCH_NORM_BACKENDS = ("auto", "eager", "triton")
 
 # On the CPU attention without the map in memory pays from this many scores (B * N * M: the map no longer fits the
 # caches) and keys on; below, the map is faster. Measured: docs/log.md, "Attention on the CPU".
@@ -223,6 +223,25 @@ def choose_spectral_norm(op: str, backend: str, weights: Sequence[Tensor]) -> Ch
         refusal = f"a weight has more than {MAX_ROWS} rows or {MAX_COLUMNS} columns"
     if refusal is None:
         return Choice("triton", "asked for" if backend == "triton" else f"{device} and {dtype} are supported")
+    if backend == "auto":
+        return Choice("eager", f"not triton: {refusal}")
+    raise RuntimeError(f"{op}: backend must be able to run here, got 'triton': {refusal}")
+
+
+def choose_batch_norm(op: str, backend: str, x: Tensor) -> Choice:
+    """Return the backend, "eager" or "triton", for batch norm of the map `x`.
+
+    Raises ValueError for a name that is not in `BATCH_NORM_BACKENDS`, RuntimeError if "triton" was asked for and cannot
+    run.
+    """
+    check_backend(op, backend, BATCH_NORM_BACKENDS)
+    if backend == "eager":
+        return Choice("eager", "asked for")
+    if backend == "auto" and not x.is_cuda:
+        return Choice("eager", f"the map is on {x.device}")
+    refusal = triton_refusal(x.device, x.dtype, MIN_ARCH) or (unmeasured(x.device) if backend == "auto" else None)
+    if refusal is None:
+        return Choice("triton", "asked for" if backend == "triton" else f"{x.device} and {x.dtype} are supported")
     if backend == "auto":
         return Choice("eager", f"not triton: {refusal}")
     raise RuntimeError(f"{op}: backend must be able to run here, got 'triton': {refusal}")

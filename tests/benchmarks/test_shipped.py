@@ -8,6 +8,8 @@ from benchmarks.shipped import (
     FORWARD,
     FUNCTIONAL,
     INFERENCE,
+    batch_norm_launches,
+    batch_norm_plans,
     block_launches,
     functional_launches,
     second_plans,
@@ -66,3 +68,22 @@ def test_one_update_of_all_matrices_is_three_launches():
     elements = sum(R * K for R, K in SAGAN_MATRICES)
     moved = sum(plan.bytes_read + plan.bytes_written for plan in update)
     assert 3 * 4 * elements <= moved <= 3.2 * 4 * elements  # two reads of the weights and a write
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_batch_norm_and_relu_read_a_map_twice_forward_and_twice_backward(channels_last):
+    shape = (64, 64, 128, 128)
+    plans = batch_norm_plans(shape, 1000, "bf16", 90, channels_last)
+    names = [plan.name for plan in plans]
+    assert names[:3] == ["batch_norm_moments", "batch_norm_merge", "batch_norm_fwd"] and len(names) == 7
+    one = 2 * 64 * 64 * 128 * 128
+    for part, maps in ((plans[:3], 3), (plans[3:], 5)):  # x, x, y; x, dy, x, dy, dx
+        moved = sum(plan.bytes_read + plan.bytes_written for plan in part)
+        assert maps * one <= moved <= 1.05 * maps * one
+    assert [plan.name for plan in batch_norm_plans(shape, None, "fp32", 90, channels_last, training=False)] == [
+        "batch_norm_fwd",
+        "batch_norm_bwd_sums",
+        "batch_norm_bwd_tables",
+        "batch_norm_bwd_input",
+    ]
+    assert {one.part for one in batch_norm_launches("bf16", 90)} == {FORWARD, BACKWARD}

@@ -11,7 +11,7 @@ from sagan_fast.functional import attention
 from sagan_fast.kernels.configs import MIN_ARCH, SERVED_BY
 from sagan_fast.kernels.launch import device_arch
 from sagan_fast.layers.self_attention import SelfAttention2d
-from sagan_fast.ops.backends import build_refusal, choose, choose_spectral_norm, triton_refusal
+from sagan_fast.ops.backends import build_refusal, choose, choose_batch_norm, choose_spectral_norm, triton_refusal
 
 
 def test_auto_on_the_cpu_goes_by_size():
@@ -65,6 +65,17 @@ def test_spectral_norm_is_eager_on_the_cpu_and_says_why_triton_cannot_run(monkey
         choose_spectral_norm("op", "triton", [torch.ones(4, 6)])
 
 
+def test_batch_norm_is_eager_on_the_cpu_and_what_is_asked_for_elsewhere(monkeypatch):
+    x = torch.ones(2, 3, 4, 4)
+    assert choose_batch_norm("op", "auto", x).backend == choose_batch_norm("op", "eager", x).backend == "eager"
+    assert choose_batch_norm("op", "triton", x).backend == "triton"
+    with pytest.raises(ValueError, match="backend must be one of auto, eager, triton, got 'sdpa'"):
+        choose_batch_norm("op", "sdpa", x)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="not on a CUDA device"):
+        choose_batch_norm("op", "triton", x)
+
+
 @pytest.fixture
 def card(monkeypatch):
     """Make every CUDA device one of compute capability 9.0, or of what the test calls this with."""
@@ -116,6 +127,7 @@ def test_attention_runs_from_compute_capability_8_0_on_and_spectral_norm_before(
     weight = SimpleNamespace(device=device, dtype=torch.float32, shape=(64, 576), numel=lambda: 64 * 576)
     assert choose_spectral_norm("op", "auto", [weight]).backend == "triton"
     choice = choose("op", "auto", Like(torch.bfloat16), 1, 512, 512, 32, 64)
+    assert choose_batch_norm("op", "auto", Like(torch.float16)).backend == ("triton" if arch >= 80 else "eager")
     if arch >= 80:
         assert choice.backend == "triton"
         return
@@ -131,6 +143,7 @@ def test_amd_is_left_alone_unless_asked_for(card):
     assert triton_refusal(like.device, torch.bfloat16, MIN_ARCH) is None
     assert choose("op", "auto", like, 1, 512, 512, 32, 64).backend == "sdpa"
     assert "never run there" in choose("op", "auto", like, 1, 512, 512, 32, 64).reason
+    assert choose_batch_norm("op", "auto", like).backend == "eager"
     assert choose("op", "triton", like, 1, 512, 512, 32, 64).backend == "triton"
     card(amd="gfx906")
     with pytest.raises(RuntimeError, match="a card is gfx906, and the kernels are compiled for gfx90a, gfx942"):

@@ -1,0 +1,74 @@
+"""Batch norm modules run by our kernels, with the gains of their caller and the ReLU in the same op."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d
+from sagan_fast.ops.backends import choose_batch_norm
+from sagan_fast.ops.batch_norm import Options, Sync, fused_batch_norm, is_plain
+
+_OP = "batch_norm_relu"
+
+
+def batch_norm_relu(norm: nn.BatchNorm2d, x: Tensor, backend: str = "auto") -> Tensor:
+    """Return ReLU(norm(x)), (B, C, H, W) in the dtype of `x`; `backend` as in `functional.conditional_batch_norm`."""
+    out = fused(norm, x, norm.weight, norm.bias, relu=True, backend=backend)
+    return F.relu(norm(x)) if out is None else out
+
+
+def fused(
+    norm: nn.BatchNorm2d, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None = None,
+    *, relu: bool = False, backend: str = "auto",
+) -> Tensor | None:  # fmt: skip
+    """Return gain * normalised x + bias, or its ReLU, by our kernels; None where they do not run here.
+
+    `norm` gives the statistics, and its running averages move as in its own forward, over all processes for a
+    `SyncedBatchNorm2d`; its own gain and bias are left out. `gain`, `bias` and classes `y` are as in
+    `functional.conditional_batch_norm`. With hooks on `norm`, in a subclass of another's, and where its own forward
+    would raise an error, the result is None.
+    """
+    if is_plain() or choose_batch_norm(_OP, backend, x).backend != "triton" or not _fits(norm, x, gain, y):
+        return None
+    training = norm.training or norm.running_mean is None
+    sync = None
+    if type(norm) is SyncedBatchNorm2d and norm.training and dist.is_initialized():
+        if norm.momentum is None:
+            return None
+        sync = Sync(_gather, dist.all_reduce)
+    elif training and x.numel() == x.shape[1]:
+        return None
+    momentum = norm.momentum or 0.0
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    moves = not norm.training or norm.track_running_stats
+    running = (norm.running_mean, norm.running_var) if moves else (None, None)
+    options = Options(training, momentum, norm.eps, relu, sync=sync)
+    return fused_batch_norm(x, gain, bias, y, *running, options)
+
+
+def _fits(norm: nn.BatchNorm2d, x: Tensor, gain: Tensor | None, y: Tensor | None) -> bool:
+    if type(norm) not in (nn.BatchNorm2d, SyncedBatchNorm2d) or is_hooked(norm):
+        return False
+    if x.ndim != 4 or x.shape[1] != norm.num_features:
+        return False
+    rows = y if y is not None else gain if gain is not None and gain.ndim == 2 else None
+    return rows is None or len(rows) == len(x)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether a hook waits for a call of `module`."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _gather(mine: Tensor) -> Tensor:
+    gathered = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, mine)
+    return torch.stack(gathered)

@@ -1,0 +1,280 @@
+"""Batch norm with one gain and bias a channel, an image or a class, and ReLU, with a choice of backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
+from sagan_fast.ops.attention import gradients
+from sagan_fast.ops.backends import choose_batch_norm
+from sagan_fast.ops.derivatives import is_old_batch
+from sagan_fast.ops.library import is_transformed
+
+_OP = "conditional_batch_norm"
+
+
+class Sync(NamedTuple):
+    """How the processes of a job share the statistics of a batch.
+
+    `gather` returns the tensors of all processes, stacked in one order everywhere, (processes, ...). `add` makes a
+    tensor the sum of those of all processes, in place.
+    """
+
+    gather: Callable[[Tensor], Tensor]
+    add: Callable[[Tensor], object]
+
+
+def conditional_batch_norm(
+    x: Tensor,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+    y: Tensor | None = None,
+    *,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    relu: bool = False,
+    one_plus: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Return gain * (x - mean)/sqrt(var + eps) + bias, (B, C, H, W), in the dtype of `x`; its ReLU with `relu`.
+
+    `gain` and `bias` are (C,), one for all images; (B, C), one an image; or, with classes `y` (B,) int64, tables
+    (num_classes, C). None stands for 1 and 0. `one_plus` takes 1 + gain, as BigGAN-PyTorch and PyTorch-StudioGAN do.
+    With `training`, mean and biased variance are those of the batch, and `running_mean` and `running_var` (C,) move by
+    `momentum`; without, they are the statistics. Source: Dumoulin et al. 2017, equation 5.
+
+    `backend`: "triton" takes three launches forward and four backward, computes in float32 whatever the dtype of `x`,
+    and keeps `x` and the statistics alone for backward; a class that the tables do not have gives NaN there. "eager" is
+    plain PyTorch; "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func`, forward-mode AD, torch.compile
+    (which fuses it itself) and torch.export every backend computes in plain PyTorch. Differentiable twice and more.
+
+    Raises ValueError for shapes that do not fit, missing statistics, and a single value a channel in training, and
+    RuntimeError if "triton" is asked for where it cannot run.
+    """
+    _check(x, gain, bias, y, running_mean, running_var, training)
+    chosen = choose_batch_norm(_OP, backend, x).backend
+    options = Options(training, momentum, eps, relu, one_plus)
+    if chosen == "triton" and not is_plain():
+        return fused_batch_norm(x, gain, bias, y, running_mean, running_var, options)
+    return _plain(x, gain, bias, y, running_mean, running_var, options)
+
+
+class Options(NamedTuple):
+    """The settings of `conditional_batch_norm`; with `sync` the statistics are those of all processes' batches."""
+
+    training: bool
+    momentum: float = 0.1
+    eps: float = 1e-5
+    relu: bool = False
+    one_plus: bool = False
+    sync: Sync | None = None
+
+
+def is_plain() -> bool:
+    """Return whether a transform or a compiler is at work, for which every backend computes in plain PyTorch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        or is_transformed()
+    )
+
+
+def fused_batch_norm(
+    x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, options: Options,
+) -> Tensor:  # fmt: skip
+    """Run our kernels, without checks. With `options.sync` the statistics are those of all processes' batches.
+
+    Then the result is differentiable once, and processes may have any number of images, also none.
+    """
+    from sagan_fast.kernels.tiles import dense
+
+    gain, bias, y = (None if t is None else t.contiguous() for t in (gain, bias, y))
+    out: Tensor = _BatchNormFunction.apply(dense(x), gain, bias, y, running_mean, running_var, options)
+    return out
+
+
+def _plain(
+    x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, options: Options,
+) -> Tensor:  # fmt: skip
+    training, momentum, eps, relu, one_plus, _ = options
+    if one_plus and gain is not None:
+        gain = 1 + gain
+    table = gain if gain is not None else bias
+    if table is None or table.ndim == 1:
+        out = F.batch_norm(x, running_mean, running_var, gain, bias, training, momentum, eps)
+    else:
+        out = F.batch_norm(x, running_mean, running_var, None, None, training, momentum, eps)
+        if gain is not None:
+            out = _by_image(gain, y, x.dtype) * out
+        if bias is not None:
+            out = out + _by_image(bias, y, x.dtype)
+    return F.relu(out) if relu else out
+
+
+def _by_image(table: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
+    rows = table if y is None else F.embedding(y, table)
+    return rows.to(dtype)[:, :, None, None]
+
+
+class _BatchNormFunction(torch.autograd.Function):
+    """Our kernels both ways; where a graph of the backward is asked for, that of plain PyTorch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
+        running_var: Tensor | None, options: Options,
+    ) -> Tensor:  # fmt: skip
+        from sagan_fast.kernels.batch_norm.forward import batch_norm_fwd
+
+        mean, var, count = _statistics(x, running_mean, running_var, options)
+        ctx.save_for_backward(x, gain, bias, y, mean, var, count)
+        ctx.options = options
+        if not x.numel():
+            return torch.empty_like(x)
+        return batch_norm_fwd(
+            x, mean, var, gain, bias, y, eps=options.eps, relu=options.relu, one_plus=options.one_plus
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (d_out,), (x, gain, bias, y, mean, var, count), options = grads, ctx.saved_tensors, ctx.options
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or is_old_batch(d_out) or is_transformed():
+            if options.sync is not None:
+                raise RuntimeError(
+                    f"{_OP}: batch norm over several processes must be differentiated once, got create_graph=True or "
+                    "batched gradients"
+                )
+            with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+                # views: one input may be made of another, and its gradient is not that one's
+                views: list[Any] = [
+                    None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in (x, gain, bias)
+                ]
+                statistics = (None, None) if options.training else (mean, var)
+                out = _plain(views[0], views[1], views[2], y, statistics[0], statistics[1], options)
+            return (*gradients(out, views, d_out, wanted), None, None, None, None)
+        return (*_gradients(d_out, x, gain, bias, y, mean, var, count, options, wanted), None, None, None, None)
+
+
+def _statistics(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the mean and biased variance to normalise with, and, with `sync`, the positions of all processes."""
+    from sagan_fast.kernels.batch_norm.forward import batch_norm_moments
+    from sagan_fast.kernels.launch import accumulator_dtype
+
+    acc, C = accumulator_dtype(x.dtype), x.shape[1]
+    if not options.training:
+        assert running_mean is not None and running_var is not None  # as it was checked
+        return running_mean.to(acc), running_var.to(acc), None
+    if options.sync is None:
+        if not x.numel():
+            return x.new_zeros(C, dtype=acc), x.new_ones(C, dtype=acc), None
+        mean, var = batch_norm_moments(x, running_mean, running_var, options.momentum)
+        for moved in (running_mean, running_var):
+            if moved is not None and not moved.is_inference():
+                torch.autograd.graph.increment_version(moved)  # written by a kernel, of which autograd knows nothing
+        return mean, var, None
+    mean, var = batch_norm_moments(x) if x.numel() else (x.new_zeros(C, dtype=acc), x.new_zeros(C, dtype=acc))
+    mine = torch.cat([mean, var, x.new_full((1,), x.numel() // max(C, 1), dtype=acc)])
+    mean, var, count = together(options.sync.gather(mine), C)
+    if running_mean is not None and running_var is not None:
+        share = options.momentum * (count > 0)
+        unbiased = var * (count / (count - 1).clamp_min(1))
+        for moved, value in ((running_mean, mean), (running_var, unbiased)):
+            moved.lerp_(value.to(moved.dtype), share.to(moved.dtype))
+    return mean, var, count
+
+
+def together(gathered: Tensor, C: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, biased variance and count of all from `gathered` (processes, 2C + 1), the same of each process.
+
+    The moments are about each process' own mean (Chan, Golub & LeVeque 1983): no difference of large sums.
+    """
+    means, variances, counts = torch.split(gathered, [C, C, 1], dim=1)
+    count = counts.sum()
+    share = counts / count.clamp_min(1)
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean).square())).sum(0), count
+
+
+def _gradients(
+    d_out: Tensor, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
+    count: Tensor | None, options: Options, wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    from sagan_fast.kernels.batch_norm import backward as kernels
+    from sagan_fast.kernels.tiles import is_channels_last
+
+    d_out = d_out.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+    form: dict[str, Any] = dict(eps=options.eps, relu=options.relu, one_plus=options.one_plus)
+    want_x, want_gain, want_bias = wanted
+    empty, totals, d_gain, d_bias = not x.numel(), None, None, None
+    if options.training and want_x or want_gain or want_bias:
+        sums = None if empty else kernels.batch_norm_bwd_sums(d_out, x, mean, var, gain, bias, y, **form)
+        if want_gain or want_bias:
+            tables = gain if want_gain else None, bias if want_bias else None
+            if sums is None:
+                d_gain, d_bias = (None if table is None else torch.zeros_like(table) for table in tables)
+            else:
+                d_gain, d_bias = kernels.batch_norm_bwd_tables(sums, x, *tables, y)
+        if options.training and want_x:
+            if sums is None:
+                totals = mean.new_zeros((2, len(mean)))
+            else:
+                factor = len(mean) / x.numel() if count is None else 1.0
+                totals = kernels.batch_norm_bwd_totals(sums, x, gain, y, factor=factor, one_plus=options.one_plus)
+            if options.sync is not None and count is not None:
+                options.sync.add(totals)
+                totals.div_(count.clamp_min(1))
+    d_x = None
+    if want_x:
+        d_x = torch.empty_like(x)
+        if not empty:
+            d_x = kernels.batch_norm_bwd_input(d_out, x, mean, var, gain, bias, y, totals, **form)
+    return d_x, d_gain, d_bias
+
+
+def _check(
+    x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, training: bool,
+) -> None:  # fmt: skip
+    check_ndim(_OP, "x", x, "B, C, H, W")
+    B, C = x.shape[:2]
+    check_same_device(
+        _OP, "x", x, gain=gain, bias=bias, y=y, running_mean=running_mean, running_var=running_var
+    )  # fmt: skip
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if statistic is not None:
+            check_shape(_OP, name, statistic, (C,), "C")
+        elif not training:
+            raise ValueError(f"{_OP}: {name} must be given without training, got None")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{_OP}: running_mean and running_var must be given both or neither, got one")
+    if training and x.numel() == C:
+        raise ValueError(f"{_OP}: x must have more than 1 value a channel in training, got shape {tuple(x.shape)}")
+    if y is not None:
+        if y.is_floating_point():
+            raise TypeError(f"{_OP}: y must have an integer dtype, got {y.dtype}")
+        check_shape(_OP, "y", y, (B,), "B")
+    first = next((table for table in (gain, bias) if table is not None), None)
+    for name, table in (("gain", gain), ("bias", bias)):
+        if table is None or first is None:
+            continue
+        if y is None and table.ndim == 1 and first.ndim == 1:
+            check_shape(_OP, name, table, (C,), "C")
+        elif y is None:
+            check_shape(_OP, name, table, (B, C), "B, C")
+        else:
+            check_ndim(_OP, name, table, "num_classes, C")
+            check_shape(_OP, name, table, (first.shape[0], C), "num_classes, C")
