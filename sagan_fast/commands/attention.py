@@ -14,8 +14,6 @@ from sagan_fast.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALL_GAMMA = 0.01
-
 
 @dataclass
 class Options:
@@ -70,7 +68,13 @@ def run(args: list[str]) -> None:
     from sagan_fast.evaluation.sampling import class_name, class_number, classes, latents
     from sagan_fast.models.checkpoint import load_discriminator, load_generator
     from sagan_fast.visualize.attention_figure import figure, figure_row, sweep_frames
-    from sagan_fast.visualize.attention_maps import attention_input, attention_layer, positions_at, spread_queries
+    from sagan_fast.visualize.attention_maps import (
+        SMALL_GAMMA,
+        attention_input,
+        attention_layer,
+        positions_at,
+        spread_queries,
+    )
     from sagan_fast.visualize.grids import save_animation, save_png
 
     device = pick_device(options.device)

@@ -25,6 +25,7 @@ from sagan_fast.models.generator import is_exported
 from sagan_fast.visualize import drawing
 from sagan_fast.visualize.attention_figure import NEARLY_EVEN
 from sagan_fast.visualize.attention_maps import (
+    SMALL_GAMMA,
     attention_input,
     attention_layer,
     attention_layers,
@@ -183,7 +184,7 @@ class Model:
             "map": drawing.with_dot(lit, *at, drawing.COLOURS[0], PANEL / 40),
             "x": place[0], "y": place[1], "cells": size[0], "layer": layer_name,
             "peak": float(peak), "half": half / row.shape[1], "even": bool(peak < NEARLY_EVEN),
-            "gamma": float(module.gamma), "score": seen.score,
+            "gamma": float(module.gamma), "small": abs(float(module.gamma)) < SMALL_GAMMA, "score": seen.score,
         }  # fmt: skip
 
     def latent(self, seed: int, index: int) -> Tensor:

@@ -18,6 +18,8 @@ CANDIDATES = 12
 """Positions a side that `spread_queries` chooses from."""
 MARGIN = 0.1
 """Share of the image, along each border, that it leaves out: the border is a distant place, but seldom the subject."""
+SMALL_GAMMA = 0.01
+"""Below it a block adds almost nothing to its input, and its maps say little."""
 CLOSE = 0.2
 """Two of its points are neighbours, dots that nearly touch, under this share of the grid's diagonal."""
 

@@ -55,6 +55,7 @@ def test_attention_is_that_row_of_the_map(model, tiny_run, network):
     assert (found["x"], found["y"], found["cells"]) == (23.0, 11.0, 16)
     assert found["peak"] == pytest.approx(float(row.max() * len(row)), rel=1e-4)
     assert found["half"] == pytest.approx(int((row.sort(descending=True).values.cumsum(0) < 0.5).sum() + 1) / 64)
+    assert found["gamma"] == pytest.approx(float(layer.gamma)) and found["small"] is (abs(found["gamma"]) < 0.01)
     assert found["picture"].shape == found["map"].shape == (3, 320, 320)
     assert nearly(found["picture"][:, ::10, ::10], image)
     if network == "d":

@@ -43,12 +43,12 @@ export function startAttention({ model, run }) {
     $("found").textContent = text;
   }, $("pair"));
 
-  function words({ even, peak, half, gamma, score }) {
+  function words({ even, peak, half, gamma, small, score }) {
     const looks = even
       ? `This point looks nearly evenly at the whole picture (peak ${peak.toFixed(2)} times even attention).`
       : `Half of this point's attention is on ${Math.max(1, Math.round(100 * half))} % of the picture; the strongest ` +
         `place has ${peak.toFixed(1)} times even attention.`;
-    const weak = Math.abs(gamma) < 0.05 ? ", near 0: attention adds little" : "";
+    const weak = small ? ", near 0: the block adds almost nothing, and its map says little" : "";
     const scored = score === null ? "" : ` The discriminator's score is ${score.toFixed(2)}; higher means more real.`;
     return `${looks} Gamma is ${gamma.toFixed(3)}${weak}.${scored}`;
   }
