@@ -147,12 +147,13 @@ def evidence_table(folder: Path) -> str:
         ran = _names(dtype for r in executed for dtype in r["dtypes"])
         free = _names(r["dtype"] for r in proved if r["result"] == "race_free")
         rows.append([f"`{kernel}`", ran or "no", free or "no", _chips(compiled)])
-    cells: dict[str, dict[str, list[Found]]] = {}
+    cells: dict[tuple[str, str], dict[str, list[Found]]] = {}
     for r in sorted(of["compiled"], key=lambda r: str(r["triton"])):
-        cells.setdefault(r["triton"], {}).setdefault(r["dtype"], []).append(r)
-    tritons = [[version, *(_chips(cell.get(dtype, [])) for dtype in DTYPES)] for version, cell in cells.items()]
+        family = next((name for name in ("spectral_norm", "batch_norm") if r["kernel"].startswith(name)), "attention")
+        cells.setdefault((r["triton"], family), {}).setdefault(r["dtype"], []).append(r)
+    tritons = [[*which, *(_chips(cell.get(dtype, [])) for dtype in DTYPES)] for which, cell in sorted(cells.items())]
     kernels = markdown("kernel | executed as compiled IR | race-free by proof on sm_80 | compiled for", rows)
-    return kernels + "\n\n" + markdown(f"Triton | {' | '.join(DTYPES)}", tritons)
+    return kernels + "\n\n" + markdown(f"Triton | kernels | {' | '.join(DTYPES)}", tritons)
 
 
 def _chips(records: Sequence[Found]) -> str:
