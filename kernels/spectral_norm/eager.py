@@ -63,20 +63,22 @@ def spectral_norm_fwd(
     flat_v = us[0].new_empty(offsets([v.numel() for v in vs])[1])
     new_us, new_vs = split_vector(flat_u, [u.numel() for u in us]), split_vector(flat_v, [v.numel() for v in vs])
     matrices = [matrix_of(weight).to(dtype) for weight in weights]
-    torch._foreach_copy_(new_us, list(us))
-    torch._foreach_copy_(new_vs, [as_stored(v, weight) for v, weight in zip(vs, weights, strict=True)])
+    stored_vs = [as_stored(v, weight) for v, weight in zip(vs, weights, strict=True)]
     if update:
+        given, ends = (us, (new_vs, new_us)) if v_first else (stored_vs, (new_us, new_vs))
+        sides = [matrix.t() for matrix in matrices] if v_first else matrices
         for _ in range(n_power_iterations):
-            if v_first:
-                norms, found = _update([matrix.t() for matrix in matrices], new_us, new_vs, eps)
-            else:
-                norms, found = _update(matrices, new_vs, new_us, eps)
+            norms, found = _update(sides, given, *ends, eps)
+            given = ends[1]
         moves = is_length(torch.stack(norms)) & is_length(torch.stack(found))
         _copy_where(moves, (us, vs), (new_us, v_of(flat_v, weights)))
-    elif sigmas is not None:
-        found = list(sigmas.to(dtype))
     else:
-        found = [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, new_us, new_vs, strict=True)]
+        torch._foreach_copy_(new_us, list(us))
+        torch._foreach_copy_(new_vs, stored_vs)
+        if sigmas is not None:
+            found = list(sigmas.to(dtype))
+        else:
+            found = [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, new_us, new_vs, strict=True)]
     for start, matrix, sigma in zip(offsets([matrix.numel() for matrix in matrices])[0], matrices, found, strict=True):
         place = out[start : start + matrix.numel()].view(matrix.shape)
         if place.dtype == dtype:
@@ -87,21 +89,21 @@ def spectral_norm_fwd(
 
 
 def _update(
-    matrices: Sequence[Tensor], seconds: list[Tensor], firsts: list[Tensor], eps: float
+    matrices: Sequence[Tensor], given: Sequence[Tensor], firsts: list[Tensor], seconds: list[Tensor], eps: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Set first = M second / |.|, then second = Mᵀ first / |.| for every matrix M.
+    """Set first = M given / |.|, then second = Mᵀ first / |.| for every matrix M; `given` may be `seconds`.
 
-    Return every |M second|, and sigma = firstᵀ M second.
+    Return every |M given|, and sigma = firstᵀ M second.
     """
-    for matrix, second, first in zip(matrices, seconds, firsts, strict=True):
+    for matrix, start, first, second in zip(matrices, given, firsts, seconds, strict=True):
         rows = max(1, BLOCK_ELEMENTS // matrix.shape[1])
         if rows >= matrix.shape[0] or not matrix.is_contiguous():
-            torch.mv(matrix, second, out=first)
-            second.copy_(torch.mv(matrix.t(), first))
+            torch.mv(matrix, start, out=first)
+            torch.mv(matrix.t(), first, out=second)
             continue
         total = torch.zeros_like(second)
         for block, part in zip(matrix.split(rows), first.split(rows), strict=True):
-            torch.mv(block, second, out=part)
+            torch.mv(block, start, out=part)
             total.addmv_(block.t(), part)
         second.copy_(total)
     norms = torch._foreach_norm(firsts)
@@ -155,8 +157,8 @@ def spectral_norms(
 
 def _move(matrices: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], eps: float) -> list[Tensor]:
     """Do as `_update`, but leave both vectors where a length is not `is_scalable`; return that length, else sigma."""
-    moved = [end.clone() for end in firsts], [end.clone() for end in seconds]
-    norms, sigmas = map(torch.stack, _update(matrices, moved[1], moved[0], eps))
+    moved = [torch.empty_like(end) for end in firsts], [torch.empty_like(end) for end in seconds]
+    norms, sigmas = map(torch.stack, _update(matrices, seconds, *moved, eps))
     is_first_long = is_scalable(norms)
     _copy_where(is_first_long & is_scalable(sigmas), (firsts, seconds), moved)
     return list(torch.where(is_first_long, sigmas, norms))
