@@ -1,6 +1,7 @@
 """One step: what moves and what does not, labels drawn uniformly, spectral norm once per update."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -197,6 +198,7 @@ def test_twenty_steps_are_the_same_folded_and_in_place_or_not(generator, monkeyp
     # In float64: Adam makes whole steps of float32's noise.
     monkeypatch.setattr(step_module, "prepare_batch", lambda *args: (prepare_batch(*args)[0].double(), args[1]))
     images = [batch(4, generator) for _ in range(20)]
+    ahead_of_norm = re.compile(r"blocks\.\d+\.(conv1|conv2|shortcut)\.bias")
     torch.set_default_dtype(torch.float64)
     try:
         found = []
@@ -209,7 +211,10 @@ def test_twenty_steps_are_the_same_folded_and_in_place_or_not(generator, monkeyp
                 if isinstance(module, (GeneratorBlock, DiscriminatorBlock)):
                     module.resizing, module.in_place = resizing, in_place
             values = [train_step(state, config, *some, CPU) for some in images]
-            found.append([*values[-1].values(), *state.generator.parameters(), *state.discriminator.parameters()])
+            # The gradient of a bias ahead of a batch norm is zero but for rounding, which Adam makes steps of.
+            weights = [p for name, p in state.generator.named_parameters() if not ahead_of_norm.match(name)]
+            assert len(weights) < len(list(state.generator.parameters()))
+            found.append([*values[-1].values(), *weights, *state.discriminator.parameters()])
     finally:
         torch.set_default_dtype(torch.float32)
     assert found[0][0].dtype == torch.float64
