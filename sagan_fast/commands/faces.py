@@ -195,6 +195,11 @@ def _detect(args: list[str]) -> None:
 
     options, finding = _read("detect", args, (Detect, Finding), ("pictures",))
     detector, out = _detector(finding, options.min_score), Path(options.out).expanduser()
+    pictures = Path(options.pictures).expanduser()
+    if pictures.is_dir() and out.resolve().is_relative_to(pictures.resolve()):
+        raise InputError(
+            f"{out} is in {pictures}: drawings there would be searched for faces too; choose another --out"
+        )
     listed, broken, total = photographs(options.pictures), dict[str, str](), 0
     images = []
     for name, pixels, faces in detections(listed, detector, finding.on_broken, broken):

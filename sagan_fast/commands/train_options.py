@@ -20,7 +20,7 @@ class Action:
     resume: bool = False
     """continue the run in --out. With a preset or --config: start it if there is none"""
     resume_from: str = ""
-    """continue from this step, "best" or a checkpoint file. Later checkpoints are kept in replaced/"""
+    """continue from this step, "best" or a checkpoint file. What is later is kept in replaced/"""
     init_from: str = ""
     """begin a new run with the weights of this run or checkpoint. Classes and sizes may differ"""
     dry_run: bool = False

@@ -11,18 +11,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sagan_fast.layers.spectral_norm import GroupedForward
+from sagan_fast.ops.library import is_transformed
+
 
 def checkpointed(module: nn.Module, *inputs: Any) -> Tensor:
     """Return `module(*inputs)` and keep no more for its backward than the inputs; gradients are the same bits.
 
-    The module may not draw random numbers. The second computation moves no running averages of batch norm. Nor does it
-    move u and v of spectral norm; with `fuse_spectral_norm(model, update="step")` it sees the same W/sigma.
+    The module may not draw random numbers. The second computation moves no running averages of batch norm, and sees
+    W/sigma as it is in the backward. So everything is kept where u and v of a spectral norm move at each forward: in
+    training, but for `fuse_spectral_norm(model, update="step")`. It is kept under torch.func too.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_transformed() or _moves(module):
         return module(*inputs)  # type: ignore[no-any-return]
     contexts = functools.partial(_contexts, module)
     out: Tensor = checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)  # type: ignore[no-untyped-call]
     return out
+
+
+def _moves(module: nn.Module) -> bool:
+    norms = (norm for norm in module.modules() if isinstance(norm, GroupedForward) and norm.training)
+    return any(norm.link.group is None or norm.link.group.update == "forward" for norm in norms)
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

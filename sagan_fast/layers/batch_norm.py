@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d
 from sagan_fast.ops.backends import choose_batch_norm
 from sagan_fast.ops.batch_norm import Options, Sync, fused_batch_norm, is_plain
@@ -53,19 +54,12 @@ def fused(
 
 
 def _fits(norm: nn.BatchNorm2d, x: Tensor, gain: Tensor | None, y: Tensor | None) -> bool:
-    if type(norm) not in (nn.BatchNorm2d, SyncedBatchNorm2d) or is_hooked(norm):
+    if type(norm) not in (nn.BatchNorm2d, SyncedBatchNorm2d) or is_watched(norm):
         return False
     if x.ndim != 4 or x.shape[1] != norm.num_features:
         return False
     rows = y if y is not None else gain if gain is not None and gain.ndim == 2 else None
     return rows is None or len(rows) == len(x)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Return whether a hook waits for a call of `module`."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def _gather(mine: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan_fast.layers.batch_norm import fused, is_hooked
+from sagan_fast.layers.batch_norm import fused
+from sagan_fast.layers.effective_weight import is_watched
 
 
 class ConditionalBatchNorm2d(nn.Module):
@@ -45,7 +46,7 @@ class ConditionalBatchNorm2d(nn.Module):
                 gain, bias = (each.to(x.dtype)[:, :, None, None] for each in (gain, bias))
                 out = torch.addcmul(bias, gain, out)
             if relu:
-                out = F.relu(out, inplace=in_place and not is_hooked(self.norm))
+                out = F.relu(out, inplace=in_place and not is_watched(self.norm))
         return out
 
     def _tables(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -61,6 +62,6 @@ class ConditionalBatchNorm2d(nn.Module):
                 shape = f"(B, {self.num_classes})"
                 raise ValueError(f"ConditionalBatchNorm2d: weights y must have shape {shape}, got {tuple(y.shape)}")
             return y @ self.gain.weight, y @ self.bias.weight, None
-        if type(self.gain) is type(self.bias) is nn.Embedding and not (is_hooked(self.gain) or is_hooked(self.bias)):
+        if type(self.gain) is type(self.bias) is nn.Embedding and not (is_watched(self.gain) or is_watched(self.bias)):
             return self.gain.weight, self.bias.weight, y
         return self.gain(y), self.bias(y), None  # a parametrised table must be computed once

@@ -35,6 +35,17 @@ def has_hooks(module: Any) -> bool:
     return bool(pre) and not all(is_spectral_norm_hook(hook, module) for hook in pre.values())
 
 
+def is_watched(module: Any) -> bool:
+    """Return whether somebody may see what `module` is given or returns: by its hooks, or by those of all modules."""
+    every = nn.modules.module
+    return has_hooks(module) or bool(
+        every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
+    )
+
+
 def is_pointwise(conv: Any) -> bool:
     """Return whether `conv` has a 1x1 kernel, no stride, no padding and no groups."""
     return (

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sagan_fast.layers.effective_weight import has_hooks
+from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.ops.library import is_transformed
 from sagan_fast.ops.resized_conv import Direction, folded
 
@@ -86,7 +86,7 @@ def is_foldable(conv: nn.Conv2d) -> bool:
         type(conv).forward is nn.Conv2d.forward
         and "forward" not in conv.__dict__
         and not conv._forward_pre_hooks
-        and not has_hooks(conv)
+        and not is_watched(conv)
         and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
         and (conv.groups, conv.padding_mode) == (1, "zeros")
     )

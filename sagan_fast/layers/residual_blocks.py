@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sagan_fast.choices import Resizing
 from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
-from sagan_fast.layers.effective_weight import has_hooks
+from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
@@ -107,7 +107,7 @@ def _folds(resizing: Resizing, conv: nn.Conv2d, x: Tensor, direction: Direction)
 
 def _normalised(block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, y: Tensor | None) -> Tensor:
     """Return ReLU(norm(x, y)), as one op where no hook waits for what `norm` returns."""
-    if has_hooks(norm):
+    if is_watched(norm):
         return F.relu(norm(x, y))
     out: Tensor = norm(x, y, relu=True, in_place=block.in_place)
     return out
@@ -115,10 +115,10 @@ def _normalised(block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, 
 
 def _rectified(block: GeneratorBlock | DiscriminatorBlock, layer: nn.Module, h: Tensor) -> Tensor:
     """Return ReLU of `h`, the result of `layer`, in its memory where nobody else has seen it."""
-    return F.relu(h, inplace=block.in_place and not has_hooks(layer))
+    return F.relu(h, inplace=block.in_place and not is_watched(layer))
 
 
 def _plus(block: GeneratorBlock | DiscriminatorBlock, h: Tensor, residual: Tensor) -> Tensor:
     """Return the sum, in the memory of `h`, the result of the block's second convolution, where nobody can tell."""
-    is_own = block.in_place and not has_hooks(block.conv2) and not is_transformed()
+    is_own = block.in_place and not is_watched(block.conv2) and not is_transformed()
     return h.add_(residual) if is_own and h.dtype == residual.dtype else h + residual

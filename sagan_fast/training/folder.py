@@ -1,6 +1,7 @@
 """The folder of a run: made, checked and locked; its checkpoints, which models/checkpoint.py reads."""
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -71,17 +72,20 @@ class Checkpoints:
             self._link(good, self.last)  # first: a run that is killed here goes on from there
         self._drop([s for s in self.steps() if s > step])
 
-    def set_aside(self, chosen: Path, step: int) -> list[int]:
-        """Let last.pt name `chosen`, of `step`, and move the checkpoints of later steps to replaced/; return these."""
+    def continue_from(self, chosen: Path) -> None:
+        """Let last.pt name `chosen`."""
         if not (self.last.exists() and chosen.samefile(self.last)):
             self._link(chosen, self.last)
-        later = [s for s in self.steps() if s > step]
-        aside = self.folder / "replaced"
-        with explained(f"cannot write {aside}"):
-            for s in later:
-                aside.mkdir(exist_ok=True)
-                move(self.path(s), aside / self.path(s).name)
-        return later
+
+    def after(self, step: int) -> list[Path]:
+        """Return the checkpoints of steps later than `step`, with best.pt and its note if the best is one of these."""
+        found = [self.path(s) for s in self.steps() if s > step]
+        note = self.folder / "best.json"
+        try:
+            is_later = json.loads(note.read_text())["step"] > step
+        except (OSError, ValueError, KeyError, TypeError):
+            return found
+        return [*found, self.folder / "best.pt", note] if is_later else found
 
     def chosen(self, which: str) -> Path:
         """Return the checkpoint that `which` names: a step, "best", "newest" or a file. InputError if there is none."""
@@ -188,6 +192,26 @@ class RunFolder:
             with replacing(path) as file:
                 file.write(text.encode())
         clean(self.checkpoints.folder)
+
+    def set_aside(self, chosen: Path, step: int) -> tuple[Path, list[str]]:
+        """Go on from the checkpoint `chosen`, of `step`: move what is later to a new folder in replaced/.
+
+        That is checkpoints, pictures of samples and scores. Return the folder and the names of what it holds now, which
+        are none if nothing was later.
+        """
+        self.checkpoints.continue_from(chosen)
+        numbered = [*self.path.glob("samples/*.png"), *self.path.glob("evaluation/step-*")]
+        later = [path for path in numbered if (n := re.search(r"\d+", path.name)) and int(n[0]) > step]
+        later += self.checkpoints.after(step)
+        numbers = (self.path / "replaced" / str(n) for n in itertools.count(1))
+        aside = next(path for path in numbers if not path.exists())
+        with explained(f"cannot write {aside}"):
+            for path in later:
+                place = aside / path.relative_to(self.path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    move(path, place)
+        return aside, sorted(str(path.relative_to(self.path)) for path in later)
 
     def interrupted(self) -> str:
         """Return the sentence for a run that was ended in the midst of a step."""

@@ -53,9 +53,9 @@ def train(
         raise InputError("--resume goes on with a run, and --init-from begins a new one: give one of them")
     with connected(config.device, config.timeout) as world, stop_on_signals() as stop:
         dataset, config = opened(config, world)
+        world.by_main(lambda: folder.check(resume))
         config, sized = with_micro_batch(config, world, folder.path / "config.yaml" if resume else None)
         world.together(lambda: config.micro_batches(world.size))  # or a sentence
-        world.by_main(lambda: folder.check(resume))
         guard = Guard(config.collapse_patience, growth=config.sigma_growth, loss=config.loss)
         run = Run(config, world, dataset, new_state(config, world.device), guard, folder)
         world.together(lambda: check_backend(run.state))

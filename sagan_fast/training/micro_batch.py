@@ -10,7 +10,7 @@ import torch
 from sagan_fast.distributed import World
 from sagan_fast.errors import InputError
 from sagan_fast.training.config import TrainConfig, read_yaml
-from sagan_fast.training.state import new_state
+from sagan_fast.training.state import check_backend, new_state
 from sagan_fast.training.step import train_step
 
 SHARE_OF_MEMORY = 0.9
@@ -29,13 +29,13 @@ def with_micro_batch(config: TrainConfig, world: World, stored: Path | None) -> 
     if config.micro_batch_size != "auto":
         return config, ""
     whole = dataclasses.replace(config, micro_batch_size=0)
-    world.together(lambda: whole.micro_batches(world.size))  # or a sentence
     if given.count("auto") < world.size:
         return whole, ""  # the run will say that options differ
+    world.together(lambda: whole.micro_batches(world.size))  # or a sentence
     share = config.batch_size // world.size
     before = world.from_main(lambda: read_yaml(stored).get("micro_batch_size") if stored and stored.exists() else None)
-    if isinstance(before, int) and before and share % before == 0:
-        found, why = before, "as before"
+    if isinstance(before, int) and share % (before or share) == 0:
+        found, why = before or share, "as before"
     elif world.device.type == "cuda":
         found = min(world.gather(world.together(lambda: search(config, share, world.device))))
         why = f"the largest divisor of {share} that fits {torch.cuda.get_device_name(world.device)}"
@@ -89,10 +89,12 @@ def fits(config: TrainConfig, share: int, size: int, device: torch.device) -> bo
         if is_cuda:
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.reset_peak_memory_stats(device)  # what the run reports is its own
 
 
 def _two_steps(trial: TrainConfig, device: torch.device) -> None:
     state = new_state(trial, device)
+    check_backend(state)
     images = torch.zeros(trial.batch_size, 3, trial.resolution, trial.resolution, dtype=torch.uint8)
     labels = torch.zeros(trial.batch_size, dtype=torch.long)
     with state.precision.products():

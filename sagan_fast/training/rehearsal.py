@@ -21,6 +21,7 @@ from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import memory_gib
 from sagan_fast.training.loop import opened
+from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.micro_batch import with_micro_batch
 from sagan_fast.training.state import TrainState, check_backend, new_state
 from sagan_fast.training.step import train_step
@@ -40,10 +41,10 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
     """
     with connected(config.device, config.timeout) as world:
         dataset, config = opened(config, world)
-        config, sized = with_micro_batch(config, world, None)
-        world.together(lambda: config.micro_batches(world.size))
         out = Path(config.out)
         world.by_main(lambda: RunFolder(out, config.keep).check(resume))
+        config, sized = with_micro_batch(config, world, out / "config.yaml" if resume else None)
+        world.together(lambda: config.micro_batches(world.size))
         state = new_state(config, world.device)
         world.together(lambda: check_backend(state))
         state.connect(world, config)
@@ -92,7 +93,7 @@ def _seconds_a_step(state: TrainState, config: TrainConfig, dataset: ImageDatase
         pin_memory=world.device.type == "cuda",
     )
     began = 0.0
-    with closing(stream), state.precision.products():
+    with closing(stream), state.precision.products(), kept_memory(world.device.type):
         for step in range(STEPS + 1):
             train_step(state, config, *next(stream), world.device)
             if step == 0:

@@ -135,14 +135,14 @@ class Run:
     def set_aside(self) -> list[str]:
         """Move what is later than the state to where nothing overwrites it; return the sentence about it.
 
-        For a run that goes on from an earlier checkpoint: those of later steps, and their lines of the log.
+        For a run that goes on from an earlier checkpoint: checkpoints, pictures and scores of later steps, the best
+        checkpoint if it is later, and the lines of the log.
         """
         if self.source is None:
             return []
-        later = self.folder.checkpoints.set_aside(self.source, self.state.step)
+        aside, later = self.folder.set_aside(self.source, self.state.step)
         keep_lines_after(self.folder.path, self.state.step)
-        steps = f"the checkpoints of steps {', '.join(map(str, later))} are kept in checkpoints/replaced/"
-        return [steps] if later else []
+        return [f"what came after step {self.state.step} is kept in {aside}: {', '.join(later)}"] if later else []
 
     def _restore(self, content: dict[str, Any], path: Path) -> list[str]:
         config, world = self.config, self.world

@@ -32,7 +32,8 @@ class WandbBoard:
                 project=project, name=run.absolute().name, dir=str(run), config=dict(config), id=known, resume="allow"
             )
         except Exception as error:  # no login, no network: of many kinds
-            raise InputError(f"--wandb {project} cannot start: {str(error).splitlines()[0]}") from error
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"--wandb {project} cannot start: {said}") from error
         note.parent.mkdir(exist_ok=True)
         note.write_text(self.run.id)
         self.run.define_metric("*", step_metric="step")  # an evaluation in the background is of an earlier step

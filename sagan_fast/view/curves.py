@@ -16,13 +16,13 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Gamma of attention", "How much attention adds. It starts at 0.", ("gamma/*",)),
     ("Gradient norms", "Length of the gradient of all weights.", ("grad_norm/*",)),
     ("Largest sigma", "Largest spectral norm of a weight. A sudden rise announces divergence.", ("sigma_max/*",)),
-    ("Penalties", "Terms that are added to the loss of the discriminator.", ("r1", "r2", "gp", "lecam")),
+    ("Penalties", "Terms that are added to the loss of the discriminator.", ("r1", "r2", "gradient_penalty", "lecam")),
     ("Images per second", "Speed of the training.", ("images_per_s",)),
 )  # fmt: skip
 """Title, meaning, and the names in log.jsonl. A name is drawn by the first chart that it fits."""
 NAMES = {
     "d_loss": "D loss", "g_loss": "G loss", "d_real": "real images", "d_fake": "generated images", "r1": "R1",
-    "r2": "R2", "gp": "gradient penalty", "lecam": "LeCam", "images_per_s": "images/s",
+    "r2": "R2", "gradient_penalty": "gradient penalty", "lecam": "LeCam", "images_per_s": "images/s",
     "grad_norm/d": "discriminator", "grad_norm/g": "generator",
     "sigma_max/d": "discriminator", "sigma_max/g": "generator",
 }  # fmt: skip

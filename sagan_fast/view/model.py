@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import time
 from collections import OrderedDict
@@ -174,6 +175,10 @@ class Model:
         query = positions_at([(x, y)], size, seen.picture.shape[-1])[0]
         row = rows_of(module, seen.x, [query]).cpu()
         peak = row.amax() * row.shape[1]
+        numbers = (peak, module.gamma, 0.0 if seen.score is None else seen.score)
+        if not all(math.isfinite(number) for number in numbers):
+            which = "generator" if network == "g" else "discriminator"
+            raise InputError(f"the {which} gives numbers that are not finite: its weights have diverged")
         big = drawing.enlarged(seen.picture, PANEL)
         warmth = heat(on_picture(row, size, module.pool, *big.shape[1:]), peak[None])[0]
         lit, at = drawing.lit(big, warmth, drawing.COLOURS[0]), centre_of(query, size, *big.shape[1:])

@@ -95,9 +95,9 @@ def application(view: View) -> Starlette:
 
     async def samples(request: Request) -> Response:
         query, shown = request.query_params, model()
-        first, one = _whole(query, "first", 0, 10**6), query.get("class", "")
         facts = shown.about()
         names = facts["classes"]
+        first, one = _whole(query, "first", 0, max(len(names) - 1, 0)), query.get("class", "")
         rows: list[int | None] = [None] * facts["rows"]
         if names:
             rows = list(range(first, min(first + facts["rows"], len(names))))
@@ -186,7 +186,7 @@ class _Guarded:
 
 def _whole(query: Mapping[str, str], name: str, low: int, high: int) -> int:
     text = query.get(name, "0") or "0"
-    if not text.isascii() or not text.isdigit() or not low <= int(text[:20]) <= high:
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or not low <= int(text) <= high:
         raise InputError(f"{name} must be a whole number from {low} to {high}, got {text[:40]!r}")
     return int(text)
 

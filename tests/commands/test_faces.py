@@ -29,6 +29,12 @@ def album(tmp_path, rng):
     return folder
 
 
+def test_drawings_are_not_searched_for_faces(weights, album, sentence):
+    for out in (album, album / "found"):
+        assert cli.main(["faces", "detect", str(album), "--out", str(out), "--weights", weights]) == 2
+        assert "drawings there would be searched for faces too" in sentence()
+
+
 def test_detect_draws_and_lists(weights, album, tmp_path, capsys):
     out = tmp_path / "found"
     common = ["--weights", weights, "--device", "cpu"]

@@ -47,10 +47,12 @@ def test_a_run_goes_back_to_an_earlier_checkpoint_and_loses_nothing(tiny_run, tm
     capsys.readouterr()
     assert cli.main(["train", "--resume-from", "3", "--out", str(run), "--steps", "3"]) == 0
     said = capsys.readouterr().out
-    assert "the checkpoints of steps 4 are kept in checkpoints/replaced/" in said and "done at step 3" in said
+    kept = run / "replaced" / "1"
+    assert f"what came after step 3 is kept in {kept}: checkpoints/step-00000004.pt" in said
+    assert "done at step 3" in said
     folder = run / "checkpoints"
     assert torch.load(folder / "last.pt", weights_only=True)["step"] == 3
-    assert torch.load(folder / "replaced" / "step-00000004.pt", weights_only=True)["step"] == 4
+    assert torch.load(kept / "checkpoints" / "step-00000004.pt", weights_only=True)["step"] == 4
     assert [json.loads(line)["step"] for line in (run / "replaced.jsonl").read_text().splitlines()] == [4]
     assert cli.main(["train", "--resume-from", "9", "--out", str(run)]) == 2
     assert "holds those of the steps 2, 3" in sentence()

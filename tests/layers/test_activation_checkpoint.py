@@ -1,10 +1,13 @@
 """Activations computed again: the same bits in gradients and buffers, and less kept."""
 
+import copy
+
 import pytest
 import torch
 
 from sagan_fast.layers.activation_checkpoint import checkpointed
-from sagan_fast.layers.residual_blocks import GeneratorBlock
+from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
+from sagan_fast.layers.spectral_norm import fuse_spectral_norm
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import train_step
@@ -74,3 +77,28 @@ def test_only_the_inputs_of_blocks_are_kept(generator):
     assert found[1] < 0.5 * found[0]
     with torch.no_grad():
         assert state.generator(z, y).grad_fn is None
+
+
+@pytest.mark.parametrize("update", [None, "forward", "step"])
+def test_two_forwards_before_a_backward_have_their_own_weights(update, generator):
+    block = GeneratorBlock(4, 6, 0).double()
+    if update:
+        fuse_spectral_norm(block, update=update).step()
+    xs = [torch.randn(3, 4, 5, 5, generator=generator, dtype=torch.float64) for _ in range(2)]
+    state = copy.deepcopy(block.state_dict())
+    grads = []
+    for run in (lambda block, x: block(x, None), lambda block, x: checkpointed(block, x, None)):
+        block.load_state_dict(state)
+        loss = run(block, xs[0]).square().mean() - run(block, xs[1]).square().mean()
+        grads.append(torch.autograd.grad(loss, list(block.parameters())))
+    for kept, again in zip(*grads, strict=True):
+        torch.testing.assert_close(again, kept, rtol=1e-9, atol=1e-12)
+
+
+def test_transforms_keep_everything(generator):
+    block = DiscriminatorBlock(4, 6).double()
+    fuse_spectral_norm(block).step()
+    x = torch.randn(2, 4, 6, 6, generator=generator, dtype=torch.float64)
+    block(x)
+    there = torch.func.grad(lambda x: checkpointed(block, x).square().sum())(x)
+    torch.testing.assert_close(there, torch.func.grad(lambda x: block(x).square().sum())(x))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sagan_fast.layers.batch_norm import batch_norm_relu, fused, is_hooked
+from sagan_fast.layers.batch_norm import batch_norm_relu, fused, is_watched
 from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
 from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d, sync_batch_norms
 from shared_by_tests import randn, run_ranks
@@ -75,7 +75,7 @@ def test_hooks_and_other_classes_are_left_to_themselves(generator):
     layer(x, y)
     layer.norm._forward_hooks.clear()
     layer.gain.register_forward_hook(lambda *_: calls.append("gain"))
-    assert is_hooked(layer.gain) and "BatchNormFunction" in type(layer(x, y).grad_fn).__name__
+    assert is_watched(layer.gain) and "BatchNormFunction" in type(layer(x, y).grad_fn).__name__
     assert calls == ["norm", "gain"]
 
 

@@ -77,3 +77,17 @@ def test_a_backward_hook_on_any_layer_leaves_the_gradients_as_they_are(generator
             layer.register_full_backward_hook(lambda *_: None)
         (found,) = torch.autograd.grad(block(x).square().sum(), x)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_hooks_of_all_modules_see_what_every_layer_returns(generator):
+    block, x = GeneratorBlock(4, 6, 0), torch.randn(2, 4, 8, 8, generator=generator)
+    seen = {}
+    hooks = torch.nn.modules.module
+    kept = hooks.register_module_forward_hook(lambda module, given, out: seen.update({module: (out, out.clone())}))
+    called = hooks.register_module_full_backward_hook(lambda module, given, out: None)
+    try:
+        block(x).sum().backward()
+    finally:
+        kept.remove(), called.remove()
+    assert {block.conv1, block.conv2, block.shortcut, block.norm1} <= seen.keys()
+    assert all(torch.equal(now, then) for now, then in seen.values())

@@ -164,7 +164,7 @@ def test_a_place_where_no_folder_can_be_is_a_sentence(tmp_path):
         RunFolder(tmp_path / "file" / "run", 3).open(CONFIG)
 
 
-def test_later_checkpoints_are_set_aside(tmp_path):
+def test_a_checkpoint_is_chosen_by_step_or_name(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=5)
     for step in (1, 2, 3):
         checkpoints.save({"step": step}, step)
@@ -173,9 +173,26 @@ def test_later_checkpoints_are_set_aside(tmp_path):
     ):
         checkpoints.chosen("7")
     assert checkpoints.chosen("2") == checkpoints.path(2) and checkpoints.chosen("newest") == checkpoints.last
-    assert checkpoints.set_aside(checkpoints.chosen("1"), 1) == [2, 3]
-    assert torch.load(checkpoints.last, weights_only=True) == {"step": 1} and checkpoints.steps() == [1]
-    assert sorted(p.name for p in (checkpoints.folder / "replaced").iterdir()) == [
-        "step-00000002.pt",
-        "step-00000003.pt",
-    ]
+
+
+def test_what_is_later_is_set_aside_every_time(tmp_path):
+    run = RunFolder(tmp_path, 5)
+    for name in ("checkpoints", "samples", "evaluation"):
+        (tmp_path / name).mkdir()
+    for future in range(3):
+        for step in (1, 2, 3):
+            save_atomically({"step": step, "future": future}, run.checkpoints.path(step))
+            (tmp_path / "samples" / f"{step:07d}.png").write_text(f"{future}")
+            (tmp_path / "evaluation" / f"step-{step:08d}.json").write_text(f"{future}")
+        assert run.checkpoints.pin_best(3, "fid", 100.0 - future) is True
+        aside, names = run.set_aside(run.checkpoints.chosen("1"), 1)
+        assert aside == tmp_path / "replaced" / str(future + 1) and len(names) == 8
+        assert run.checkpoints.steps() == [1] and not (tmp_path / "checkpoints" / "best.json").exists()
+        assert torch.load(run.checkpoints.last, weights_only=True)["step"] == 1
+    for future in range(3):
+        kept = tmp_path / "replaced" / str(future + 1)
+        assert torch.load(kept / "checkpoints" / "step-00000003.pt", weights_only=True)["future"] == future
+        assert json.loads((kept / "checkpoints" / "best.json").read_text())["score"] == 100.0 - future
+        assert (kept / "samples" / "0000002.png").read_text() == f"{future}"
+    assert run.set_aside(run.checkpoints.chosen("1"), 1) == (tmp_path / "replaced" / "4", [])
+    assert not (tmp_path / "replaced" / "4").exists()

@@ -75,6 +75,7 @@ def test_the_smallest_of_all_processes_counts_and_options_must_agree(monkeypatch
     assert found.micro_batch_size == 2 and said == "micro-batch size 2: the largest divisor of 8 that fits H200"
     others["auto"] = ["auto", 4]
     assert with_micro_batch(config(batch_size=16), world, None)[0].micro_batch_size == 0
+    others["auto"] = ["auto", "auto"]
     with pytest.raises(InputError, match="batch_size must be divisible by the number of processes = 2, got 15"):
         with_micro_batch(config(batch_size=15), world, None)
 

@@ -1,6 +1,8 @@
 """The model in memory gives what the commands give, and a sample is the same however it is asked for."""
 
+import copy
 import io
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -104,3 +106,13 @@ def test_a_model_without_classes(tiny_run, monkeypatch):
         model.between("0.1.0", "-.1.1", 3, None)
     with pytest.raises(InputError, match="no classes"):
         model.chosen_class(0)
+
+
+def test_weights_that_are_not_numbers_are_a_sentence(model):
+    broken, name = copy.copy(model), "3.5.0"
+    broken.discriminator, broken._seen = copy.deepcopy(model.discriminator), OrderedDict()
+    with torch.no_grad():
+        for parameter in broken.discriminator.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(InputError, match="the discriminator gives numbers that are not finite: its weights have"):
+        broken.attention("d", None, name, 0, None, 5.0, 5.0)

@@ -131,6 +131,8 @@ def test_a_real_image_is_looked_at_by_the_discriminator(client):
     [
         ("/api/samples?seed=-1", "seed must be a whole number"),
         ("/api/samples?seed=4294967296", "seed must be a whole number"),
+        ("/api/samples?seed=0000000000000000000099999999999999999999999", "seed must be a whole number"),
+        ("/api/samples?first=10", "first must be a whole number from 0 to 9, got '10'"),
         ("/api/samples?class=10", "class must be 0 to 9, got 10"),
         ("/api/samples?truncation=0", "truncation must be none or a number"),
         ("/api/samples?truncation=nan", "truncation must be a number"),
