@@ -40,7 +40,7 @@ CPU = ("fp32", {"wall": ""})
 GPU = ("bf16", {"graph": ", CUDA graphs", "eager": ", calls from Python"})
 """The precision of a device's tables, and the words for each method of timing."""
 
-ELSEWHERE = ("faces", "start")
+ELSEWHERE = ("faces", "start", "step_options", "step_breakdown")
 """Benchmarks whose records are not those of a step or an op: they have pages, or tables, of their own."""
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan_fast.layers.effective_weight import is_watched
-from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d
+from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d, of_all
 from sagan_fast.ops.backends import choose_batch_norm
-from sagan_fast.ops.batch_norm import Options, Sync, fused_batch_norm, is_plain
+from sagan_fast.ops.batch_norm import Options, Sync, fused_batch_norm
+from sagan_fast.ops.library import is_plain
 
 _OP = "batch_norm_relu"
 
@@ -39,7 +39,7 @@ def fused(
     if type(norm) is SyncedBatchNorm2d and norm.training and dist.is_initialized():
         if norm.momentum is None:
             return None
-        sync = Sync(_gather, dist.all_reduce)
+        sync = Sync(of_all, dist.all_reduce)
     elif training and x.numel() == x.shape[1]:
         return None
     momentum = norm.momentum or 0.0
@@ -60,9 +60,3 @@ def _fits(norm: nn.BatchNorm2d, x: Tensor, gain: Tensor | None, y: Tensor | None
         return False
     rows = y if y is not None else gain if gain is not None and gain.ndim == 2 else None
     return rows is None or len(rows) == len(x)
-
-
-def _gather(mine: Tensor) -> Tensor:
-    gathered = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, mine)
-    return torch.stack(gathered)

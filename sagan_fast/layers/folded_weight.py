@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sagan_fast.layers.effective_weight import is_watched
-from sagan_fast.ops.library import is_transformed
+from sagan_fast.ops.library import is_plain
 from sagan_fast.ops.resized_conv import Direction, folded
 
 
@@ -61,14 +61,8 @@ class FoldedWeight:
 
 
 def _can_be_kept(weight: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and type(weight) is Tensor  # no nn.Parameter
-        and weight.device.type == "cpu"
-        and not weight.is_inference()
-        and not is_transformed()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    )
+    # no nn.Parameter
+    return not is_plain() and type(weight) is Tensor and weight.device.type == "cpu" and not weight.is_inference()
 
 
 def _is_same(made: _Made, weight: Tensor) -> bool:

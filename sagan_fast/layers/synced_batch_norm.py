@@ -7,6 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan_fast.ops.batch_norm import together
+
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose statistics in training are those of the batches (B, C, H, W) of all processes.
@@ -36,6 +38,13 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         return result
 
 
+def of_all(mine: Tensor) -> Tensor:
+    """Return `mine` of all processes, stacked by rank."""
+    gathered = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, mine)
+    return torch.stack(gathered)
+
+
 def sync_batch_norms(model: nn.Module) -> int:
     """Make every nn.BatchNorm2d in `model` a SyncedBatchNorm2d, in place; return how many there were."""
     norms = [module for module in model.modules() if type(module) is nn.BatchNorm2d]
@@ -57,15 +66,8 @@ class _Normalise(torch.autograd.Function):
             var, mean = torch.var_mean(x.to(wide), dim=(0, 2, 3), correction=0)
         else:
             var = mean = x.new_zeros(C, dtype=wide)
-        # Moments about each process' own mean, put together as by Chan et al.: no difference of large sums.
         mine = torch.cat([mean, var, x.new_full((1,), B * H * W, dtype=wide)])
-        gathered = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, mine)
-        means, variances, counts = torch.split(torch.stack(gathered), [C, C, 1], dim=1)
-        count = counts.sum()
-        share = counts / count.clamp_min(1)
-        mean = (share * means).sum(0)
-        var = (share * (variances + (means - mean).square())).sum(0)
+        mean, var, count = together(of_all(mine), C)
         out = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
         ctx.save_for_backward(x, mean, torch.rsqrt(var + eps), count, weight)
         ctx.mark_non_differentiable(mean, var, count)

@@ -13,7 +13,7 @@ from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
 from sagan_fast.ops.attention import gradients
 from sagan_fast.ops.backends import choose_batch_norm
 from sagan_fast.ops.derivatives import is_old_batch
-from sagan_fast.ops.library import is_transformed
+from sagan_fast.ops.library import is_plain, is_transformed
 
 _OP = "conditional_batch_norm"
 
@@ -76,16 +76,6 @@ class Options(NamedTuple):
     relu: bool = False
     one_plus: bool = False
     sync: Sync | None = None
-
-
-def is_plain() -> bool:
-    """Return whether a transform or a compiler is at work, for which every backend computes in plain PyTorch."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.compiler.is_exporting()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or is_transformed()
-    )
 
 
 def fused_batch_norm(

@@ -15,3 +15,13 @@ def define(schema: str) -> None:
 def is_transformed() -> bool:
     """Return whether a transform of `torch.func`, or forward-mode AD, is at work: a plain call would lose tangents."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_plain() -> bool:
+    """Return whether a transform or a compiler is at work, for which every backend computes in plain PyTorch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        or is_transformed()
+    )

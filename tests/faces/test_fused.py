@@ -51,7 +51,7 @@ def test_the_input_and_the_network_are_left_as_they_were(trained, generator):
 
 
 def test_fewer_numbers_are_computed(trained):
-    """One convolution in place of four and of two, no batch norm: 22 convolutions instead of 33."""
+    """One convolution in place of four and of two, no batch norm: 21 convolutions instead of 33."""
     convolutions = [m for m in fuse(trained).modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(convolutions) == 21
     assert len([m for m in trained.modules() if isinstance(m, torch.nn.Conv2d)]) == 33
