@@ -41,10 +41,16 @@ class Noise:
             lanes *= 2
         mixed = (config.seed + 1) * 0x9E3779B97F4A7C15 + rollbacks * 0xD1B54A32D192ED03 + step
         self.lanes = lanes
-        self.places = torch.arange(self.world.rank, config.batch_size, self.world.size)
+        mine: dict[int, list[int]] = {}  # by lane: which of its samples are this process'
+        places: dict[int, list[int]] = {}  # and their positions in this process' share of the batch
+        for place, sample in enumerate(range(self.world.rank, config.batch_size, self.world.size)):
+            mine.setdefault(sample % lanes, []).append(sample // lanes)
+            places.setdefault(sample % lanes, []).append(place)
+        order = sorted(mine)
+        self.order = torch.tensor([place for lane in order for place in places[lane]]).argsort()
+        self.mine = {lane: torch.tensor(mine[lane]) for lane in order}
         self.rngs = {
-            lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63)
-            for lane in torch.unique(self.places % lanes).tolist()
+            lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63) for lane in order
         }
 
     def latent(self) -> Tensor:
@@ -69,12 +75,8 @@ class Noise:
 
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         count = self.config.batch_size // self.lanes
-        drawn = {lane: draw(count, rng) for lane, rng in self.rngs.items()}
-        some = next(iter(drawn.values()))
-        mine = some.new_zeros(len(self.places), *some.shape[1:])
-        for lane, samples in drawn.items():
-            here = self.places % self.lanes == lane
-            mine[here] = samples[self.places[here] // self.lanes]
+        drawn = [draw(count, rng)[self.mine[lane]] for lane, rng in self.rngs.items()]
+        mine = drawn[0] if len(drawn) == 1 else torch.cat(drawn)[self.order]
         if self.device.type == "cuda":
             mine = mine.pin_memory()  # or the copy would wait for the GPU
         return mine.to(self.device, non_blocking=True)
@@ -253,13 +255,16 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) ->
     averages: list[Tensor] = list(average.parameters())
     values = [p.detach() for p in model.parameters()]
     buffers = dict(model.named_buffers())
+    copies: dict[str, Tensor] = {}
     for name, buffer in average.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             averages.append(buffer)
             values.append(buffers[name])
         else:
-            buffer.copy_(buffers[name])
+            copies[name] = buffer
     torch._foreach_lerp_(averages, values, 1 - decay)
+    if copies:
+        torch._foreach_copy_(list(copies.values()), [buffers[name] for name in copies])
 
 
 @contextmanager
