@@ -187,9 +187,9 @@ def _copy_where(moves: Tensor | list[bool], ends: Sequence[Tensor], moved: Seque
             end.copy_(torch.where(is_moving, one, end))
         return
     which = moves.tolist() if isinstance(moves, Tensor) else moves
-    if any(which):
-        pairs = [pair for *pair, is_moving in zip(ends, moved, (*which, *which), strict=True) if is_moving]
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+    wanted = [i for i, is_moving in enumerate((*which, *which)) if is_moving]
+    if wanted:
+        torch._foreach_copy_([ends[i] for i in wanted], [moved[i] for i in wanted])
 
 
 def scale_spectral_norms(
@@ -211,7 +211,8 @@ def _are_lengths(norms: Tensor, sigmas: Tensor) -> Tensor | list[bool]:
     """Return for which matrices both are finite and above 0, so that both vectors have a direction."""
     if norms.device.type != "cpu":
         return (norms > 0) & norms.isfinite() & (sigmas > 0) & sigmas.isfinite()
-    return [0 < norm < math.inf and 0 < sigma < math.inf for norm, sigma in zip(norms.tolist(), sigmas.tolist())]
+    lengths = zip(norms.tolist(), sigmas.tolist(), strict=True)
+    return [0 < norm < math.inf and 0 < sigma < math.inf for norm, sigma in lengths]
 
 
 def spectral_norm_bwd(

@@ -49,9 +49,7 @@ class Noise:
         order = sorted(mine)
         self.order = torch.tensor([place for lane in order for place in places[lane]]).argsort()
         self.mine = {lane: torch.tensor(mine[lane]) for lane in order}
-        self.rngs = {
-            lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63) for lane in order
-        }
+        self.rngs = {lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63) for lane in order}
 
     def latent(self) -> Tensor:
         """Return z (B, z_dim), normal, for the B images of this process."""
@@ -153,6 +151,7 @@ def discriminator_gradient(
         state.d_replica.finish()
         finish()
         norm = state.d_scaler.update(state.d_optimizer)
+        state.d_optimizer.zero_grad(set_to_none=True)  # their memory is the generator's now
         state.d_spectral.step()
         for each in scored:
             state.lecam.update(each)
