@@ -109,6 +109,7 @@ def train_step(
     parts = generator_parts(state, real, y_real, noise)
     first = next(parts)
     values["grad_norm/d"] = update()
+    state.d_optimizer.zero_grad(set_to_none=True)  # their memory is the generator's now
     values |= generator_step(state, noise, itertools.chain([first], parts))
     state.step += 1
     update_ema(state.ema, state.generator, config.ema_decay, state.step)
@@ -151,7 +152,6 @@ def discriminator_gradient(
         state.d_replica.finish()
         finish()
         norm = state.d_scaler.update(state.d_optimizer)
-        state.d_optimizer.zero_grad(set_to_none=True)  # their memory is the generator's now
         state.d_spectral.step()
         for each in scored:
             state.lecam.update(each)
