@@ -182,7 +182,7 @@ def compile(dtypes: list[str], arches: list[str], kernel: str = "") -> int:
     lines = (RESULTS / f"{EXECUTED}.jsonl").read_text().splitlines()
     names = ("kernel", "arch", "dtype", "triton", "code")
     recorded = [line for line in map(json.loads, lines) if "faults" in line]
-    done = {tuple(line[name] for name in names) for line in recorded if not line["faults"] or line["arch"] in AMD}
+    done = {tuple(line.get(name) for name in names) for line in recorded if not line["faults"] or line["arch"] in AMD}
     status = 0
     chips = [arch for arch in SHARED_BYTES if (not arches or str(arch) in arches) and not older_triton(arch)]
     for arch, dtype in product(chips, dtypes):
