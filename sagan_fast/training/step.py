@@ -68,6 +68,10 @@ class Noise:
         return self._mine(lambda count, rng: torch.rand(count, generator=rng))
 
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        return self.on_host(draw).to(self.device, non_blocking=True)
+
+    def on_host(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """Return what `draw(count, generator)` draws for the images of this process, in the CPU's memory."""
         count = self.config.batch_size // self.lanes
         drawn = {lane: draw(count, rng) for lane, rng in self.rngs.items()}
         some = next(iter(drawn.values()))
@@ -77,7 +81,7 @@ class Noise:
             mine[here] = samples[self.places[here] // self.lanes]
         if self.device.type == "cuda":
             mine = mine.pin_memory()  # or the copy would wait for the GPU
-        return mine.to(self.device, non_blocking=True)
+        return mine
 
 
 def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
@@ -103,6 +107,18 @@ def train_step(
     step has, as means over this process' images: r1, r2, gradient_penalty, lecam. d_loss is without them.
     """
     noise = Noise(config, state.step, device, state.world, state.rollbacks)
+    values = update_networks(state, images, labels, noise, ema_share(config.ema_decay, state.step + 1))
+    state.step += 1
+    return values
+
+
+def update_networks(
+    state: TrainState, images: Tensor, labels: Tensor, noise: Noise, share: float | Tensor
+) -> dict[str, Tensor]:
+    """Do the part of `train_step` that the device does; `share` is that of the weights in their average.
+
+    All that differs from step to step comes in by the arguments, but for the penalties, which `state.step` has or not.
+    """
     real, y_real = prepare_batch(images, labels, noise)
     values, update = discriminator_gradient(state, real, y_real, noise)
     # The generator's images need nothing of the discriminator: they are made while its gradients travel.
@@ -110,8 +126,7 @@ def train_step(
     first = next(parts)
     values["grad_norm/d"] = update()
     values |= generator_step(state, noise, itertools.chain([first], parts))
-    state.step += 1
-    update_ema(state.ema, state.generator, config.ema_decay, state.step)
+    update_ema(state.ema, state.generator, share)
     return values
 
 
@@ -242,14 +257,18 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[GeneratorPar
     return {"g_loss": torch.stack(losses).mean(), "grad_norm/g": norm}
 
 
+def ema_share(decay: float, step: int) -> float:
+    """Return the share that the weights after `step` steps have in their average, 1 - min(decay, (1+step)/(10+step))."""
+    return 1 - min(decay, (1 + step) / (10 + step))
+
+
 @torch.no_grad()
-def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the parameters of `average` a share 1 - d towards those of `model`, d = min(decay, (1 + step)/(10 + step)).
+def update_ema(average: nn.Module, model: nn.Module, share: float | Tensor) -> None:
+    """Move the parameters of `average` by `share`, a number or a scalar tensor, towards those of `model`.
 
     Batch norm's running averages move with them. Everything else that is not a parameter is copied, spectral norm's u
     and v above all: an average of unit vectors is shorter than one, and sigma would come out too small.
     """
-    decay = min(decay, (1 + step) / (10 + step))
     averages: list[Tensor] = list(average.parameters())
     values = [p.detach() for p in model.parameters()]
     buffers = dict(model.named_buffers())
@@ -259,7 +278,7 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) ->
             values.append(buffers[name])
         else:
             buffer.copy_(buffers[name])
-    torch._foreach_lerp_(averages, values, 1 - decay)
+    torch._foreach_lerp_(averages, values, [share] * len(values) if isinstance(share, Tensor) else share)
 
 
 @contextmanager
