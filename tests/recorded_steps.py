@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from sagan_fast.kernels.spectral_norm import eager
 from sagan_fast.layers import folded_weight, spectral_norm_group
 from sagan_fast.models import generator as models
 
@@ -25,6 +26,14 @@ def as_on_cuda(monkeypatch):
     monkeypatch.setattr(models, "_all_within", lambda y, num_classes: True)
     monkeypatch.setattr(folded_weight, "_can_be_kept", lambda weight: False)
     monkeypatch.setattr(spectral_norm_group._Batch, "is_outdated", lambda batch: False)
+    monkeypatch.setattr(eager, "_copy_where", copy_where)
+
+
+def copy_where(moves, ends, moved):
+    """Copy the vectors `moved` to `ends` where `moves` is true, as on a GPU."""
+    for old, new in zip(ends, moved, strict=True):
+        for end, one, is_moving in zip(old, new, moves, strict=True):
+            end.copy_(torch.where(is_moving, one, end))
 
 
 class Waits(TorchDispatchMode):
