@@ -36,19 +36,6 @@ def copy_where(moves, ends, moved):
             end.copy_(torch.where(is_moving, one, end))
 
 
-class Waits(TorchDispatchMode):
-    """Counts the operator calls for which a GPU would be waited for."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if name_of(func) in WAITING:
-            self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def name_of(func):
     return func._schema.name.partition("::")[2]
 

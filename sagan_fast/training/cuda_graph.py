@@ -227,7 +227,9 @@ def refusal(state: TrainState, size_was_found: bool = False) -> str:
     if state.world.size > 1:
         return f"{state.world.size} processes exchange gradients between the parts of a step"
     if state.d_scaler.is_enabled():
-        return "fp16 skips steps whose gradient overflows, which is decided outside the graph; bf16 needs no such scaler"
+        return (
+            "fp16 skips steps whose gradient overflows, which is decided outside the graph; bf16 needs no such scaler"
+        )
     if size_was_found:
         return "--micro-batch-size auto fills the memory of the device, and a graph has its own; give a number"
     for network in (state.generator, state.discriminator):
@@ -265,7 +267,9 @@ def seen_by_graphs(state: TrainState) -> list[Any]:
     for optimizer in (state.g_optimizer, state.d_optimizer):
         for moments in optimizer.state.values():
             found += [moment.data_ptr() for moment in moments.values() if isinstance(moment, Tensor)]
-        found += [(group["lr"], group["betas"], group["eps"], group["weight_decay"]) for group in optimizer.param_groups]
+        found += [
+            (group["lr"], group["betas"], group["eps"], group["weight_decay"]) for group in optimizer.param_groups
+        ]
     return found
 
 

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
-
 from recorded_steps import OperatorRecorder, as_on_cuda
+
+from sagan_fast.distributed import World
+from sagan_fast.errors import InputError
+from sagan_fast.training import cuda_graph
 from sagan_fast.training.config import TrainConfig
-from sagan_fast.training.cuda_graph import CapturedStep, captured_step
+from sagan_fast.training.cuda_graph import CapturedStep, captured_step, refusal
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import train_step
+from shared_by_tests import on_a_real_gpu
 
 CPU = torch.device("cpu")
 
@@ -83,9 +87,120 @@ def test_a_step_that_would_wait_for_the_device_is_not_captured_and_nothing_is_lo
     assert len(said) == 1 and "at step 4 the capture failed (operation not permitted" in said[0]
 
 
+def test_results_made_anew_are_found_before_a_replay_would_miss_them(generator, monkeypatch):
+    as_on_cuda(monkeypatch)
+    config, given, said = small(), batches(generator, 5), []
+    plain, state = new_state(config, CPU), new_state(config, CPU)
+    step = CapturedStep(state, config, said.append, OperatorRecorder())
+    state.d_spectral.in_place = False
+    for each in given:
+        train_step(plain, config, *each, CPU), step(*each)
+    assert are_same(plain, state)
+    assert said == [
+        "steps are not captured as a CUDA graph: at step 4 the capture failed (a tensor that the next step needs was "
+        "made anew)"
+    ]
+
+
+def test_other_numbers_of_images_are_left_to_the_plain_step(generator, monkeypatch):
+    as_on_cuda(monkeypatch)
+    state, recorder = new_state(small(), CPU), OperatorRecorder()
+    step = CapturedStep(state, small(), lambda said: None, recorder)
+    images, labels = batches(generator, 1)[0]
+    called = []
+    monkeypatch.setattr(cuda_graph, "train_step", lambda state, config, *given: called.append(given[0].shape))
+    step(images, labels), step(images[:2], labels[:2])
+    assert called == [(2, 3, 32, 32)] and recorder.warm_ups == 1
+
+
 def test_a_run_that_cannot_be_captured_says_why():
     said = []
     config = small(cuda_graph=True)
     assert captured_step(config, new_state(config, CPU), said.append) is None
     assert said == ["steps are not captured as a CUDA graph: the run is on cpu"]
-    assert captured_step(small(), new_state(config, CPU), said.append) is None and len(said) == 1
+    for left in (small(), small(cuda_graph=False)):
+        assert captured_step(left, new_state(config, CPU), said.append) is None and len(said) == 1
+    with pytest.raises(InputError, match="cuda_graph must be true, false or auto, got 'yes'"):
+        small(cuda_graph="yes")
+
+
+def on_cuda():
+    state = new_state(small(), CPU)
+    state.world = World(torch.device("cuda"))
+    return state
+
+
+def test_each_reason_not_to_capture_has_its_words(monkeypatch):
+    assert refusal(on_cuda()) == ""
+    assert "give a number" in refusal(on_cuda(), size_was_found=True)
+    state = on_cuda()
+    state.world.size = 2
+    assert refusal(state).startswith("2 processes exchange gradients")
+    state = on_cuda()
+    monkeypatch.setattr(state.d_scaler, "is_enabled", lambda: True)
+    assert refusal(state).startswith("fp16 skips steps")
+    state = on_cuda()
+    state.discriminator.linear.register_forward_hook(lambda *args: None)
+    assert refusal(state) == "linear has hooks, and a replay calls none"
+    state = on_cuda()
+    state.generator.blocks[0].norm1.gain.weight.register_post_accumulate_grad_hook(lambda p: None)
+    assert refusal(state) == "blocks.0.norm1.gain has hooks, and a replay calls none"
+    state = on_cuda()
+    state.g_optimizer.register_step_post_hook(lambda *args: None)
+    assert refusal(state) == "Adam has hooks, and a replay calls none"
+    state.g_optimizer = torch.optim.SGD(state.generator.parameters(), lr=0.1)
+    del state.g_optimizer.param_groups[0]["foreach"]
+    assert refusal(state) == "SGD has no option capturable"
+
+
+GPU_RUNS = [
+    {},
+    {"precision": "bf16", "r1_gamma": 0.1, "penalty_every": 2, "lecam_weight": 0.1, "flip": True},
+    {"micro_batch_size": 2, "checkpoint_activations": True},
+]
+
+
+@on_a_real_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("overrides", GPU_RUNS, ids=["plain", "bf16-penalties", "micro-batches"])
+def test_captured_steps_on_a_gpu_are_the_plain_ones(generator, overrides):
+    """Learning rates are small: Adam makes whole steps of rounding noise, which would then change the losses."""
+    device = torch.device("cuda")
+    config = small(**{"precision": "fp32", "g_lr": 1e-6, "d_lr": 1e-6, "device": "cuda", **overrides})
+    given, said = batches(generator, 14), []
+    plain, state = new_state(config, device), new_state(config, device)
+    before = [p.detach().clone() for p in plain.generator.parameters()]
+    step = CapturedStep(state, config, said.append)
+    tolerance = 5e-2 if "precision" in overrides else 1e-3
+    with plain.precision.products():
+        for each in given:
+            expected, values = train_step(plain, config, *each, device), step(*each)
+            for name in ("d_loss", "g_loss"):
+                torch.testing.assert_close(values[name], expected[name], rtol=tolerance, atol=tolerance)
+    assert len(said) == (2 if "r1_gamma" in overrides else 1) and all("replay of a CUDA graph" in each for each in said)
+    for ours, theirs in zip(state.g_optimizer.state.values(), plain.g_optimizer.state.values(), strict=True):
+        assert float(ours["step"]) == float(theirs["step"]) == len(given)
+    ours, theirs, start = (
+        torch.cat([p.detach().flatten().double() for p in some])
+        for some in (state.generator.parameters(), plain.generator.parameters(), before)
+    )
+    assert (ours - theirs).norm() < 0.5 * (theirs - start).norm()
+
+
+@on_a_real_gpu
+@pytest.mark.gpu
+def test_a_step_that_waits_for_the_gpu_is_done_without_a_graph(generator, monkeypatch):
+    device = torch.device("cuda")
+    config, said, update = small(device="cuda", precision="fp32"), [], cuda_graph.update_networks
+
+    def waiting(*args):
+        values = update(*args)
+        values["d_loss"].item()
+        return values
+
+    monkeypatch.setattr(cuda_graph, "update_networks", waiting)
+    state = new_state(config, device)
+    step = CapturedStep(state, config, said.append)
+    for each in batches(generator, 6):
+        assert torch.isfinite(step(*each)["d_loss"])
+    assert state.step == 6 and len(said) == 1 and "at step 4 the capture failed" in said[0]
