@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -56,9 +56,16 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
         """Capture `function`. Other threads may go on, such as the one that pins the memory of images."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            values = function()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                values = function()
+        except Exception:
+            # PyTorch's own end of a capture fails too then, before it has put back what it changed.
+            torch.cuda.set_stream(current)
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)  # type: ignore[attr-defined]
+            raise
         return graph.replay, values
 
 
@@ -189,7 +196,9 @@ class CapturedStep:
         self.say(f"from step {state.step + 1} on each step{some} is the replay of a CUDA graph")
         return True
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
+        while error.__context__:  # the first error is the cause: the end of the capture fails after it
+            error = error.__context__
         self.has_failed = True
         self.kinds.clear()
         state = self.state
