@@ -7,6 +7,7 @@ tensors do not move in a replay.
 
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -42,6 +43,24 @@ def written_by(func, args, kwargs):
     return [leaf for leaf in tree_flatten(told)[0] if isinstance(leaf, torch.Tensor)]
 
 
+def has_mask(args):
+    """Return whether booleans choose the elements: their number decides the shape."""
+    return any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_flatten(args[1:2])[0])
+
+
+@contextmanager
+def without_numbers():
+    """Refuse what hands the numbers of a tensor to the host and is no call of an operator."""
+
+    def refuse(tensor, *args):
+        raise RuntimeError("operation not permitted when stream is capturing: the host asks for numbers")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("tolist", "numpy"):
+            patch.setattr(torch.Tensor, name, refuse)
+        yield
+
+
 class _Recording(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -49,7 +68,7 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if name_of(func) in WAITING:
+        if name_of(func) in WAITING or name_of(func).startswith("index") and has_mask(args):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         for tensor in written_by(func, args, kwargs):
             self.written.append(tensor)
@@ -101,7 +120,7 @@ class OperatorRecorder:
     def record(self, function):
         recording = _Recording()
         try:
-            with recording:
+            with recording, without_numbers():
                 values = function()
         finally:
             recording.restore()

@@ -277,7 +277,7 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[GeneratorPar
 
 
 def ema_share(decay: float, step: int) -> float:
-    """Return the share that the weights after `step` steps have in their average, 1 - min(decay, (1+step)/(10+step))."""
+    """Return the share of the weights after `step` steps in their average, 1 - min(decay, (1 + step)/(10 + step))."""
     return 1 - min(decay, (1 + step) / (10 + step))
 
 
