@@ -70,7 +70,9 @@ def float64(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("overrides", [{}, {**PENALTIES, **ALL}], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "overrides", [{}, pytest.param({**PENALTIES, **ALL}, marks=pytest.mark.slow)], ids=["plain", "all"]
+)
 def test_twenty_replayed_steps_are_those_of_the_plain_trainer_in_float64(generator, monkeypatch, float64, overrides):
     config, given, said = small(**overrides), batches(generator, 20), []
     plain, state, recorder = new_state(config, CPU), new_state(config, CPU), OperatorRecorder()
