@@ -21,6 +21,7 @@ from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.cuda_graph import CapturedStep
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.state import new_state
 from sagan_fast.training.step import Noise, prepare_batch, train_step
@@ -53,14 +54,18 @@ def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None 
         options |= dict(generator=narrow or {}, discriminator=narrow or {})
         return TrainConfig.from_preset(preset, data="shapes", out="-", **options)
 
-    def ours() -> Run:
+    def ours(captured: bool = False) -> Run:
         made = config(target.backend)
         state = new_state(made, torch.device(device))
         set_gammas(state.generator, state.discriminator)
         images, labels = real_batch(made, device)
+        said: list[str] = []
+        step = CapturedStep(state, made, said.append) if captured else None
 
         def run(i: int) -> list[Tensor]:
-            values = train_step(state, made, images, labels, torch.device(device))
+            values = step(images, labels) if step else train_step(state, made, images, labels, torch.device(device))
+            if step and step.has_failed:
+                raise RuntimeError(said[-1])
             return [values["d_loss"], values["g_loss"]]
 
         return run
@@ -76,6 +81,8 @@ def case(preset: str, batch: int, target: Target, narrow: dict[str, int] | None 
     if target.gpu:
         providers.append(plain("eager-amp-compiled", channels_last=True, compiled=True))
     providers.append(Provider("ours", ours))
+    if target.gpu:
+        providers.append(Provider("ours-cuda-graph", lambda: ours(captured=True)))
     return Case(
         "train_step", f"{preset}-batch{batch}", precision, "forward+backward", providers,
         lambda: plain_step(config("eager", "fp32"), device)(0),

@@ -23,6 +23,8 @@ DiffAugment = Literal["color", "translation", "cutout"]
 """How the discriminator's images are changed (training/augment.py)."""
 MicroBatchSize = int | Literal["auto"]
 """Images that a process computes at a time; auto is the most that fit (training/micro_batch.py)."""
+CudaGraph = bool | Literal["auto"]
+"""Whether each step is the replay of a CUDA graph (training/cuda_graph.py); auto is false so far."""
 OnBroken = Literal["fail", "skip"]
 """What happens at an image that cannot be read."""
 OnDivergence = Literal["stop", "rollback"]

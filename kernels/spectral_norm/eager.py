@@ -182,7 +182,7 @@ def _copy_where(moves: Tensor | list[bool], ends: Sequence[Tensor], moved: Seque
 
     For a list of `moves` nothing is asked of the device.
     """
-    if isinstance(moves, Tensor) and moves.device.type != "cpu":  # where asking which would wait for the device
+    if isinstance(moves, Tensor) and not _can_be_asked(moves):
         for end, one, is_moving in zip(ends, moved, (*moves, *moves), strict=True):
             end.copy_(torch.where(is_moving, one, end))
         return
@@ -209,7 +209,7 @@ def is_scalable(sigmas: Tensor) -> Tensor:
 
 def _are_lengths(norms: Tensor, sigmas: Tensor) -> Tensor | list[bool]:
     """Return for which matrices both are finite and above 0, so that both vectors have a direction."""
-    if norms.device.type != "cpu":
+    if not _can_be_asked(norms):
         return (norms > 0) & norms.isfinite() & (sigmas > 0) & sigmas.isfinite()
     lengths = zip(norms.tolist(), sigmas.tolist(), strict=True)
     return [0 < norm < math.inf and 0 < sigma < math.inf for norm, sigma in lengths]
@@ -223,7 +223,7 @@ def spectral_norm_bwd(
     d_weight = weights[0].new_empty(size)
     us = split_vector(u, [weight.shape[0] for weight in weights])
     vs = split_vector(v, [weight[0].numel() for weight in weights])
-    is_asked = u.device.type == "cpu"  # for its numbers; any other device would be waited for
+    is_asked = _can_be_asked(u)
     factors = sigmas.reciprocal().tolist() if is_asked else []
     for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
         if grad is None:
@@ -239,3 +239,8 @@ def spectral_norm_bwd(
         share = torch.sum(g * matrix) / (sigma * sigma)
         place.copy_(torch.addr(g / sigma, us[i] * -share, vs[i]))
     return d_weight
+
+
+def _can_be_asked(tensor: Tensor) -> bool:
+    """Return whether its numbers can be read without waiting for a device."""
+    return tensor.device.type == "cpu"

@@ -84,7 +84,7 @@ OTHERS = {
     "Start": "resume_from print_config",
     "Data": "classes classes_from_data unlabelled on_broken",
     "Training": "beta1 beta2 sync_batch_norm global_batch r2_gamma gp_weight penalty_every lecam_weight lecam_decay",
-    "Device": "timeout profile",
+    "Device": "cuda_graph timeout profile",
     "Log": "wandb on_divergence max_rollbacks collapse_patience sigma_growth "
     "eval_count eval_data eval_reference_count eval_features eval_metrics eval_mode eval_device",
 }

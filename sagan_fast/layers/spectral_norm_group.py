@@ -34,8 +34,11 @@ class _Batch:
         self.plain: list[Tensor] = []
         self.buckets = Buckets([member.weight for member in members])
         self.graph: Any = None  # until there is a result
+        self.found: tuple[Tensor, ...] = ()  # sigmas, u and v of the last pass
 
-    def compute(self, update: bool, fresh: bool, backend: str, sigmas: Tensor | None = None) -> None:
+    def compute(
+        self, update: bool, fresh: bool, backend: str, sigmas: Tensor | None = None, in_place: bool = False
+    ) -> None:
         weights = [rows_first(member.weight, member.norm.dim).detach() for member in self.members]
         us, vs = zip(*(member.vectors(update) for member in self.members), strict=True)
         norm, v_first = self.members[0].norm, self.members[0].v_first
@@ -43,10 +46,14 @@ class _Batch:
             self.flat = self._free_memory()
         self.choice = choose_spectral_norm("fuse_spectral_norm", backend, weights)
         chosen = self.choice.backend
-        self.flat, self.sigmas, u, v = forward_all(
+        before = self.found if in_place and not fresh else ()
+        self.flat, *found = forward_all(
             chosen, weights, us, vs, n_power_iterations=norm.n_power_iterations, eps=norm.eps, update=update,
             v_first=v_first, out_dtype=weights[0].dtype, out=self.flat, sigmas=sigmas,
         )  # fmt: skip
+        if before:
+            torch._foreach_copy_(before, found)
+        self.found = self.sigmas, u, v = before or tuple(found)
         if fresh:
             self.pool = [self.flat, *(flat for flat in self.pool if flat is not self.flat)][:2]
         if chosen == "triton":  # which writes without PyTorch's knowledge
@@ -102,6 +109,7 @@ class SpectralNormGroup:
     def __init__(self, members: list[Member], update: str, backend: str = "auto") -> None:
         self.update, self.backend = update, backend
         self.bucket_cap_mb = 25.0  # as DistributedDataParallel's
+        self.in_place = False  # with update="step": whether results stay at one address, as graphs of steps need it
         self.started = False  # whether u and v have moved: until then the first training access moves them
         self.release: Callable[[], None] = lambda: None  # removes the hook of the model's forward
         self._members = members
@@ -135,6 +143,10 @@ class SpectralNormGroup:
         PyTorch does not see such writes. At a forward of the model the group finds those that change most of a weight.
         """
         self.compute(update=False, fresh=self.update == "forward")
+
+    def tensors(self) -> list[Tensor]:
+        """Return the results of the last passes, as they lie in memory: W/sigma, sigmas, and copies of u and v."""
+        return [tensor for batch in self._batches if batch.flat is not None for tensor in (batch.flat, *batch.found)]
 
     def undo(self) -> None:
         """Give every weight back to the spectral norm it had before, with u and v where they are now."""
@@ -185,7 +197,7 @@ class SpectralNormGroup:
             self._arrange()
             for batch in self._batches:
                 saved = torch.stack([state_dict[member.name].to(member.weight.device) for member in batch.members])
-                batch.compute(False, self.update == "forward", self.backend, saved)
+                batch.compute(False, self.update == "forward", self.backend, saved, self.in_place)
         self.started = True
 
     def before_forward(self, training: bool) -> None:
@@ -261,7 +273,7 @@ class SpectralNormGroup:
         with torch.inference_mode(False), torch.no_grad():
             self._arrange(which)
             for batch in self._batches:
-                batch.compute(update, fresh, self.backend)
+                batch.compute(update, fresh, self.backend, in_place=self.in_place)
         self._alone.clear()
         if update:
             self.started, self._unused = True, set(self._places)

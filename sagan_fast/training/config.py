@@ -10,6 +10,7 @@ from typing import Any
 
 from sagan_fast.choices import (
     Backend,
+    CudaGraph,
     Device,
     DiffAugment,
     EvalMode,
@@ -69,6 +70,9 @@ class TrainConfig:
     checkpoint_activations: bool = False
     """keep less for the backward pass and compute the blocks of both networks again there: less memory, the same result
     in more time"""
+    cuda_graph: CudaGraph = "auto"
+    """replay each step as a CUDA graph, captured after three steps: no launches to wait for, more memory. The run says
+    why where it cannot be done. auto: no, as long as no GPU has been measured"""
     sync_batch_norm: bool = False
     """compute batch norm over the images of all processes"""
     bucket_cap_mb: float = 25.0
@@ -166,6 +170,8 @@ class TrainConfig:
             if not isinstance(self.micro_batch_size, int):
                 raise InputError(f"micro_batch_size must be auto or a whole number, got {self.micro_batch_size!r}")
             check_least(0, self, "micro_batch_size")
+        if self.cuda_graph not in (True, False, "auto"):
+            raise InputError(f"cuda_graph must be true, false or auto, got {self.cuda_graph!r}")
         metrics = self.eval_metrics.split(",")
         if "fid" not in metrics or set(metrics) - set(METRICS):
             raise InputError(f"eval_metrics must be fid and any of {','.join(METRICS)}, got {self.eval_metrics!r}")

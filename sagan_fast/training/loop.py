@@ -11,6 +11,7 @@ from sagan_fast.distributed import World, connected
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.training.advice import Advice
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.cuda_graph import captured_step
 from sagan_fast.training.evaluation import Evaluations
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import Guard
@@ -76,6 +77,7 @@ def train(
                 for sentence in [*filter(None, [sized, state.traffic()]), *summary(dataset), *changes]:
                     log.say(sentence)
                 world.by_main(lambda: log.picture("data", save_data(dataset, folder.path / "data.png"), state.step))
+                run.captured = captured_step(config, state, log.say, bool(sized))
                 tracing = Profile(folder.path, profile if world.is_main else 0)
                 while True:
                     try:
@@ -136,7 +138,10 @@ def _go_on(run: Run, log: Log, stop: Stop, tracing: Profile) -> None:
         while state.step < config.steps and not stopping:
             with meter.waiting():
                 images, labels = next(stream)
-            measured = train_step(state, config, images, labels, world.device)
+            if run.captured:
+                measured = run.captured(images, labels)
+            else:
+                measured = train_step(state, config, images, labels, world.device)
             meter.add(measured)
             log.step_done(state.step, measured)
             if trace := tracing.step_done(state.step):

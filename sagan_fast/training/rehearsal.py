@@ -18,6 +18,7 @@ from sagan_fast.errors import InputError
 from sagan_fast.layers.explain import explain
 from sagan_fast.models.checkpoint import holds_checkpoints
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.cuda_graph import refusal
 from sagan_fast.training.folder import RunFolder
 from sagan_fast.training.health import memory_gib
 from sagan_fast.training.loop import opened
@@ -73,6 +74,9 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
         ("speed", f"{seconds:.3g} s a step, {config.batch_size / seconds:.0f} images/s"),
         ("end", _end(config, seconds)),
     ]  # fmt: skip
+    if config.cuda_graph is True:
+        why_not = refusal(state, bool(sized))
+        rows.append(("cuda graph", f"none: {why_not}" if why_not else "each step; its memory and speed are not tried"))
     if holds_checkpoints(out):
         rows.append(("folder", f"{out} holds a run, which --resume goes on with"))
     lines = [*(f"{name:14}{text}" for name, text in rows), "nothing was written: leave out --dry-run to start"]

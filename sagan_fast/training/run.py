@@ -16,6 +16,7 @@ from sagan_fast.distributed import World
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import FORMAT, find_checkpoint, load_checkpoint
 from sagan_fast.training.config import TrainConfig
+from sagan_fast.training.cuda_graph import CapturedStep
 from sagan_fast.training.folder import RunFolder, restore_rng, rng_state, save_atomically
 from sagan_fast.training.health import Guard
 from sagan_fast.training.initialize import initialize
@@ -29,7 +30,7 @@ MAY_CHANGE = {
     "on_broken", "collapse_patience", "micro_batch_size", "sync_batch_norm", "keep", "sigma_growth", "on_divergence",
     "max_rollbacks", "timeout", "eval_every", "eval_count", "eval_data", "eval_reference_count", "eval_features",
     "eval_metrics", "eval_mode", "eval_device", "classes", "unlabelled", "preset", "classes_from_data", "wandb",
-    "bucket_cap_mb", "gradient_compression", "checkpoint_activations",
+    "bucket_cap_mb", "gradient_compression", "checkpoint_activations", "cuda_graph",
 }  # fmt: skip
 
 
@@ -45,6 +46,8 @@ class Run:
     folder: RunFolder
     source: Path | None = None
     """the checkpoint that was resumed"""
+    captured: CapturedStep | None = None
+    """what does the steps in place of `train_step`"""
 
     def check_start(self) -> None:
         """Raise InputError in the main process, and end the others, unless all have the same options and images.

@@ -84,21 +84,33 @@ class TrainState:
         return {"step": self.step, "rollbacks": self.rollbacks, **parts}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count."""
+        """Take over what `state_dict` returned; weights, u and v, statistics, optimizers and the step count.
+
+        What was there before keeps its address.
+        """
         for name in self.PARTS:
-            if name != "lecam" or name in saved:  # older checkpoints have none
-                getattr(self, name).load_state_dict(saved[name])
-        for optimizer in (self.g_optimizer, self.d_optimizer):
-            _as_parameters(optimizer)
+            part = getattr(self, name)
+            if isinstance(part, torch.optim.Optimizer):
+                _load(part, saved[name])
+            elif name != "lecam" or name in saved:  # older checkpoints have none
+                part.load_state_dict(saved[name])
         self.step, self.rollbacks = int(saved["step"]), int(saved.get("rollbacks", 0))
 
 
-def _as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give every moment the strides of its parameter: fused Adam goes through the memory of both without comparing."""
+def _load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load `saved` into the moments that are there, else into moments with the strides of their parameters.
+
+    Fused Adam goes through the memory of both without comparing.
+    """
+    before = {parameter: dict(moments) for parameter, moments in optimizer.state.items()}
+    optimizer.load_state_dict(saved)
     for parameter, moments in optimizer.state.items():
         for name, moment in moments.items():
-            if moment.shape == parameter.shape and moment.stride() != parameter.stride():
-                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+            place = before.get(parameter, {}).get(name)
+            if place is None and moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                place = torch.empty_like(parameter, dtype=moment.dtype)
+            if place is not None:
+                moments[name] = place.copy_(moment)
 
 
 def check_backend(state: TrainState) -> None:

@@ -80,12 +80,16 @@ class Noise:
         return list(self._mine(lambda count, rng: torch.rand(count, sets, NUMBERS, generator=rng)).unbind(1))
 
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        return self.on_host(draw).to(self.device, non_blocking=True)
+
+    def on_host(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """Return what `draw(count, generator)` draws for the images of this process, in the CPU's memory."""
         count = self.config.batch_size // self.lanes
         drawn = [draw(count, rng)[self.mine[lane]] for lane, rng in self.rngs.items()]
         mine = drawn[0] if len(drawn) == 1 else torch.cat(drawn)[self.order]
         if self.device.type == "cuda":
             mine = mine.pin_memory()  # or the copy would wait for the GPU
-        return mine.to(self.device, non_blocking=True)
+        return mine
 
 
 def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
@@ -111,6 +115,18 @@ def train_step(
     step has, as means over this process' images: r1, r2, gradient_penalty, lecam. d_loss is without them.
     """
     noise = Noise(config, state.step, device, state.world, state.rollbacks)
+    values = update_networks(state, images, labels, noise, ema_share(config.ema_decay, state.step + 1))
+    state.step += 1
+    return values
+
+
+def update_networks(
+    state: TrainState, images: Tensor, labels: Tensor, noise: Noise, share: float | Tensor
+) -> dict[str, Tensor]:
+    """Do the part of `train_step` that the device does; `share` is that of the weights in their average.
+
+    All that differs from step to step comes in by the arguments, but for the penalties, which `state.step` has or not.
+    """
     real, y_real = prepare_batch(images, labels, noise)
     values, update = discriminator_gradient(state, real, y_real, noise)
     # The generator's images need nothing of the discriminator: they are made while its gradients travel.
@@ -119,8 +135,7 @@ def train_step(
     values["grad_norm/d"] = update()
     state.d_optimizer.zero_grad(set_to_none=True)  # their memory is the generator's now
     values |= generator_step(state, noise, itertools.chain([first], parts))
-    state.step += 1
-    update_ema(state.ema, state.generator, config.ema_decay, state.step)
+    update_ema(state.ema, state.generator, share)
     return values
 
 
@@ -261,14 +276,18 @@ def generator_step(state: TrainState, noise: Noise, parts: Iterable[GeneratorPar
     return {"g_loss": torch.stack(losses).mean(), "grad_norm/g": norm}
 
 
+def ema_share(decay: float, step: int) -> float:
+    """Return the share of the weights after `step` steps in their average, 1 - min(decay, (1 + step)/(10 + step))."""
+    return 1 - min(decay, (1 + step) / (10 + step))
+
+
 @torch.no_grad()
-def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the parameters of `average` a share 1 - d towards those of `model`, d = min(decay, (1 + step)/(10 + step)).
+def update_ema(average: nn.Module, model: nn.Module, share: float | Tensor) -> None:
+    """Move the parameters of `average` by `share`, a number or a scalar tensor, towards those of `model`.
 
     Batch norm's running averages move with them. Everything else that is not a parameter is copied, spectral norm's u
     and v above all: an average of unit vectors is shorter than one, and sigma would come out too small.
     """
-    decay = min(decay, (1 + step) / (10 + step))
     averages: list[Tensor] = list(average.parameters())
     values = [p.detach() for p in model.parameters()]
     buffers = dict(model.named_buffers())
@@ -279,7 +298,7 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) ->
             values.append(buffers[name])
         else:
             copies[name] = buffer
-    torch._foreach_lerp_(averages, values, 1 - decay)
+    torch._foreach_lerp_(averages, values, [share] * len(values) if isinstance(share, Tensor) else share)
     if copies:
         torch._foreach_copy_(list(copies.values()), [buffers[name] for name in copies])
 

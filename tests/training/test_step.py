@@ -17,6 +17,7 @@ from sagan_fast.training.step import (
     LANE,
     Noise,
     discriminator_gradient,
+    ema_share,
     generator_parts,
     generator_step,
     prepare_batch,
@@ -178,7 +179,7 @@ def test_parameters_and_statistics_are_averaged_u_and_v_copied():
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
-    update_ema(average, model, decay=0.75, step=1000)
+    update_ema(average, model, ema_share(decay=0.75, step=1000))
     now, new = average.state_dict(), model.state_dict()
     for name, value in now.items():
         if name.endswith(("_u", "_v", "num_batches_tracked")):
@@ -190,7 +191,7 @@ def test_parameters_and_statistics_are_averaged_u_and_v_copied():
 def test_the_first_steps_forget_the_random_weights():
     model, average = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     model.weight.data.fill_(1.0), average.weight.data.fill_(0.0)
-    update_ema(average, model, decay=0.9999, step=1)
+    update_ema(average, model, ema_share(decay=0.9999, step=1))
     torch.testing.assert_close(average.weight.item(), 1 - 2 / 11)
 
 
