@@ -21,6 +21,8 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what the launchers ask
 
 _RESOURCE = re.compile(r"(REG|STACK|LOCAL):(\d+)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@(!?U?PT?\d*)\s+)?([A-Z][A-Za-z0-9_.]*)", re.MULTILINE)
+_LABEL_OR_CODE = re.compile(r"^\s*(?:\.(L_x_\d+):|/\*[0-9a-f]{4,}\*/\s+(.*);)", re.MULTILINE)
+_BRANCH = re.compile(r"\bBRA\b.*\.(L_x_\d+)")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,24 @@ def opcodes(sass: str) -> Counter[str]:
     if not found:
         raise ValueError("opcodes: sass must hold at least one instruction, got none")
     return found
+
+
+def spills_in_loops(sass: str) -> int:
+    """Return how many instructions inside the innermost loops of `sass`, nvdisasm's output, use local memory.
+
+    A loop goes from a branch back to its label. What is spilled outside is written and read once a program.
+    """
+    labels: dict[str, int] = {}
+    code: list[str] = []
+    for label, instruction in _LABEL_OR_CODE.findall(sass):
+        if label:
+            labels[label] = len(code)
+        else:
+            code.append(instruction)
+    targets = ((_BRANCH.search(instruction), i) for i, instruction in enumerate(code))
+    loops = [(labels[to[1]], i) for to, i in targets if to and labels.get(to[1], i) < i]
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    return sum(bool(re.search(r"\b(?:LDL|STL)\b", code[i])) for a, b in inner for i in range(a, b + 1))
 
 
 def compile_key(plan: Any, arch: Arch) -> tuple[Any, ...]:
@@ -136,6 +156,11 @@ def footprint(plan: Any, arch: Arch) -> tuple[int, int]:
     compiled = compile_kernel(plan, arch)
     found = _read_amdgcn(compiled.asm["amdgcn"]) if isinstance(arch, str) else _usage(compiled.asm["cubin"])[0]
     return found["stack"], compiled.metadata.shared
+
+
+def looped_spills(plan: Any, arch: int) -> int:
+    """Return `spills_in_loops` of the launch's code for one of NVIDIA's chips."""
+    return spills_in_loops(_usage(compile_kernel(plan, arch).asm["cubin"], code=True)[1])
 
 
 def _read_amdgcn(text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compile import Compiled, compile_plan, opcodes
+from benchmarks.compile import Compiled, compile_plan, opcodes, spills_in_loops
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,6 +102,28 @@ SASS = """
 .L_x_5:
         /*00c0*/                   BRA `(.L_x_5);
 """
+
+
+NESTED = """
+.L_x_0:
+        /*0000*/                   STL [R1], R8 ;
+.L_x_1:
+        /*0010*/                   LDL.64 R8, [R1+0x8] ;
+        /*0020*/              @!P0 LDL R9, [R1] ;
+        /*0030*/               @P1 BRA `(.L_x_1);
+        /*0040*/               @P2 BRA `(.L_x_2);
+        /*0050*/               @P3 BRA `(.L_x_0);
+.L_x_2:
+        /*0060*/                   LDL R8, [R1] ;
+        /*0070*/                   EXIT ;
+.L_x_3:
+        /*0080*/                   BRA `(.L_x_3);
+"""
+
+
+def test_local_memory_is_counted_in_innermost_loops_only():
+    assert spills_in_loops(NESTED) == 2, "not what comes before or after, nor in the outer loop"
+    assert spills_in_loops(SASS) == 0, "the branch to itself at the end is no loop"
 
 
 def test_opcodes_are_counted_without_what_never_runs():
