@@ -2,12 +2,14 @@
 
 python tests/evidence.py prove      sentryward proves synchronisation and race freedom of the machine code for sm_80
 python tests/evidence.py compile    Triton compiles the launches at all widths for every chip
+python tests/evidence.py prune      removes what was said of code that has changed since
 
 `make sanitize` installs both tools in build/sanitize. It adds the kernels that the tests executed itself. `make gates`
 compiles with each version of Triton that the gates hold for.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -56,39 +58,58 @@ def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         block_plans,
         functional_launches,
         norms_plans,
+        second_plans,
         spectral_norm_plans,
     )
     from sagan_fast.kernels import launch
 
-    numbers: list[dict[str, Any]] = []
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
     plan_of = launch._plan
 
     def noted(name: str, kernel: Any, tensors: Any, what: Any, recorded: Any) -> Any:
-        numbers.append(dict(what.numbers))
-        return plan_of(name, kernel, tensors, what, recorded)
+        plan = plan_of(name, kernel, tensors, what, recorded)
+        found.setdefault(name, (plan, dict(what.numbers)))
+        return plan
 
     launch._plan = noted
-    small = BlockShape("small", 2, 32, 16, 16, 16, 64, True, True)
-    plans = block_plans(2, 32, 16, 16, 16, 64, dtype=dtype, arch=arch)
-    plans += [found.plan for found in functional_launches(small, dtype, arch)]
-    plans += batch_norm_plans((2, 32, 16, 16), 10, dtype, arch)
-    if dtype == "fp32":
-        plans += spectral_norm_plans([(64, 576)], arch=arch) + norms_plans([(64, 576)], arch=arch)
-    seen = set()
-    for plan, given in zip(plans, numbers, strict=False):
-        if plan.name not in seen:
-            seen.add(plan.name)
-            yield plan, given
+    try:
+        block_plans(2, 32, 16, 16, 16, 64, dtype=dtype, arch=arch)
+        functional_launches(BlockShape("small", 2, 32, 16, 16, 16, 64, True, True), dtype, arch)
+        second_plans(2, 256, 64, 16, 64, dtype, arch)
+        if dtype != "tf32":
+            batch_norm_plans((2, 32, 16, 16), 10, dtype, arch)
+        if dtype == "fp32":
+            spectral_norm_plans([(64, 576)], arch=arch)
+            norms_plans([(64, 576)], arch=arch)
+    finally:
+        launch._plan = plan_of
+    yield from found.values()
 
 
-def prove(dtypes: list[str]) -> None:
-    """Prove each kernel's code for compute capability 8.0."""
+def source_of(kernel: Any) -> str:
+    """Return a hash of the kernel's text and of what it calls. It changes with the lines above it too."""
+    return str(kernel.cache_key)[:12]
+
+
+def recorded() -> list[dict[str, Any]]:
+    """Return the lines recorded so far."""
+    from benchmarks.records import EXECUTED, RESULTS
+
+    return [json.loads(line) for line in (RESULTS / f"{EXECUTED}.jsonl").read_text().splitlines()]
+
+
+def prove(dtypes: list[str], beginning: str = "") -> int:
+    """Prove the code for compute capability 8.0 of each kernel whose name has this beginning, once for each code."""
     from sentryward import verify
 
     from benchmarks.compile import compile_kernel
 
+    done = {(r["kernel"], r["dtype"], r.get("code")) for r in recorded() if r["evidence"] == "proved"}
     for dtype in dtypes:
         for plan, numbers in launches(dtype, 80):
+            code = source_of(plan.kernel)
+            if not plan.name.startswith(beginning) or (plan.name, dtype, code) in done:
+                continue
             compiled = compile_kernel(plan, 80)
             names = [name for name in plan.kernel.arg_names if name in plan.signature]
             entry = compiled.metadata.name
@@ -107,15 +128,16 @@ def prove(dtypes: list[str]) -> None:
                 "arguments": arguments,
             }  # fmt: skip
             with tempfile.TemporaryDirectory() as folder:
-                code, said = Path(folder, "kernel.ptx"), Path(folder, "input.json")
-                code.write_text(compiled.asm["ptx"])
+                ptx, said = Path(folder, "kernel.ptx"), Path(folder, "input.json")
+                ptx.write_text(compiled.asm["ptx"])
                 said.write_text(json.dumps(given))
                 try:
-                    result = verify(code, input=said, timeout_seconds=300)
+                    result = verify(ptx, input=said, timeout_seconds=300)
                 except Exception as error:
                     result = {"result": f"{type(error).__name__}: {error}"[:200], "diagnostics": []}
             why = [str(one.get("message", one))[:300] for one in result.get("diagnostics", ())][:2]
-            record(plan.name, "proved", "sentryward", dtype=dtype, result=result["result"], why=why)
+            record(plan.name, "proved", "sentryward", dtype=dtype, code=code, result=result["result"], why=why)
+    return 0
 
 
 def shipped_plans(dtype: str, arch: Any) -> list[Any]:
@@ -149,6 +171,63 @@ def shipped_plans(dtype: str, arch: Any) -> list[Any]:
     return list({compile_key(plan, arch): plan for plan in reversed(plans)}.values())[::-1]
 
 
+def launches_by_name(dtype: str, arch: Any) -> dict[str, tuple[str, list[Any]]]:
+    """Return the hash of each kernel's code and configs, with its launches at all widths."""
+    from benchmarks.compile import compile_key
+
+    plans: dict[str, list[Any]] = {}
+    for plan in shipped_plans(dtype, arch):
+        plans.setdefault(plan.name, []).append(plan)
+    texts = {
+        name: "".join(f"{compile_key(plan, arch)}{plan.kernel.cache_key}" for plan in same)
+        for name, same in plans.items()
+    }
+    return {name: (hashlib.sha256(texts[name].encode()).hexdigest()[:12], same) for name, same in plans.items()}
+
+
+def stale(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines about code that is no longer in the kernels, or about no code.
+
+    Of what another Triton compiled only the latter: the hash of some kernels is another there.
+    """
+    sources = {source_of(plan.kernel) for dtype in ("bf16", "fp32") for plan in shipped_plans(dtype, 90)}
+    here = metadata.version("triton")
+    found = []
+    for line in lines:
+        if line["evidence"] in ("executed", "proved"):
+            gone = line.get("code") not in sources
+        elif line["evidence"] == "compiled":
+            gone = "code" not in line or (line["triton"] == here and line["code"] != _code_of(line))
+        else:
+            gone = False
+        if gone:
+            found.append(line)
+    return found
+
+
+@functools.cache
+def _codes(dtype: str, arch: Any) -> dict[str, str]:
+    return {name: code for name, (code, _) in launches_by_name(dtype, arch).items()}
+
+
+def _code_of(line: dict[str, Any]) -> str | None:
+    return _codes(line["dtype"], line["arch"]).get(line["kernel"])
+
+
+def prune() -> int:
+    """Remove the stale lines."""
+    from benchmarks.records import EXECUTED, RESULTS
+    from sagan_fast.files import replacing
+
+    lines = recorded()
+    gone = stale(lines)
+    kept = [line for line in lines if line not in gone]
+    with replacing(RESULTS / f"{EXECUTED}.jsonl") as file:
+        file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+    print(f"{len(gone)} of {len(lines)} lines were about code that has changed")
+    return 0
+
+
 def fault(plan: Any, arch: Any) -> str:
     """Return in which way the launch does not fit the chip, "" if it fits."""
     from benchmarks.compile import footprint, looped_spills
@@ -162,7 +241,8 @@ def fault(plan: Any, arch: Any) -> str:
     looped = looped_spills(plan, arch) if stack and isinstance(arch, int) else 0
     allowed = STACK_BYTES if isinstance(arch, int) and not looped else 0
     if stack > allowed or shared > SHARED_BYTES[arch]:
-        return f"{what}: {stack} bytes of stack, {looped} uses of it in loops, {shared} of shared memory"
+        used = f", {looped} uses of it in loops" if isinstance(arch, int) else ""  # of AMD's code they are not counted
+        return f"{what}: {stack} bytes of stack{used}, {shared} of shared memory"
     return ""
 
 
@@ -173,27 +253,18 @@ def compile(dtypes: list[str], arches: list[str], kernel: str = "") -> int:
     are left out, as backend="auto" does. Return 1 if one of NVIDIA's chips has a fault, or AMD's compiler refuses a
     kernel.
     """
-    from benchmarks.compile import compile_key
     from benchmarks.machine import SHARED_BYTES
-    from benchmarks.records import EXECUTED, RESULTS
     from sagan_fast.kernels.configs import AMD
     from sagan_fast.ops.backends import older_triton
 
-    lines = (RESULTS / f"{EXECUTED}.jsonl").read_text().splitlines()
     names = ("kernel", "arch", "dtype", "triton", "code")
-    recorded = [line for line in map(json.loads, lines) if "faults" in line]
-    done = {tuple(line[name] for name in names) for line in recorded if not line["faults"] or line["arch"] in AMD}
+    judged = [line for line in recorded() if "faults" in line]
+    done = {tuple(line.get(name) for name in names) for line in judged if not line["faults"] or line["arch"] in AMD}
     status = 0
     chips = [arch for arch in SHARED_BYTES if (not arches or str(arch) in arches) and not older_triton(arch)]
     for arch, dtype in product(chips, dtypes):
-        plans: dict[str, list[Any]] = {}
-        for plan in shipped_plans(dtype, arch):
-            if plan.name.startswith(kernel):
-                plans.setdefault(plan.name, []).append(plan)
-        for name, same in plans.items():
-            text = "".join(f"{compile_key(plan, arch)}{plan.kernel.cache_key}" for plan in same)
-            code = hashlib.sha256(text.encode()).hexdigest()[:12]
-            if (name, arch, dtype, metadata.version("triton"), code) in done:
+        for name, (code, same) in launches_by_name(dtype, arch).items():
+            if not name.startswith(kernel) or (name, arch, dtype, metadata.version("triton"), code) in done:
                 continue
             faults = [found for plan in same if (found := fault(plan, arch))]
             found = dict(arch=arch, dtype=dtype, launches=len(same), code=code, faults=faults)
@@ -208,10 +279,12 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(TOOLS)]
     os.environ.pop("TRITON_INTERPRET", None)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("prove", "compile"))
+    parser.add_argument("what", choices=("prove", "compile", "prune"))
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="only this precision; may be repeated")
     parser.add_argument("--arch", action="append", help="only this chip, as 86 or gfx942; may be repeated")
     parser.add_argument("--kernel", default="", help="only kernels whose name begins so, as spectral_norm")
     options = parser.parse_args()
     wanted = options.dtype or [*DTYPES]
-    sys.exit(prove(wanted) if options.what == "prove" else compile(wanted, options.arch or [], options.kernel))
+    if options.what == "compile":
+        sys.exit(compile(wanted, options.arch or [], options.kernel))
+    sys.exit(prove(wanted, options.kernel) if options.what == "prove" else prune())
