@@ -16,7 +16,7 @@ def compiled(monkeypatch, tmp_path):
     """A function that runs the command on one kernel, whose code is what `uses` says: status and recorded lines."""
     plans = {arch: evidence.shipped_plans("bf16", arch)[:3] for arch in (86, "gfx942")}
     file = tmp_path / f"{records.EXECUTED}.jsonl"
-    file.touch()
+    file.write_text('{"kernel": "an older line, without the code", "arch": 86, "dtype": "bf16", "faults": []}\n')
     monkeypatch.setattr(evidence, "shipped_plans", lambda dtype, arch: plans[arch])
     monkeypatch.setattr(records, "RESULTS", tmp_path)
 
@@ -24,7 +24,7 @@ def compiled(monkeypatch, tmp_path):
         monkeypatch.setattr(compile, "looped_spills", lambda plan, arch: looped)
         monkeypatch.setattr(compile, "footprint", footprint or (lambda plan, arch: (stack, shared)))
         status = evidence.compile(["bf16"], [arch])
-        return status, [json.loads(line) for line in file.read_text().splitlines()]
+        return status, [json.loads(line) for line in file.read_text().splitlines()[1:]]
 
     for plan in (plan for several in plans.values() for plan in several):
         if not hasattr(plan.kernel, "cache_key"):  # the interpreter's functions have none
