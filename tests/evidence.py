@@ -2,15 +2,12 @@
 
 python tests/evidence.py prove      sentryward proves synchronisation and race freedom of the machine code for sm_80
 python tests/evidence.py compile    Triton compiles the launches at all widths for every chip
-python tests/evidence.py prune      removes what was said of code that has changed since
 
 `make sanitize` installs both tools in build/sanitize. It adds the kernels that the tests executed itself. `make gates`
 compiles with each version of Triton that the gates hold for.
 """
 
 import argparse
-import functools
-import hashlib
 import json
 import os
 import sys
@@ -26,18 +23,6 @@ TOOLS = ROOT / "build" / "sanitize"
 DTYPES = ("bf16", "fp16", "tf32", "fp32")
 STACK_BYTES = 32
 """Let pass a thread, where no innermost loop touches it: up to eight registers, kept around such a loop."""
-
-BATCH_NORMS = (
-    ((64, 1024, 4, 4), 1000, True, True),
-    ((64, 64, 128, 128), 1000, True, True),
-    ((64, 64, 128, 128), 1000, False, True),
-    ((64, 96, 32, 32), 0, True, False),
-    ((64, 256, 32, 32), None, False, False),
-    ((3, 70, 63, 65), 1000, False, True),
-    ((3, 70, 63, 65), None, True, True),
-    ((3, 70, 63, 65), 0, True, False),
-)
-"""Maps of batch norm, how their gains come (`batch_norm_plans`), whether they are channels_last, and training."""
 
 
 def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
@@ -86,11 +71,6 @@ def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     yield from found.values()
 
 
-def source_of(kernel: Any) -> str:
-    """Return a hash of the kernel's text and of what it calls. It changes with the lines above it too."""
-    return str(kernel.cache_key)[:12]
-
-
 def recorded() -> list[dict[str, Any]]:
     """Return the lines recorded so far."""
     from benchmarks.records import EXECUTED, RESULTS
@@ -103,6 +83,7 @@ def prove(dtypes: list[str], beginning: str = "") -> int:
     from sentryward import verify
 
     from benchmarks.compile import compile_kernel
+    from benchmarks.gates import source_of
 
     done = {(r["kernel"], r["dtype"], r.get("code")) for r in recorded() if r["evidence"] == "proved"}
     for dtype in dtypes:
@@ -140,94 +121,6 @@ def prove(dtypes: list[str], beginning: str = "") -> int:
     return 0
 
 
-def shipped_plans(dtype: str, arch: Any) -> list[Any]:
-    """Return the launches at all widths on `arch`, for "fp32" after those of spectral norm. Each piece of code once.
-
-    On compute capabilities that the other kernels refuse, only spectral norm is left.
-    """
-    from benchmarks.compile import compile_key
-    from benchmarks.shapes import BlockShape
-    from benchmarks.shipped import (
-        batch_norm_plans,
-        functional_launches,
-        norms_plans,
-        second_plans,
-        spectral_norm_plans,
-        width_plans,
-    )
-    from sagan_fast.kernels.configs import MIN_ARCH, WIDTHS
-
-    matrices = [(64, 576), (70, 1201)]
-    plans = spectral_norm_plans(matrices, arch=arch) + norms_plans(matrices, arch=arch) if dtype == "fp32" else []
-    supported = isinstance(arch, str) or arch >= MIN_ARCH
-    for width in WIDTHS if supported else ():
-        plans += (large := width_plans(*width, 64, dtype, arch))
-        others = {(plan.name, plan.config) for plan in large}
-        plans += [plan for plan in width_plans(*width, 16, dtype, arch) if (plan.name, plan.config) not in others]
-        plans += [one.plan for one in functional_launches(BlockShape("", 2, 32, 63, 64, *width), dtype, arch)]
-        plans += second_plans(2, 63 * 64, 31 * 32, *width, dtype, arch)
-    for form in BATCH_NORMS if supported and dtype != "tf32" else ():  # no products: TF32 is float32
-        plans += batch_norm_plans(*form[:2], dtype, arch, *form[2:])
-    return list({compile_key(plan, arch): plan for plan in reversed(plans)}.values())[::-1]
-
-
-def launches_by_name(dtype: str, arch: Any) -> dict[str, tuple[str, list[Any]]]:
-    """Return the hash of each kernel's code and configs, with its launches at all widths."""
-    from benchmarks.compile import compile_key
-
-    plans: dict[str, list[Any]] = {}
-    for plan in shipped_plans(dtype, arch):
-        plans.setdefault(plan.name, []).append(plan)
-    texts = {
-        name: "".join(f"{compile_key(plan, arch)}{plan.kernel.cache_key}" for plan in same)
-        for name, same in plans.items()
-    }
-    return {name: (hashlib.sha256(texts[name].encode()).hexdigest()[:12], same) for name, same in plans.items()}
-
-
-def stale(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines about code that is no longer in the kernels, or about no code.
-
-    Of what another Triton compiled only the latter: the hash of some kernels is another there.
-    """
-    sources = {source_of(plan.kernel) for dtype in ("bf16", "fp32") for plan in shipped_plans(dtype, 90)}
-    here = metadata.version("triton")
-    found = []
-    for line in lines:
-        if line["evidence"] in ("executed", "proved"):
-            gone = line.get("code") not in sources
-        elif line["evidence"] == "compiled":
-            gone = "code" not in line or (line["triton"] == here and line["code"] != _code_of(line))
-        else:
-            gone = False
-        if gone:
-            found.append(line)
-    return found
-
-
-@functools.cache
-def _codes(dtype: str, arch: Any) -> dict[str, str]:
-    return {name: code for name, (code, _) in launches_by_name(dtype, arch).items()}
-
-
-def _code_of(line: dict[str, Any]) -> str | None:
-    return _codes(line["dtype"], line["arch"]).get(line["kernel"])
-
-
-def prune() -> int:
-    """Remove the stale lines."""
-    from benchmarks.records import EXECUTED, RESULTS
-    from sagan_fast.files import replacing
-
-    lines = recorded()
-    gone = stale(lines)
-    kept = [line for line in lines if line not in gone]
-    with replacing(RESULTS / f"{EXECUTED}.jsonl") as file:
-        file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
-    print(f"{len(gone)} of {len(lines)} lines were about code that has changed")
-    return 0
-
-
 def fault(plan: Any, arch: Any) -> str:
     """Return in which way the launch does not fit the chip, "" if it fits."""
     from benchmarks.compile import footprint, looped_spills
@@ -252,6 +145,7 @@ def compile(dtypes: list[str], arches: list[str], kernel: str = "") -> int:
     are left out, as backend="auto" does. Return 1 if one of NVIDIA's chips has a fault, or AMD's compiler refuses a
     kernel.
     """
+    from benchmarks.gates import launches_by_name
     from benchmarks.machine import SHARED_BYTES
     from sagan_fast.kernels.configs import AMD
     from sagan_fast.ops.backends import older_triton
@@ -278,12 +172,14 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(TOOLS)]
     os.environ.pop("TRITON_INTERPRET", None)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("prove", "compile", "prune"))
+    parser.add_argument("what", choices=("prove", "compile"))
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="only this precision; may be repeated")
     parser.add_argument("--arch", action="append", help="only this chip, as 86 or gfx942; may be repeated")
     parser.add_argument("--kernel", default="", help="only kernels whose name begins so, as spectral_norm")
     options = parser.parse_args()
     wanted = options.dtype or [*DTYPES]
-    if options.what == "compile":
-        sys.exit(compile(wanted, options.arch or [], options.kernel))
-    sys.exit(prove(wanted, options.kernel) if options.what == "prove" else prune())
+    sys.exit(
+        prove(wanted, options.kernel)
+        if options.what == "prove"
+        else compile(wanted, options.arch or [], options.kernel)
+    )

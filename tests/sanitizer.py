@@ -10,7 +10,6 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
-import evidence
 import torch
 from torch import Tensor
 
@@ -47,8 +46,10 @@ def install() -> None:
         launch_kernel(name, kernel, tensors, *rest)
         home = getattr(kernel, "fn", noted).__module__
         if home.startswith("sagan_fast.kernels.") and not home.endswith("planted"):
+            from benchmarks.gates import source_of
+
             floats = (t.dtype for t in tensors.values() if t is not None and t.is_floating_point())
-            executed[name, evidence.source_of(kernel)].add(launch.POINTERS[next(floats, torch.int64)][1:])
+            executed[name, source_of(kernel)].add(launch.POINTERS[next(floats, torch.int64)][1:])
 
     launch.launch = noted  # before the modules below take it
     from sagan_fast.kernels.spectral_norm import addresses, stacks
