@@ -135,7 +135,8 @@ def readme_block(folder: Path) -> str:
     else:
         parts += ["On a CPU: not measured."]
     parts += [
-        "What each kernel went through without a GPU: ttsem executed on the CPU the IR that Triton compiles for sm_90. "
+        "What the code of each kernel, as it is now, went through without a GPU: "
+        "ttsem executed on the CPU the IR that Triton compiles for sm_90. "
         "sentryward proved that no two threads of its sm_80 machine code race. Triton compiled all widths for the "
         "compute capabilities and AMD chips named; \\* marks those where some width does not fit, or spills: on "
         "NVIDIA's over 32 bytes a thread or in an innermost loop, on AMD's at all. "

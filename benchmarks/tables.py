@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_loader import IMAGES
+from benchmarks.gates import of_today
 from benchmarks.records import EXECUTED, MODES, OURS
 from benchmarks.shipped import BLOCK_DTYPES as DTYPES
 from benchmarks.text import table
@@ -132,18 +133,19 @@ def derivatives_table(records: Sequence[Found]) -> str:
 def evidence_table(folder: Path) -> str:
     """Return what each kernel went through without a GPU, and what each Triton compiled (tests/evidence.py).
 
-    The last record of each kind counts.
+    The last record of each kind counts, of those about today's code.
     """
     path = folder / f"{EXECUTED}.jsonl"
+    found = [json.loads(line) for line in (path.read_text().splitlines() if path.exists() else ())]
     latest: dict[tuple[str, ...], Found] = {}
-    for record in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
+    for record in of_today(r for r in found if r["evidence"] != "gradients"):
         names = ("kernel", "evidence", "triton") if "arch" in record else ("kernel", "evidence")
-        latest[tuple(str(record.get(name)) for name in (*names, "arch", "dtype", "width"))] = record
+        latest[tuple(str(record.get(name)) for name in (*names, "arch", "dtype", "dtypes"))] = record
 
     of = {kind: [r for r in latest.values() if r["evidence"] == kind] for kind in ("executed", "proved", "compiled")}
     rows = []
-    for kernel in dict.fromkeys(r["kernel"] for r in latest.values() if r["evidence"] != "gradients"):
-        executed, proved, compiled = ([r for r in found if r["kernel"] == kernel] for found in of.values())
+    for kernel in dict.fromkeys(r["kernel"] for r in latest.values()):
+        executed, proved, compiled = ([r for r in kind if r["kernel"] == kernel] for kind in of.values())
         ran = _names(dtype for r in executed for dtype in r["dtypes"])
         free = _names(r["dtype"] for r in proved if r["result"] == "race_free")
         rows.append([f"`{kernel}`", ran or "no", free or "no", _chips(compiled)])

@@ -44,8 +44,8 @@ def pytest_configure(config):
 
 def pytest_sessionfinish(exitstatus):
     if exitstatus == 0 and "SAGAN_FAST_EVIDENCE" in os.environ:
-        for name, dtypes in sorted(sanitizer.executed.items()):
-            evidence.record(name, "executed", "ttsem", dtypes=sorted(dtypes))
+        for (name, code), dtypes in sorted(sanitizer.executed.items()):
+            evidence.record(name, "executed", "ttsem", code=code, dtypes=sorted(dtypes))
 
 
 def pytest_report_header(config):

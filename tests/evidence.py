@@ -8,7 +8,6 @@ compiles with each version of Triton that the gates hold for.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -24,18 +23,6 @@ TOOLS = ROOT / "build" / "sanitize"
 DTYPES = ("bf16", "fp16", "tf32", "fp32")
 STACK_BYTES = 32
 """Let pass a thread, where no innermost loop touches it: up to eight registers, kept around such a loop."""
-
-BATCH_NORMS = (
-    ((64, 1024, 4, 4), 1000, True, True),
-    ((64, 64, 128, 128), 1000, True, True),
-    ((64, 64, 128, 128), 1000, False, True),
-    ((64, 96, 32, 32), 0, True, False),
-    ((64, 256, 32, 32), None, False, False),
-    ((3, 70, 63, 65), 1000, False, True),
-    ((3, 70, 63, 65), None, True, True),
-    ((3, 70, 63, 65), 0, True, False),
-)
-"""Maps of batch norm, how their gains come (`batch_norm_plans`), whether they are channels_last, and training."""
 
 
 def record(kernel: str, evidence: str, tool: str, **found: Any) -> None:
@@ -56,39 +43,54 @@ def launches(dtype: str, arch: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         block_plans,
         functional_launches,
         norms_plans,
+        second_plans,
         spectral_norm_plans,
     )
     from sagan_fast.kernels import launch
 
-    numbers: list[dict[str, Any]] = []
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
     plan_of = launch._plan
 
     def noted(name: str, kernel: Any, tensors: Any, what: Any, recorded: Any) -> Any:
-        numbers.append(dict(what.numbers))
-        return plan_of(name, kernel, tensors, what, recorded)
+        plan = plan_of(name, kernel, tensors, what, recorded)
+        found.setdefault(name, (plan, dict(what.numbers)))
+        return plan
 
     launch._plan = noted
-    small = BlockShape("small", 2, 32, 16, 16, 16, 64, True, True)
-    plans = block_plans(2, 32, 16, 16, 16, 64, dtype=dtype, arch=arch)
-    plans += [found.plan for found in functional_launches(small, dtype, arch)]
-    plans += batch_norm_plans((2, 32, 16, 16), 10, dtype, arch)
-    if dtype == "fp32":
-        plans += spectral_norm_plans([(64, 576)], arch=arch) + norms_plans([(64, 576)], arch=arch)
-    seen = set()
-    for plan, given in zip(plans, numbers, strict=False):
-        if plan.name not in seen:
-            seen.add(plan.name)
-            yield plan, given
+    try:
+        block_plans(2, 32, 16, 16, 16, 64, dtype=dtype, arch=arch)
+        functional_launches(BlockShape("small", 2, 32, 16, 16, 16, 64, True, True), dtype, arch)
+        second_plans(2, 256, 64, 16, 64, dtype, arch)
+        if dtype != "tf32":
+            batch_norm_plans((2, 32, 16, 16), 10, dtype, arch)
+        if dtype == "fp32":
+            spectral_norm_plans([(64, 576)], arch=arch)
+            norms_plans([(64, 576)], arch=arch)
+    finally:
+        launch._plan = plan_of
+    yield from found.values()
 
 
-def prove(dtypes: list[str]) -> None:
-    """Prove each kernel's code for compute capability 8.0."""
+def recorded() -> list[dict[str, Any]]:
+    """Return the lines recorded so far."""
+    from benchmarks.records import EXECUTED, RESULTS
+
+    return [json.loads(line) for line in (RESULTS / f"{EXECUTED}.jsonl").read_text().splitlines()]
+
+
+def prove(dtypes: list[str], beginning: str = "") -> int:
+    """Prove the code for compute capability 8.0 of each kernel whose name has this beginning, once for each code."""
     from sentryward import verify
 
     from benchmarks.compile import compile_kernel
+    from benchmarks.gates import source_of
 
+    done = {(r["kernel"], r["dtype"], r.get("code")) for r in recorded() if r["evidence"] == "proved"}
     for dtype in dtypes:
         for plan, numbers in launches(dtype, 80):
+            code = source_of(plan.kernel)
+            if not plan.name.startswith(beginning) or (plan.name, dtype, code) in done:
+                continue
             compiled = compile_kernel(plan, 80)
             names = [name for name in plan.kernel.arg_names if name in plan.signature]
             entry = compiled.metadata.name
@@ -107,46 +109,16 @@ def prove(dtypes: list[str]) -> None:
                 "arguments": arguments,
             }  # fmt: skip
             with tempfile.TemporaryDirectory() as folder:
-                code, said = Path(folder, "kernel.ptx"), Path(folder, "input.json")
-                code.write_text(compiled.asm["ptx"])
+                ptx, said = Path(folder, "kernel.ptx"), Path(folder, "input.json")
+                ptx.write_text(compiled.asm["ptx"])
                 said.write_text(json.dumps(given))
                 try:
-                    result = verify(code, input=said, timeout_seconds=300)
+                    result = verify(ptx, input=said, timeout_seconds=300)
                 except Exception as error:
                     result = {"result": f"{type(error).__name__}: {error}"[:200], "diagnostics": []}
             why = [str(one.get("message", one))[:300] for one in result.get("diagnostics", ())][:2]
-            record(plan.name, "proved", "sentryward", dtype=dtype, result=result["result"], why=why)
-
-
-def shipped_plans(dtype: str, arch: Any) -> list[Any]:
-    """Return the launches at all widths on `arch`, for "fp32" after those of spectral norm. Each piece of code once.
-
-    On compute capabilities that the other kernels refuse, only spectral norm is left.
-    """
-    from benchmarks.compile import compile_key
-    from benchmarks.shapes import BlockShape
-    from benchmarks.shipped import (
-        batch_norm_plans,
-        functional_launches,
-        norms_plans,
-        second_plans,
-        spectral_norm_plans,
-        width_plans,
-    )
-    from sagan_fast.kernels.configs import MIN_ARCH, WIDTHS
-
-    matrices = [(64, 576), (70, 1201)]
-    plans = spectral_norm_plans(matrices, arch=arch) + norms_plans(matrices, arch=arch) if dtype == "fp32" else []
-    supported = isinstance(arch, str) or arch >= MIN_ARCH
-    for width in WIDTHS if supported else ():
-        plans += (large := width_plans(*width, 64, dtype, arch))
-        others = {(plan.name, plan.config) for plan in large}
-        plans += [plan for plan in width_plans(*width, 16, dtype, arch) if (plan.name, plan.config) not in others]
-        plans += [one.plan for one in functional_launches(BlockShape("", 2, 32, 63, 64, *width), dtype, arch)]
-        plans += second_plans(2, 63 * 64, 31 * 32, *width, dtype, arch)
-    for form in BATCH_NORMS if supported and dtype != "tf32" else ():  # no products: TF32 is float32
-        plans += batch_norm_plans(*form[:2], dtype, arch, *form[2:])
-    return list({compile_key(plan, arch): plan for plan in reversed(plans)}.values())[::-1]
+            record(plan.name, "proved", "sentryward", dtype=dtype, code=code, result=result["result"], why=why)
+    return 0
 
 
 def fault(plan: Any, arch: Any) -> str:
@@ -173,27 +145,19 @@ def compile(dtypes: list[str], arches: list[str], kernel: str = "") -> int:
     are left out, as backend="auto" does. Return 1 if one of NVIDIA's chips has a fault, or AMD's compiler refuses a
     kernel.
     """
-    from benchmarks.compile import compile_key
+    from benchmarks.gates import launches_by_name
     from benchmarks.machine import SHARED_BYTES
-    from benchmarks.records import EXECUTED, RESULTS
     from sagan_fast.kernels.configs import AMD
     from sagan_fast.ops.backends import older_triton
 
-    lines = (RESULTS / f"{EXECUTED}.jsonl").read_text().splitlines()
     names = ("kernel", "arch", "dtype", "triton", "code")
-    recorded = [line for line in map(json.loads, lines) if "faults" in line]
-    done = {tuple(line.get(name) for name in names) for line in recorded if not line["faults"] or line["arch"] in AMD}
+    judged = [line for line in recorded() if "faults" in line]
+    done = {tuple(line.get(name) for name in names) for line in judged if not line["faults"] or line["arch"] in AMD}
     status = 0
     chips = [arch for arch in SHARED_BYTES if (not arches or str(arch) in arches) and not older_triton(arch)]
     for arch, dtype in product(chips, dtypes):
-        plans: dict[str, list[Any]] = {}
-        for plan in shipped_plans(dtype, arch):
-            if plan.name.startswith(kernel):
-                plans.setdefault(plan.name, []).append(plan)
-        for name, same in plans.items():
-            text = "".join(f"{compile_key(plan, arch)}{plan.kernel.cache_key}" for plan in same)
-            code = hashlib.sha256(text.encode()).hexdigest()[:12]
-            if (name, arch, dtype, metadata.version("triton"), code) in done:
+        for name, (code, same) in launches_by_name(dtype, arch).items():
+            if not name.startswith(kernel) or (name, arch, dtype, metadata.version("triton"), code) in done:
                 continue
             faults = [found for plan in same if (found := fault(plan, arch))]
             found = dict(arch=arch, dtype=dtype, launches=len(same), code=code, faults=faults)
@@ -214,4 +178,8 @@ if __name__ == "__main__":
     parser.add_argument("--kernel", default="", help="only kernels whose name begins so, as spectral_norm")
     options = parser.parse_args()
     wanted = options.dtype or [*DTYPES]
-    sys.exit(prove(wanted) if options.what == "prove" else compile(wanted, options.arch or [], options.kernel))
+    sys.exit(
+        prove(wanted, options.kernel)
+        if options.what == "prove"
+        else compile(wanted, options.arch or [], options.kernel)
+    )

@@ -16,8 +16,8 @@ from torch import Tensor
 NOT_HERE = ("test_cpu", "test_chunks.py", "test_machine_code.py", "test_equal_keys_mean_equal_launches")
 """Parts of the names of tests that are about the CPU's own backend, about machine code, or about no tensors at all."""
 
-executed: dict[str, set[str]] = defaultdict(set)
-"""The launches that ran without a fault, by name, and the precision of their tensors."""
+executed: dict[tuple[str, str], set[str]] = defaultdict(set)
+"""The launches that ran without a fault, by name and hash of the code, and the precision of their tensors."""
 
 _library = torch.library.Library("aten", "IMPL")
 
@@ -46,8 +46,10 @@ def install() -> None:
         launch_kernel(name, kernel, tensors, *rest)
         home = getattr(kernel, "fn", noted).__module__
         if home.startswith("sagan_fast.kernels.") and not home.endswith("planted"):
+            from benchmarks.gates import source_of
+
             floats = (t.dtype for t in tensors.values() if t is not None and t.is_floating_point())
-            executed[name].add(launch.POINTERS[next(floats, torch.int64)][1:])
+            executed[name, source_of(kernel)].add(launch.POINTERS[next(floats, torch.int64)][1:])
 
     launch.launch = noted  # before the modules below take it
     from sagan_fast.kernels.spectral_norm import addresses, stacks

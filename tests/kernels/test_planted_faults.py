@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sagan_fast.kernels.attention import backward, forward, preprocess
+from sagan_fast.kernels.attention import backward, forward, preprocess, second, tangent
 from sagan_fast.kernels.attention.backward import attention_bwd
 from sagan_fast.kernels.attention.forward import attention_fwd
-from sagan_fast.kernels.attention.reference import attention
+from sagan_fast.kernels.attention.reference import attention, attention_second
+from sagan_fast.kernels.batch_norm import backward as norm_backward
+from sagan_fast.kernels.batch_norm import forward as norm_forward
+from sagan_fast.kernels.batch_norm import reference as norm_reference
+from sagan_fast.kernels.batch_norm import tiling
+from sagan_fast.kernels.configs import LaunchConfig
 from sagan_fast.kernels.projection import forward as projection
 from sagan_fast.kernels.self_attention import backward as block_backward
 from sagan_fast.kernels.self_attention import forward as block_forward
@@ -36,6 +41,59 @@ def run_attention(generator):
     exact = [tensor.double().requires_grad_(tensor is not d_out) for tensor in tensors]
     truth = attention(*exact[:3])
     return found, [truth, *torch.autograd.grad(truth, exact[:3], exact[3])]
+
+
+def run_second(generator):
+    """Return the tangent and the second gradients of ragged attention and the same in float64."""
+    sizes = [(300, 8), (170, 8), (170, 24), (300, 24), (300, 8), (170, 8), (170, 24)]
+    q, k, v, d_o, *tangents = tensors = [randn(2, n, d, generator=generator).float() for n, d in sizes]
+    q *= 8**-0.5
+    found = second.attention_second(d_o, q, k, v, *attention_fwd(q, k, v), *tangents)
+    q, k, v, d_o, *tangents = (tensor.double() for tensor in tensors)
+    return found, attention_second(d_o, q, k, v, *tangents)
+
+
+def run_batch_norm(generator):
+    """Return all results of batch norm + ReLU by class, of both memory formats, and the same in float64.
+
+    Tiles are so small that a program has several, and the last program of a map fewer than the others.
+    """
+    found, truths = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "lookup_size", lambda name, size: LaunchConfig(BLOCK=64, num_warps=4))
+        patch.setattr(tiling, "PROGRAMS", 4)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            one, truth = run_one_batch_norm(generator, memory_format)
+            found += one
+            truths += truth
+    return found, truths
+
+
+def run_one_batch_norm(generator, memory_format):
+    shape, C, classes = (2, 3, 6, 13), 3, torch.tensor([4, 1])
+    form = dict(eps=1e-3, one_plus=True)
+    gain, bias, running_mean, running_var = (
+        randn(*size, generator=generator).float() for size in ((5, C), (5, C), (C,), (C,))
+    )
+    running = [tensor.double() for tensor in (running_mean, running_var)]
+    while True:  # until rounding decides no sign before the ReLU
+        x = (2 * randn(*shape, generator=generator) + 3).float().contiguous(memory_format=memory_format)
+        wide = [tensor.double().requires_grad_() for tensor in (x, gain, bias)]
+        moments = norm_reference.moments(wide[0])
+        out = norm_reference.batch_norm(wide[0], *moments, *wide[1:], classes, relu=False, **form)
+        if out.abs().min() > 1e-4:
+            break
+    d_out = randn(*shape, generator=generator).float().contiguous(memory_format=memory_format)
+    torch.nn.functional.batch_norm(x.double(), *running, training=True, momentum=0.3)
+    truths = [*moments, *running, out.relu(), *torch.autograd.grad(out.relu(), wide, d_out.double())]
+
+    mean, var = norm_forward.batch_norm_moments(x, running_mean, running_var, 0.3)
+    y = norm_forward.batch_norm_fwd(x, mean, var, gain, bias, classes, relu=True, **form)
+    sums = norm_backward.batch_norm_bwd_sums(d_out, x, mean, var, gain, bias, classes, relu=True, **form)
+    totals = norm_backward.batch_norm_bwd_totals(sums, x, gain, classes, factor=C / x.numel(), one_plus=True)
+    tables = norm_backward.batch_norm_bwd_tables(sums, x, gain, bias, classes)
+    d_x = norm_backward.batch_norm_bwd_input(d_out, x, mean, var, gain, bias, classes, totals, relu=True, **form)
+    return [mean, var, running_mean, running_var, y, d_x, *tables], [truth.detach() for truth in truths]
 
 
 def run_block(generator, pool=True):
@@ -151,6 +209,78 @@ PLANTED = {
         norms, "sigma = tl.load(sigma_ptr + matrix)\n    if", "sigma = tl.load(sigma_ptr + matrix + 1)\n    if",
         run_norms,
     ),
+    "a tangent reads keys past the end": (
+        tangent, "mask_m = (offs_m < M) | EVEN_M", "mask_m = offs_m < M + BLOCK_M", run_second,
+    ),
+    "a tangent attends to keys past the end": (tangent, "if not EVEN_M:  #", "if EVEN_M:  #", run_second),
+    "means past the last query are stored": (
+        tangent, "tl.store(mean_ptr + rows, mean + shift, mask=mask_n)", "tl.store(mean_ptr + rows, mean + shift)",
+        run_second,
+    ),
+    "a tangent's keys are those of a map as long as the queries": (
+        tangent, "t_k_ptr += b * M * D_QK", "t_k_ptr += b * N * D_QK", run_second,
+    ),
+    "a tangent is less about the mean of the last keys": (
+        tangent, "shift = tl.where(start_m == 0, first, shift)", "shift = first", run_second,
+    ),
+    "second gradients of keys past the end are stored": (
+        second, "mask_m = offs_m < M\n", "mask_m = offs_m < M + BLOCK_M\n", run_second,
+    ),
+    "two programs own each row of the second gradients": (
+        second, "    mask_n = offs_n < N\n", "    offs_n = offs_n // (2 * BLOCK_N) * BLOCK_N + offs_n % BLOCK_N\n"
+        "    mask_n = offs_n < N\n", run_second,
+    ),
+    "the second gradients of the first tile of keys alone are stored": (
+        second, "store_rows(dv_ptr, D_V, dv, keys, mask_m,", "store_rows(dv_ptr, D_V, dv, keys, offs_m < BLOCK_M,",
+        run_second,
+    ),
+    "second gradients take the delta of the next query": (
+        second, "delta_ptr + rows,", "delta_ptr + rows + 1,", run_second,
+    ),
+    "second gradients read the log-sum-exp with a wrong stride": (
+        second, "lse_ptr + rows,", "lse_ptr + rows * 2,", run_second,
+    ),
+    "all images have the keys of the first": (second, "keys = b * M + offs_m", "keys = offs_m", run_second),
+    "moments count what is past the end": (
+        norm_forward, "tl.where(mask, x - shift[:, None], 0.0)", "x - shift[:, None]", run_batch_norm,
+    ),
+    "the last program has tiles past the last": (
+        norm_forward, "end = tl.minimum(begin + share, all_tiles)\n    b,", "end = begin + share\n    b,",
+        run_batch_norm,
+    ),
+    "all programs store their moments in one place": (
+        norm_forward, "partial_ptr += part.to(tl.int64) * C + c", "partial_ptr += c", run_batch_norm,
+    ),
+    "squared distances of the first program alone are stored": (
+        norm_forward, "tl.where(distance < 0.0, 0.0, distance), mask=mask_c)",
+        "tl.where(distance < 0.0, 0.0, distance), mask=mask_c & (part == 0))", run_batch_norm,
+    ),
+    "running averages past the last channel move": (
+        norm_forward, "running_mean_ptr + c, mean, momentum, mask_c,", "running_mean_ptr + c, mean, momentum, c >= 0,",
+        run_batch_norm,
+    ),
+    "normalised positions past the end are stored": (
+        norm_forward, "y.to(out_ptr.dtype.element_ty), mask=mask)", "y.to(out_ptr.dtype.element_ty))", run_batch_norm,
+    ),
+    "sums of channels past the last are stored": (
+        norm_backward, "tl.sum(d_bias, axis=1), mask=mask_c)", "tl.sum(d_bias, axis=1))", run_batch_norm,
+    ),
+    "an image's last program sums the tiles of the next image": (
+        norm_backward, "end = tl.minimum(begin + share, tiles)", "end = begin + share", run_batch_norm,
+    ),
+    "sums are read with a wrong stride": (
+        norm_backward, "sums_ptr + all_parts * C + offs", "sums_ptr + all_parts * (C + 1) + offs", run_batch_norm,
+    ),
+    "a class has the gradients of those before it too": (
+        norm_backward, "other=-1) == row", "other=-1) <= row", run_batch_norm,
+    ),
+    "gradients past the end of a map are stored": (
+        norm_backward, "(d_x * scale[:, None]).to(d_x_ptr.dtype.element_ty), mask=mask)",
+        "(d_x * scale[:, None]).to(d_x_ptr.dtype.element_ty))", run_batch_norm,
+    ),
+    "one mean is taken for the other": (
+        norm_backward, "totals_ptr + C + c, mask", "totals_ptr + c, mask", run_batch_norm,
+    ),
 }  # fmt: skip
 """What is wrong, where, the right text and the planted one, and what runs it."""
 
@@ -164,9 +294,10 @@ def largest_error(found, truths):
     return max(errors)
 
 
-@pytest.mark.parametrize(
-    "run", [run_attention, run_block, run_unpooled, run_spectral_norm, run_norms], ids=lambda run: run.__name__
-)
+RUNS = [run_attention, run_second, run_block, run_unpooled, run_batch_norm, run_spectral_norm, run_norms]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
 def test_without_a_fault_all_is_right(run, generator):
     assert largest_error(*run(generator)) < 1e-4
 
