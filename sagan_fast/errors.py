@@ -17,6 +17,12 @@ class Diverged(RuntimeError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ": did you mean 'x'?" with the word of `known` nearest to `word`, or "" if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean {near[0]!r}?" if near else ""
+    """Return ": did you mean 'x'?" with the word of `known` nearest to `word`, or "" if none is near.
+
+    Where `word` is the last part of several names with dots, all of these are meant.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    ends = [name for name in known if name.endswith(f".{word.lstrip('-')}")]
+    meant = near if word in near or not ends else ends
+    return f": did you mean {' or '.join(map(repr, meant))}?" if meant else ""

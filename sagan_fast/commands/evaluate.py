@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sagan_fast import words
 from sagan_fast.choices import Device, OnBroken, ProtocolName
 from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
@@ -140,7 +141,7 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
 
     asked = list(METRICS) if options.metrics == "all" else options.metrics.replace("face_rate", FACE_RATE).split(",")
     faces = _face_detector(options, device) if FACE_RATE in asked else None
-    metrics = check_metrics(name for name in asked if name != FACE_RATE)
+    metrics = check_metrics((name for name in asked if name != FACE_RATE), beside=[FACE_RATE])
     spec = _spec(options.generated)
     reading: Any = {
         "on_broken": options.on_broken, "classes": options.classes or "", "unlabelled": options.unlabelled == "true",
@@ -207,7 +208,9 @@ def _take_classes(dataset: ImageDataset, names: list[str], of: str, metrics: Seq
     try:
         take_order(dataset, names, of)
         if not names and num_classes != dataset.num_classes:  # an old checkpoint
-            raise InputError(f"{dataset.name} has {dataset.num_classes} classes, and {of} has {num_classes}")
+            raise InputError(
+                f"{dataset.name} has {words.count(dataset.num_classes, 'class')}, and {of} has {num_classes}"
+            )
     except InputError as error:
         raise InputError(f"{error}; --metrics without intra_fid compares them without their classes") from None
 
@@ -258,16 +261,17 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    for key, words in (("face_rate", "generated"), ("face_rate_real", "real")):
+    for key, which in (("face_rate", "generated"), ("face_rate_real", "real")):
         if key in result:
-            print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {words} images have a face")
+            print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {which} images have a face")
     protocol = result["protocol"]
     if "features" not in protocol:
         return
     features, generated = protocol["features"], protocol["generated"]
     what = f"{generated['weights']} weights of step {generated['step']}" if "step" in generated else generated["data"]
     table = Table(
-        title=f"{what}: {protocol['count']} images against {protocol['reference_count']} of {protocol['real']['data']}",
+        title=f"{what}: {words.count(protocol['count'], 'image')} against {protocol['reference_count']} of "
+        f"{protocol['real']['data']}",
         caption=f"{features['name']} ({features['sha256'][:8]}), {features['resize']} to {features['size']}; protocol "
         f"{protocol['name']}, {protocol['quantise']}, seed {protocol['seed']}; real images "
         f"{protocol['real']['fingerprint'][:8]}",

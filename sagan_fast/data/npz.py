@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from sagan_fast import words
 from sagan_fast.data.dataset import ImageDataset, match_classes
 from sagan_fast.data.images import crop_and_resize, to_tensor
 from sagan_fast.data.labels import class_number
@@ -69,5 +70,5 @@ def _arrays(name: str, path: Path) -> tuple[Any, Any]:
         wanted = f"{' or '.join(IMAGES)}, uint8 of (N, H, W, 3) or (N, 3, H, W)"
         raise InputError(f"{name} must hold {wanted}; it holds {what}")
     if labels is not None and (labels.shape[:1] != shape[:1] or labels.ndim > 2):
-        raise InputError(f"{name} holds {shape[0]} images and labels of {labels.shape}")
+        raise InputError(f"{name} holds {words.count(shape[0], 'image')} and labels of {labels.shape}")
     return images, labels

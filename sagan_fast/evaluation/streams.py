@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sagan_fast import words
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.loader import epoch_order, images_in_order
 from sagan_fast.distributed import current_world
@@ -113,7 +114,7 @@ class StoredImages(Images):
         num_workers: int = 0,
     ) -> None:
         if count is not None and not 0 < count <= len(dataset):
-            raise InputError(f"{dataset.name} has {len(dataset)} images, and {count} are asked for")
+            raise InputError(f"{dataset.name} has {words.count(len(dataset), 'image')}, and {count} are asked for")
         chosen = np.arange(len(dataset), dtype=np.int64)
         if count is not None and count < len(dataset):
             chosen = np.sort(epoch_order(len(dataset), seed, 0)[:count])

@@ -72,7 +72,9 @@ class Report:
         lines = [(row.name, row.what, row.why if row.swapped else f"left alone: {row.why}") for row in shown]
         if normed:
             worst = max(row.difference for row in normed)
-            lines.append((f"{len(normed)} weights", "spectral norm", f"in one pass; largest difference {worst:.1g}"))
+            lines.append(
+                (count(len(normed), "weight"), "spectral norm", f"in one pass; largest difference {worst:.1g}")
+            )
         if not lines:
             return "accelerate found no attention and no spectral norm"
         lines.insert(0, ("module", "what", "result"))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sagan_fast import words
 from sagan_fast.choices import Backend
 from sagan_fast.errors import InputError
 from sagan_fast.files import written
@@ -161,7 +162,7 @@ def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], file
         "folder": folder.name,
         "size": config.resolution,
         "z_dim": config.z_dim,
-        "classes": f"{n} classes" if n else "no classes",
+        "classes": words.count(n, "class") if n else "no classes",
         "and_y": f", and `y` (batch,) int64, classes 0 to {n - 1}" if n else "",
         "y": f", torch.randint({n}, (8,))" if n else "",
         "onnx_y": f', "y": numpy.random.randint({n}, size=8)' if n else "",

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sagan_fast import words
 from sagan_fast.data import ImageDataset, batches
-from sagan_fast.data.dataset import count
 from sagan_fast.data.summary import summary
 from sagan_fast.distributed import World, connected
 from sagan_fast.errors import InputError
@@ -25,6 +25,7 @@ from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.micro_batch import with_micro_batch
 from sagan_fast.training.state import TrainState, check_backend, new_state
 from sagan_fast.training.step import train_step
+from sagan_fast.words import count
 
 STEPS = 3
 """Steps that are measured, after a first one that is not."""
@@ -67,9 +68,9 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
         ("generator", described(state.generator)),
         ("discriminator", described(state.discriminator)),
         *(("attention", line) for line in _attentions(state)),
-        ("device", f"{world.device}, {state.precision.name}, {count(world.size, 'process', 'processes')}"),
+        ("device", f"{world.device}, {state.precision.name}, {count(world.size, 'process')}"),
         ("memory", f"{memory:.2f} GiB at most{_of(world.device)}"),
-        ("disk", f"about {1000 * gigabytes:.0f} MB for {config.keep + 1} checkpoints in {out}"),
+        ("disk", f"about {1000 * gigabytes:.0f} MB for {words.count(config.keep + 1, 'checkpoint')} in {out}"),
         ("speed", f"{seconds:.3g} s a step, {config.batch_size / seconds:.0f} images/s"),
         ("end", _end(config, seconds)),
     ]  # fmt: skip
@@ -153,7 +154,8 @@ def _end(config: TrainConfig, seconds: float) -> str:
     whole = timedelta(seconds=round(seconds * config.steps))
     end = datetime.now() + whole
     beside = " and evaluations" if config.eval_every else ""
-    return f"{config.steps} steps take {whole} without samples{beside}: {end:%Y-%m-%d %H:%M} if it starts now"
+    takes = f"{words.count(config.steps, 'step')} in {whole} without samples{beside}"
+    return f"{takes}: {end:%Y-%m-%d %H:%M} if it starts now"
 
 
 def _wait(device: torch.device) -> None:
