@@ -50,6 +50,7 @@ COMMON = {
         "num_classes": "0: no labels; default: those of the data",
         "resolution": "width and height of the images",
         "flip": "mirror images at random",
+        "diffaugment": "for few images: color,translation,cutout",
         "num_workers": "processes that read images",
     },
     "Training": {
