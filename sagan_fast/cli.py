@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 
-from sagan_fast.errors import Diverged, InputError, nearest
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.version import __version__
+from sagan_fast.words import nearest
 
 COMMANDS = {
     "prepare": "write a packed set: images decoded once, for fast reading",

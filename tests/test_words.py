@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sagan_fast.words import count, list_some
+from sagan_fast.words import counted, list_some
 
 SOURCES = Path(__file__).parents[1] / "sagan_fast"
 NOUNS = "images faces threads steps crops pictures photographs rows paths checkpoints tensors samples epochs lines keys"
@@ -12,10 +12,10 @@ MANY_ANYWAY = {
 
 
 def test_a_number_has_its_noun():
-    assert count(1, "image") == "1 image"
-    assert count(0, "image") == "0 images"
-    assert count(1, "class", "classes") == "1 class"
-    assert count(2, "class", "classes") == "2 classes"
+    assert counted(1, "image") == "1 image"
+    assert counted(0, "image") == "0 images"
+    assert counted(1, "class", "classes") == "1 class"
+    assert counted(2, "class", "classes") == "2 classes"
 
 
 def test_a_long_list_is_cut_short():

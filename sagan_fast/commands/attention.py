@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sagan_fast import words
 from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +115,7 @@ def run(args: list[str]) -> None:
         print(
             f"note: |gamma| is below {SMALL_GAMMA}, so the block adds almost nothing to its input: its maps say little"
         )
-    print(f"{words.count(len(images), 'image')} in {out}")
+    print(f"{counted(len(images), 'image')} in {out}")
     if sweep is not None:
         frames = sweep_frames(images, layer, xs, options.frames)
         save_animation(frames, sweep)

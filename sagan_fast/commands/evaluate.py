@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sagan_fast import words
 from sagan_fast.choices import Device, OnBroken, ProtocolName
 from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics
 from sagan_fast.files import explained, written
+from sagan_fast.words import counted
 
 if TYPE_CHECKING:
     from sagan_fast.data import ImageDataset
@@ -208,9 +208,7 @@ def _take_classes(dataset: ImageDataset, names: list[str], of: str, metrics: Seq
     try:
         take_order(dataset, names, of)
         if not names and num_classes != dataset.num_classes:  # an old checkpoint
-            raise InputError(
-                f"{dataset.name} has {words.count(dataset.num_classes, 'class')}, and {of} has {num_classes}"
-            )
+            raise InputError(f"{dataset.name} has {counted(dataset.num_classes, 'class')}, and {of} has {num_classes}")
     except InputError as error:
         raise InputError(f"{error}; --metrics without intra_fid compares them without their classes") from None
 
@@ -270,7 +268,7 @@ def _print(result: dict[str, Any]) -> None:
     features, generated = protocol["features"], protocol["generated"]
     what = f"{generated['weights']} weights of step {generated['step']}" if "step" in generated else generated["data"]
     table = Table(
-        title=f"{what}: {words.count(protocol['count'], 'image')} against {protocol['reference_count']} of "
+        title=f"{what}: {counted(protocol['count'], 'image')} against {protocol['reference_count']} of "
         f"{protocol['real']['data']}",
         caption=f"{features['name']} ({features['sha256'][:8]}), {features['resize']} to {features['size']}; protocol "
         f"{protocol['name']}, {protocol['quantise']}, seed {protocol['seed']}; real images "

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagan_fast import words
 from sagan_fast.choices import Device, FacePrecision, OnBroken, check_least
 from sagan_fast.commands.options import add_options, command_parser
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
+from sagan_fast.words import counted, nearest
 
 if TYPE_CHECKING:
     from sagan_fast.faces import Detector
@@ -168,7 +168,7 @@ def _train(args: list[str]) -> None:
     pictures = read_annotations(options.annotations, options.images)
     held_out = read_annotations(options.val_annotations, options.val_images) if options.val_annotations else []
     print(
-        f"{words.count(len(pictures), 'picture')} with {words.count(sum(len(p.faces) for p in pictures), 'face')}",
+        f"{counted(len(pictures), 'picture')} with {counted(sum(len(p.faces) for p in pictures), 'face')}",
         flush=True,
     )
 
@@ -186,7 +186,7 @@ def _train(args: list[str]) -> None:
     print(f"weights in {out / LAST}")
     if held_out:
         found: Accuracy = score(net.cpu(), held_out)
-        print(f"AP@.5 {found.average_precision:.3f}, recall {found.recall:.3f} of {words.count(found.faces, 'face')}")
+        print(f"AP@.5 {found.average_precision:.3f}, recall {found.recall:.3f} of {counted(found.faces, 'face')}")
 
 
 def _detect(args: list[str]) -> None:
@@ -220,7 +220,7 @@ def _detect(args: list[str]) -> None:
         }
         settings |= {"enlarge": finding.enlarge, "precision": finding.precision}
         file.write(json.dumps({**settings, "images": images, "broken": broken}, indent=1).encode() + b"\n")
-    print(f"{words.count(total, 'face')} in {words.count(len(images), 'picture')}: {out / 'faces.json'}")
+    print(f"{counted(total, 'face')} in {counted(len(images), 'picture')}: {out / 'faces.json'}")
     _say_broken(broken)
 
 
@@ -233,7 +233,7 @@ def _crop(args: list[str]) -> None:
     def show(done: Cropped, total: int) -> None:
         if sys.stderr.isatty():
             print(
-                f"\r{done.photographs}/{total} photographs, {words.count(done.crops, 'crop')}",
+                f"\r{done.photographs}/{total} photographs, {counted(done.crops, 'crop')}",
                 end="",
                 file=sys.stderr,
                 flush=True,
@@ -245,9 +245,9 @@ def _crop(args: list[str]) -> None:
     )  # fmt: skip
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    small = f", {words.count(done.too_small, 'face')} too small" if done.too_small else ""
+    small = f", {counted(done.too_small, 'face')} too small" if done.too_small else ""
     print(
-        f"{words.count(done.crops, 'crop')} of {words.count(done.photographs, 'photograph')}, {done.without} without a "
+        f"{counted(done.crops, 'crop')} of {counted(done.photographs, 'photograph')}, {done.without} without a "
         f"face{small}: {out / MANIFEST}"
     )
     if done.crops:

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from sagan_fast.choices import KINDS
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
+from sagan_fast.words import nearest
 
 T = TypeVar("T")
 METAVARS: dict[Any, str] = {
     int: "N", float: "X", "tuple": "[N,...]", "data": "SPEC", "out": "FOLDER", "preset": "NAME", "config": "FILE",
     "init_from": "RUN", "resume_from": "STEP", "json": "FILE", "class_id": "CLASS",
-    "to_class": "CLASS", "eval_data": "SPEC", "wandb": "PROJECT", "save_statistics": "FILE",
-    "inception_weights": "FILE",
-    "face_weights": "FILE", "weights": "FILE", "classes": "FILE",
-    "sweep": "FILE", "features": "NAME", "micro_batch_size": "N",
+    "to_class": "CLASS", "eval_data": "SPEC", "wandb": "PROJECT", "save_statistics": "FILE", "inception_weights": "FILE",
+    "face_weights": "FILE", "weights": "FILE", "classes": "FILE", "sweep": "FILE", "features": "NAME",
+    "micro_batch_size": "N",
 }  # fmt: skip
 """What stands for a value in the help, by the type or the name of the option."""
 OPTIONS: set[str] = set()
-"""Names of the options of the command that runs, as the fields have them."""
+"""Names of the fields that are options of the command that runs."""
 WORDS = {**{kind.__name__: words for kind, words in KINDS.items()}, "tuple": "a list such as [8,16]"}
 
 
@@ -206,17 +206,16 @@ def dashed(name: str) -> str:
 
 
 def as_typed(message: str) -> str:
-    """Return `message` with the names of options as they are typed: with two dashes and without underscores.
+    """Return `message` with options written as on the command line: `batch_size` becomes `--batch-size`.
 
-    A name counts where it begins the message or has an underscore. Names of files and keys, in quotes or after a colon,
-    stay as they are.
+    A name without an underscore is an option only as the subject of the sentence. What is quoted, part of a path or
+    after a colon stays as it is: those are names of classes, files and keys.
     """
-
-    def typed(found: re.Match[str]) -> str:
-        return f"--{dashed(found[0])}" if found[0].replace("-", "_") in OPTIONS else found[0]
-
-    message = re.sub(r"^[a-z][\w.-]*(?= must | cannot | is for )", typed, message)
-    return re.sub(r"(?<![\w./'\"`=-])(?<!: )[a-z0-9.]+(?:_[a-z0-9]+)+(?![\w/.'\"`]*[/\w'\"`(])", typed, message)
+    subject = r"^[a-z][\w.]*(?= must | cannot | is for )"
+    anywhere = r"(?<![\w./'\"`=-])(?<!: )[a-z0-9.]+(?:_[a-z0-9]+)+(?![\w/'\"`(]|\.\w)"
+    return re.sub(
+        f"{subject}|{anywhere}", lambda name: f"--{dashed(name[0])}" if name[0] in OPTIONS else name[0], message
+    )
 
 
 def check_is_folder(out: str, endings: Collection[str]) -> None:

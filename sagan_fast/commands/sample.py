@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagan_fast import words
 from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import dashed, read_options
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 MOST_CLASSES = 100
 """Rows that --by-class draws without being told which."""
@@ -110,16 +110,16 @@ def run(args: list[str]) -> None:
         whole = torch.cat(list(images))
         there = [grid(whole[i::frames], min(4, count)) for i in range(frames)]
         save_animation(there + there[-2:0:-1], out)
-        print(f"{words.count(count, 'path')} of {words.count(frames, 'image')} in {out}")
+        print(f"{counted(count, 'path')} of {counted(frames, 'image')} in {out}")
     elif rows:
         save_png(labelled_grid(torch.cat(list(images)), labels), out)
-        print(f"{words.count(len(labels), 'row')} of {words.count(len(z) // len(labels), 'image')} in {out}")
+        print(f"{counted(len(labels), 'row')} of {counted(len(z) // len(labels), 'image')} in {out}")
     elif options.grid:
         save_png(grid_by_class(torch.cat(list(images)), y, names, min(8, count)), out)
-        print(f"{words.count(count, 'image')} in {out}")
+        print(f"{counted(count, 'image')} in {out}")
     elif out.suffix.lower() == ".npz":
         save_npz(torch.cat([to_uint8(batch) for batch in images]), y, out)
-        print(f"{words.count(count, 'image')} in {out}")
+        print(f"{counted(count, 'image')} in {out}")
     elif out.suffix.lower() == ".png":
         save_png(to_uint8(next(iter(images)))[0], out)
         print(f"1 image in {out}")
@@ -131,7 +131,7 @@ def run(args: list[str]) -> None:
             earlier.discard(path)
         for path in earlier:  # only now: if the sampling fails, they are still there
             path.unlink(missing_ok=True)
-        print(f"{words.count(count, 'image')} in {out}")
+        print(f"{counted(count, 'image')} in {out}")
 
 
 def written_before(out: Path) -> set[Path]:
@@ -205,7 +205,7 @@ def _check(options: Options, out: Path, truncations: list[float | None]) -> str 
         raise InputError(f"--out must name a folder without --grid, and {out} is a file")
     if (earlier := written_before(out)) and not options.overwrite:
         raise InputError(
-            f"{out} holds {words.count(len(earlier), 'image')} of an earlier `sagan-fast sample`, which would be "
+            f"{out} holds {counted(len(earlier), 'image')} of an earlier `sagan-fast sample`, which would be "
             "mixed with the new ones: name another folder, or add --overwrite to replace them"
         )
     return rows

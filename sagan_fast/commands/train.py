@@ -12,9 +12,10 @@ from typing import Any
 from sagan_fast.choices import check_least
 from sagan_fast.commands.options import as_options, said_once
 from sagan_fast.commands.train_options import Action, known_keys, train_parser
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
 from sagan_fast.models.config import preset_names
 from sagan_fast.training.config import TrainConfig, merged, preset_recipe, read_yaml
+from sagan_fast.words import nearest
 
 
 def run(args: list[str]) -> None:

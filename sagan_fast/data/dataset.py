@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from sagan_fast.choices import OnBroken
 from sagan_fast.errors import InputError
-from sagan_fast.words import count, list_some
+from sagan_fast.words import counted, list_some
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def match_classes(name: str, class_names: Sequence[str], num_classes: int | None
         return []
     if num_classes is not None and num_classes != len(class_names):
         raise InputError(
-            f"{name} has {count(len(class_names), 'class')} ({list_some(class_names)}), but the model is "
+            f"{name} has {counted(len(class_names), 'class')} ({list_some(class_names)}), but the model is "
             f"made for {num_classes}: give a data set of {num_classes}, or train with `--num-classes "
             f"{len(class_names)}`, which changes the model"
         )

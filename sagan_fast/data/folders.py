@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sagan_fast import words
 from sagan_fast.choices import OnBroken
 from sagan_fast.data.dataset import ImageDataset, match_classes
 from sagan_fast.data.images import BrokenImageError, image_size, read_image
@@ -23,7 +22,7 @@ from sagan_fast.data.layouts import layout_of
 from sagan_fast.data.listing import EXTENSIONS, Tree, read_tree
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained, reason
-from sagan_fast.words import count
+from sagan_fast.words import counted
 
 _RESIZE = "give --resolution R to have all images cropped and resized"
 MAX_LOOKED_AT = 100
@@ -134,7 +133,7 @@ def _check_flat(name: str, root: str, images: int, num_classes: int | None) -> N
     """Raise InputError if a flat folder of images is given to a model with classes."""
     if not num_classes:
         return
-    flat = f"{name} is a flat folder of {count(images, 'image')}, but the model has {words.count(num_classes, 'class')}"
+    flat = f"{name} is a flat folder of {counted(images, 'image')}, but the model has {counted(num_classes, 'class')}"
     if deep := _too_deep(root):
         raise InputError(f"{flat}: {deep}")
     raise InputError(

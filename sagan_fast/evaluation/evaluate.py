@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sagan_fast import words
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.classes import differences
 from sagan_fast.data.listing import said_passed_over
@@ -30,6 +29,7 @@ from sagan_fast.evaluation.streams import Images, StoredImages
 from sagan_fast.files import file_sha256
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
 from sagan_fast.models.generator import CONFIG, WEIGHTS, Generator, is_exported
+from sagan_fast.words import counted
 
 EXTREMES = 5
 """Classes listed as worst and as best."""
@@ -150,15 +150,14 @@ def evaluate(
         fewest = min(count for _, count in intra.values())
         if fewest <= extractor.num_features:
             notes.append(
-                f"intra-FID from only {words.count(fewest, 'image')} a class is biased upwards: compare equal counts "
-                "only"
+                f"intra-FID from only {counted(fewest, 'image')} a class is biased upwards: compare equal counts only"
             )
     elif "intra_fid" in metrics and max(dataset.num_classes, generated.num_classes):
         notes.append("no intra-FID: the generated images do not have the classes of the real ones")
     fewest_images = fake.count if fixed is not None else min(fake.count, real_count)
     if "fid" in metrics and fewest_images <= extractor.num_features:
         notes.append(
-            f"{words.count(fewest_images, 'image')} are too few for {extractor.num_features} features: "
+            f"{counted(fewest_images, 'image')} are too few for {extractor.num_features} features: "
             "FID is biased upwards; compare equal counts only"
         )
     result["notes"] = notes

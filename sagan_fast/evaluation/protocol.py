@@ -19,9 +19,9 @@ from sagan_fast.choices import (
     check_choices,
     check_least,
 )
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
 from sagan_fast.version import __version__
-from sagan_fast.words import count
+from sagan_fast.words import counted, nearest
 
 METRICS = get_args(Metric)
 
@@ -75,7 +75,7 @@ class Protocol:
         """Raise InputError unless each part of the images has one; for IS."""
         if self.splits > self.count:
             raise InputError(
-                f"splits must be at most the count, got {self.splits} for {count(self.count, 'image')}: take fewer "
+                f"splits must be at most the count, got {self.splits} for {counted(self.count, 'image')}: take fewer "
                 "splits, more images, or leave out the metric is"
             )
 

@@ -18,6 +18,7 @@ from sagan_fast.layers.instance_class import change_class, restore_class
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import GroupedForward, group_members, group_of
 from sagan_fast.layers.spectral_norm_group import SpectralNormGroup
+from sagan_fast.words import counted
 
 _LOOKS_LIKE_ATTENTION = re.compile(r"attn|attention|non_?local|query|theta", re.IGNORECASE)
 
@@ -73,7 +74,7 @@ class Report:
         if normed:
             worst = max(row.difference for row in normed)
             lines.append(
-                (count(len(normed), "weight"), "spectral norm", f"in one pass; largest difference {worst:.1g}")
+                (counted(len(normed), "weight"), "spectral norm", f"in one pass; largest difference {worst:.1g}")
             )
         if not lines:
             return "accelerate found no attention and no spectral norm"

@@ -7,7 +7,8 @@ from importlib.resources import files
 from typing import Any, TypeVar, get_type_hints
 
 from sagan_fast.choices import Backend, check_choices, check_kind, check_least
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
+from sagan_fast.words import nearest
 
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound="NetworkConfig")

@@ -70,7 +70,8 @@ def train(
             log = world.by_main(lambda: new_log(run)) or SilentLog()
             with log, state.precision.products(), kept_memory(world.device.type):
                 log.say(
-                    f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
+                    f"{folder.path}: {counted(len(dataset), 'image')} of {dataset.name}, "
+                    f"{counted(dataset.num_classes, 'class')}, "
                     f"{world.device}, {state.precision.name}, {run.division()}step {state.step} of {config.steps}"
                 )
                 for sentence in [*filter(None, [sized, state.traffic()]), *summary(dataset), *changes]:

@@ -43,7 +43,7 @@ def report(source: Path, device: torch.device) -> str:
     if model is not None:
         config = model.generator.config
         step = "" if model.step is None else f"Weights of step {model.step:,}, "
-        about = f"{step}{config.resolution} x {config.resolution} pixels, {config.num_classes or 'no'} classes"
+        about = f"{step}{config.resolution} x {config.resolution} pixels, {counted(config.num_classes, 'class')}"
     style = (files("sagan_fast.view") / "static" / "style.css").read_text()
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
