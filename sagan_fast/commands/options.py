@@ -21,9 +21,9 @@ T = TypeVar("T")
 METAVARS: dict[Any, str] = {
     int: "N", float: "X", "tuple": "[N,...]", "data": "SPEC", "out": "FOLDER", "preset": "NAME", "config": "FILE",
     "init_from": "RUN", "resume_from": "STEP", "json": "FILE", "class_id": "CLASS",
-    "to_class": "CLASS", "eval_data": "SPEC", "wandb": "PROJECT", "save_statistics": "FILE", "inception_weights": "FILE",
-    "face_weights": "FILE", "weights": "FILE", "classes": "FILE", "sweep": "FILE", "features": "NAME",
-    "micro_batch_size": "N",
+    "to_class": "CLASS", "eval_data": "SPEC", "wandb": "PROJECT", "save_statistics": "FILE",
+    "inception_weights": "FILE", "face_weights": "FILE", "weights": "FILE", "classes": "FILE", "sweep": "FILE",
+    "features": "NAME", "micro_batch_size": "N",
 }  # fmt: skip
 """What stands for a value in the help, by the type or the name of the option."""
 OPTIONS: set[str] = set()

@@ -77,8 +77,7 @@ COMMON = {
         "eval_every": "steps between evaluations; 0: never",
     },
     "Networks": {
-        "generator.base_channels": "channels of the generator, in units of this",
-        "discriminator.base_channels": "the same for the discriminator, which has its own",
+        "generator.base_channels": "width; also --discriminator.base-channels",
     },
 }
 """What most runs need, in the words of --help; --help-all shows the docstrings."""

@@ -25,6 +25,7 @@ from sagan_fast.training.signals import Stop, StopVote, stop_on_signals
 from sagan_fast.training.state import TrainState, check_backend, new_state
 from sagan_fast.training.step import train_step
 from sagan_fast.training.wandb_log import WandbBoard
+from sagan_fast.words import counted
 
 STOPPING = "stopping after this step; Ctrl-C again to stop now and lose what came after the last checkpoint"
 EVALUATING = "stopping after this evaluation; Ctrl-C again to stop now, the checkpoint is saved"

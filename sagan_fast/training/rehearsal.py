@@ -59,11 +59,11 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
             ) from error
         memory = max(world.gather(memory_gib(world.device)))
     per_epoch = len(dataset) / config.batch_size
+    batch, steps = counted(config.batch_size, "image"), counted(config.steps, "step")
     rows = [("data", f"{counted(len(dataset), 'image')} of {dataset.name}, {counted(dataset.num_classes, 'class')}")]
     rows += [("", line) for line in [*summary(dataset), *filter(None, [sized])]]
     rows += [
-        ("epochs", f"{per_epoch:.1f} steps of {counted(config.batch_size, 'image')} an epoch; {counted(config.steps, 'step')}: "
-                   f"{config.steps / per_epoch:.1f} epochs"),
+        ("epochs", f"{per_epoch:.1f} steps of {batch} an epoch; {steps}: {config.steps / per_epoch:.1f} epochs"),
         ("generator", described(state.generator)),
         ("discriminator", described(state.discriminator)),
         *(("attention", line) for line in _attentions(state)),

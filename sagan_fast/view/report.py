@@ -18,6 +18,7 @@ from sagan_fast.view.model import COLUMNS, Model
 from sagan_fast.view.source import View, png
 from sagan_fast.visualize.attention_figure import figure, figure_row
 from sagan_fast.visualize.attention_maps import attention_input, attention_layer, spread_queries
+from sagan_fast.words import counted
 
 CLASSES = 20
 """Most rows of samples; of more classes, evenly spread ones."""
