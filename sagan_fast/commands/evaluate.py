@@ -139,7 +139,8 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     from sagan_fast.evaluation.features import open_extractor
     from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 
-    asked = list(METRICS) if options.metrics == "all" else options.metrics.replace("face_rate", FACE_RATE).split(",")
+    names = options.metrics.replace("face_rate", FACE_RATE).replace("intra-fid", "intra_fid").split(",")
+    asked = list(dict.fromkeys(one for name in names for one in (METRICS if name == "all" else [name])))
     faces = _face_detector(options, device) if FACE_RATE in asked else None
     metrics = check_metrics((name for name in asked if name != FACE_RATE), beside=[FACE_RATE])
     spec = _spec(options.generated)
