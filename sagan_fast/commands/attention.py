@@ -161,7 +161,7 @@ def _real_images(options: Options, data: str, config: Any) -> tuple[Tensor, Tens
     from sagan_fast.data.loader import epoch_order
     from sagan_fast.evaluation.sampling import class_number, classes
 
-    dataset = open_dataset(data, resolution=config.resolution, num_classes=config.num_classes)
+    dataset = open_dataset(data, resolution=config.resolution, num_classes=config.num_classes, on_broken="skip")
     class_id = class_number(options.class_id, dataset.class_names, config.num_classes)
     y = classes(options.count, config.num_classes, class_id)
     order = epoch_order(len(dataset), options.seed, 0)

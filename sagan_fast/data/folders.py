@@ -89,7 +89,8 @@ class FolderDataset(ImageDataset):
         path, R = self.path_of(index), self.resolution
         if self._as_they_are and (size := image_size(path)) not in (None, (R, R)):
             raise InputError(f"{path} has {size[0]}x{size[1]} pixels where {R}x{R} are expected: {_RESIZE}")
-        with explained(f"{path} cannot be read", kinds=(BrokenImageError,)):
+        way_round = "; on_broken=skip leaves such images out" if self.on_broken == "fail" else ""
+        with explained(f"{path} cannot be read", way_round, kinds=(BrokenImageError,)):
             return read_image(path, R)
 
     def _first_size(self) -> int:

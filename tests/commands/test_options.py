@@ -136,6 +136,7 @@ def test_of_train_too(args, message, sentence):
         ("count must be at least 1", "--count must be at least 1"),
         ("r: at_most must be 3; take fewer than at_most.", "r: at_most must be 3; take fewer than --at-most."),
         ("two of at_most and at_mostly", "two of --at-most and at_mostly"),
+        ("x is too much; at_most=3 is less", "x is too much; --at-most=3 is less"),
         ("the count must be 3 for 'at_most', a/at_most, at_most/b, at_most.png and at_most()", None),
         ("share 3 is a class, device too", None),
         ("run must be given", None),  # it is given without a name
