@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 
-from sagan_fast.errors import Diverged, InputError, nearest
+from sagan_fast.errors import Diverged, InputError
 from sagan_fast.version import __version__
+from sagan_fast.words import nearest
 
 COMMANDS = {
     "prepare": "write a packed set: images decoded once, for fast reading",
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     try:
+        if args[0:1] == ["help"]:
+            args = [*args[1:], "--help"]
         if not args or args[0] in ("-h", "--help"):
             print(f"usage: sagan-fast {{{','.join(COMMANDS)}}} ...\n\nTrain, sample and score self-attention GANs.\n")
             for name, what in COMMANDS.items():
@@ -51,9 +54,13 @@ def _run(args: list[str]) -> int:
             print(f"sagan-fast {__version__}")
             return 0
         if args[0] not in COMMANDS:
-            raise InputError(f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)}")
+            hint = nearest(args[0], COMMANDS) or "; `sagan-fast --help` lists the commands"
+            raise InputError(f"unknown command {args[0]!r}{hint}")
         options = import_module("sagan_fast.commands.options")
-        import_module(f"sagan_fast.commands.{args[0]}").run(options.underscored(args[1:]))
+        try:
+            import_module(f"sagan_fast.commands.{args[0]}").run(options.underscored(args[1:]))
+        except InputError as error:
+            raise InputError(options.as_typed(str(error))) from error
     except InputError as error:
         print(f"sagan-fast: {error}", file=sys.stderr)
         return 2

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ class Options:
 
     checkpoint: str
     """run folder or checkpoint file; an exported folder works for the generator only"""
-    out: str
+    out: str = field(metadata={"metavar": "FILE"})
     """PNG file for the figure, with one row per image"""
     sweep: str | None = None
     """GIF or APNG file for an animation: a query point moves over each image"""
@@ -114,7 +115,7 @@ def run(args: list[str]) -> None:
         print(
             f"note: |gamma| is below {SMALL_GAMMA}, so the block adds almost nothing to its input: its maps say little"
         )
-    print(f"{len(images)} images in {out}")
+    print(f"{counted(len(images), 'image')} in {out}")
     if sweep is not None:
         frames = sweep_frames(images, layer, xs, options.frames)
         save_animation(frames, sweep)
@@ -160,7 +161,7 @@ def _real_images(options: Options, data: str, config: Any) -> tuple[Tensor, Tens
     from sagan_fast.data.loader import epoch_order
     from sagan_fast.evaluation.sampling import class_number, classes
 
-    dataset = open_dataset(data, resolution=config.resolution, num_classes=config.num_classes)
+    dataset = open_dataset(data, resolution=config.resolution, num_classes=config.num_classes, on_broken="skip")
     class_id = class_number(options.class_id, dataset.class_names, config.num_classes)
     y = classes(options.count, config.num_classes, class_id)
     order = epoch_order(len(dataset), options.seed, 0)

@@ -17,6 +17,7 @@ from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics
 from sagan_fast.files import explained, written
+from sagan_fast.words import counted
 
 if TYPE_CHECKING:
     from sagan_fast.data import ImageDataset
@@ -138,9 +139,10 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     from sagan_fast.evaluation.features import open_extractor
     from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 
-    asked = list(METRICS) if options.metrics == "all" else options.metrics.replace("face_rate", FACE_RATE).split(",")
+    names = options.metrics.replace("face_rate", FACE_RATE).replace("intra-fid", "intra_fid").split(",")
+    asked = list(dict.fromkeys(one for name in names for one in (METRICS if name == "all" else [name])))
     faces = _face_detector(options, device) if FACE_RATE in asked else None
-    metrics = check_metrics(name for name in asked if name != FACE_RATE)
+    metrics = check_metrics((name for name in asked if name != FACE_RATE), beside=[FACE_RATE])
     spec = _spec(options.generated)
     reading: Any = {
         "on_broken": options.on_broken, "classes": options.classes or "", "unlabelled": options.unlabelled == "true",
@@ -207,7 +209,7 @@ def _take_classes(dataset: ImageDataset, names: list[str], of: str, metrics: Seq
     try:
         take_order(dataset, names, of)
         if not names and num_classes != dataset.num_classes:  # an old checkpoint
-            raise InputError(f"{dataset.name} has {dataset.num_classes} classes, and {of} has {num_classes}")
+            raise InputError(f"{dataset.name} has {counted(dataset.num_classes, 'class')}, and {of} has {num_classes}")
     except InputError as error:
         raise InputError(f"{error}; --metrics without intra_fid compares them without their classes") from None
 
@@ -258,16 +260,17 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    for key, words in (("face_rate", "generated"), ("face_rate_real", "real")):
+    for key, which in (("face_rate", "generated"), ("face_rate_real", "real")):
         if key in result:
-            print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {words} images have a face")
+            print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {which} images have a face")
     protocol = result["protocol"]
     if "features" not in protocol:
         return
     features, generated = protocol["features"], protocol["generated"]
     what = f"{generated['weights']} weights of step {generated['step']}" if "step" in generated else generated["data"]
     table = Table(
-        title=f"{what}: {protocol['count']} images against {protocol['reference_count']} of {protocol['real']['data']}",
+        title=f"{what}: {counted(protocol['count'], 'image')} against {protocol['reference_count']} of "
+        f"{protocol['real']['data']}",
         caption=f"{features['name']} ({features['sha256'][:8]}), {features['resize']} to {features['size']}; protocol "
         f"{protocol['name']}, {protocol['quantise']}, seed {protocol['seed']}; real images "
         f"{protocol['real']['fingerprint'][:8]}",

@@ -6,13 +6,14 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagan_fast.choices import Device, FacePrecision, OnBroken, check_least
 from sagan_fast.commands.options import add_options, command_parser
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
+from sagan_fast.words import counted, nearest
 
 if TYPE_CHECKING:
     from sagan_fast.faces import Detector
@@ -109,7 +110,7 @@ class Export:
 
     weights: str
     """file of FaceBoxes weights"""
-    out: str
+    out: str = field(metadata={"metavar": "FILE"})
     """ONNX file to write"""
     int8: str | None = None
     """folder of pictures such as those to come: quantise to int8, with the ranges that occur in them"""
@@ -166,7 +167,10 @@ def _train(args: list[str]) -> None:
         raise InputError(f"{out} holds a training already: continue it with --resume, or give another folder")
     pictures = read_annotations(options.annotations, options.images)
     held_out = read_annotations(options.val_annotations, options.val_images) if options.val_annotations else []
-    print(f"{len(pictures)} pictures with {sum(len(p.faces) for p in pictures)} faces", flush=True)
+    print(
+        f"{counted(len(pictures), 'picture')} with {counted(sum(len(p.faces) for p in pictures), 'face')}",
+        flush=True,
+    )
 
     def say(step: int, values: dict[str, float]) -> None:
         if step % options.log_every == 0 or step == recipe.steps:
@@ -182,7 +186,7 @@ def _train(args: list[str]) -> None:
     print(f"weights in {out / LAST}")
     if held_out:
         found: Accuracy = score(net.cpu(), held_out)
-        print(f"AP@.5 {found.average_precision:.3f}, recall {found.recall:.3f} of {found.faces} faces")
+        print(f"AP@.5 {found.average_precision:.3f}, recall {found.recall:.3f} of {counted(found.faces, 'face')}")
 
 
 def _detect(args: list[str]) -> None:
@@ -216,7 +220,7 @@ def _detect(args: list[str]) -> None:
         }
         settings |= {"enlarge": finding.enlarge, "precision": finding.precision}
         file.write(json.dumps({**settings, "images": images, "broken": broken}, indent=1).encode() + b"\n")
-    print(f"{total} faces in {len(images)} pictures: {out / 'faces.json'}")
+    print(f"{counted(total, 'face')} in {counted(len(images), 'picture')}: {out / 'faces.json'}")
     _say_broken(broken)
 
 
@@ -228,7 +232,12 @@ def _crop(args: list[str]) -> None:
 
     def show(done: Cropped, total: int) -> None:
         if sys.stderr.isatty():
-            print(f"\r{done.photographs}/{total} photographs, {done.crops} crops", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{done.photographs}/{total} photographs, {counted(done.crops, 'crop')}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     done = crop_folder(
         options.photographs, out, _detector(finding, options.min_score), size=options.size, margin=options.margin,
@@ -236,9 +245,10 @@ def _crop(args: list[str]) -> None:
     )  # fmt: skip
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    small = f", {done.too_small} faces too small" if done.too_small else ""
+    small = f", {counted(done.too_small, 'face')} too small" if done.too_small else ""
     print(
-        f"{done.crops} crops of {done.photographs} photographs, {done.without} without a face{small}: {out / MANIFEST}"
+        f"{counted(done.crops, 'crop')} of {counted(done.photographs, 'photograph')}, {done.without} without a "
+        f"face{small}: {out / MANIFEST}"
     )
     if done.crops:
         print(f"train with: sagan-fast train --preset faces-64 --data folder:{out} --out RUN")

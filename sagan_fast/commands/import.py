@@ -6,6 +6,7 @@ from pathlib import Path
 from sagan_fast.choices import CodeBase
 from sagan_fast.commands.export import ENDINGS
 from sagan_fast.commands.options import check_is_folder, read_options
+from sagan_fast.words import counted
 
 
 @dataclass
@@ -46,7 +47,7 @@ def run(args: list[str]) -> None:
     inputs = export.example(generator, count=3, seed=1)
     difference = (Generator.from_pretrained(folder)(*inputs) - generator(*inputs)).abs().max().item()
     config = generator.config
-    classes = f"{config.num_classes} classes" if config.num_classes else "no classes"
+    classes = counted(config.num_classes, "class")
     where = ", ".join(f"{size}x{size}" for size in config.attention_resolutions) or "no map"
     print(
         f"{folder}: generator of {config.resolution}x{config.resolution}, {classes}, channels "

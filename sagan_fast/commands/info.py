@@ -12,6 +12,7 @@ from typing import Any
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
 from sagan_fast.version import __version__
+from sagan_fast.words import counted
 
 
 @dataclass
@@ -153,7 +154,7 @@ def _machine() -> list[str]:
         capability = ".".join(str(n) for n in torch.cuda.get_device_capability())
         lines.append(f"device      {torch.cuda.get_device_name()}, compute capability {capability}")
     else:
-        threads = f"{torch.get_num_threads()} threads of {os.cpu_count()}"
+        threads = f"{counted(torch.get_num_threads(), 'thread')} of {os.cpu_count()}"
         lines.append(f"device      cpu, {threads}; PyTorch finds no CUDA device")
     for size, channels, pool in ((32, 256, True), (64, 128, True), (64, 64, False)):
         block = SelfAttention2d(channels, pool=pool).to(device)

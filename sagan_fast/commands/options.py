@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from sagan_fast.choices import KINDS
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
+from sagan_fast.words import nearest
 
 T = TypeVar("T")
 METAVARS: dict[Any, str] = {
     int: "N", float: "X", "tuple": "[N,...]", "data": "SPEC", "out": "FOLDER", "preset": "NAME", "config": "FILE",
     "init_from": "RUN", "resume_from": "STEP", "json": "FILE", "class_id": "CLASS",
-    "to_class": "CLASS", "eval_data": "SPEC", "wandb": "PROJECT",
+    "to_class": "CLASS", "eval_data": "SPEC", "wandb": "PROJECT", "save_statistics": "FILE",
+    "inception_weights": "FILE", "face_weights": "FILE", "weights": "FILE", "classes": "FILE", "sweep": "FILE",
+    "features": "NAME", "micro_batch_size": "N",
 }  # fmt: skip
 """What stands for a value in the help, by the type or the name of the option."""
+OPTIONS: set[str] = set()
+"""Names of the fields that are options of the command that runs."""
 WORDS = {**{kind.__name__: words for kind, words in KINDS.items()}, "tuple": "a list such as [8,16]"}
 
 
@@ -45,6 +50,7 @@ def command_parser(
     Its help writes names with dashes; `brief` takes fewer columns. Set `parser.file` to name the file whose keys are
     parsed as options.
     """
+    OPTIONS.clear()
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -79,6 +85,15 @@ def command_parser(
 
     class SentenceParser(ArgumentParser):  # type: ignore[misc]
         file = ""
+
+        def parse_args(self, args: Any = None, *more: Any, **others: Any) -> Any:
+            self.check_known(args or ())  # before anything that the mistyped option should have given is missed
+            return super().parse_args(args, *more, **others)
+
+        def check_known(self, args: Sequence[str]) -> None:
+            for arg in args:
+                if arg.startswith("--") and len(arg) > 2 and arg.partition("=")[0] not in self._option_string_actions:
+                    self.error(f"unrecognized arguments: {arg}")
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InputError(_sentence(message, list(self._option_string_actions), self.file)) from ex
@@ -120,12 +135,16 @@ def add_options(
             continue
         required = field.default is dataclasses.MISSING and not values
         name, kind = f"--{prefix}{field.name}", kinds[field.name]
+        OPTIONS.add(f"{prefix}{field.name}")
         about = (_helps(options) if helps is None else helps).get(field.name, argparse.SUPPRESS)
         default = None if field.default is dataclasses.MISSING else field.default
         if type(None) in get_args(kind):
             kind = get_args(kind)[0]
         metavar = (
-            METAVARS.get(kind) or METAVARS.get(field.name) or (METAVARS["tuple"] if "tuple" in str(kind) else None)
+            field.metadata.get("metavar")
+            or METAVARS.get(kind)
+            or METAVARS.get(field.name)
+            or (METAVARS["tuple"] if "tuple" in str(kind) else None)
         )
         shown = {"metavar": metavar} if metavar else {"metavar": "NAME"} if helps is not None else {}
         if kind is bool and not values:
@@ -135,6 +154,7 @@ def add_options(
                 name, type=bool, nargs="?", const=True, default=default, help=about, metavar="true|false"
             )
         elif field.name in positional:
+            OPTIONS.discard(f"{prefix}{field.name}")
             parser.add_argument(field.name, type=kind, help=about, **({} if required else {"nargs": "?"}))
         else:
             parser.add_argument(name, type=kind, default=default, required=required, help=about, **shown)
@@ -185,6 +205,19 @@ def dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
+def as_typed(message: str) -> str:
+    """Return `message` with options written as on the command line: `batch_size` becomes `--batch-size`.
+
+    A name without an underscore is an option only as the subject of the sentence. What is quoted, part of a path or
+    after a colon stays as it is: those are names of classes, files and keys.
+    """
+    subject = r"^[a-z][\w.]*(?= must | cannot | is for )"
+    anywhere = r"(?<![\w./'\"`=-])(?<!: )[a-z0-9.]+(?:_[a-z0-9]+)+(?![\w/'\"`(]|\.\w)"
+    return re.sub(
+        f"{subject}|{anywhere}", lambda name: f"--{dashed(name[0])}" if name[0] in OPTIONS else name[0], message
+    )
+
+
 def check_is_folder(out: str, endings: Collection[str]) -> None:
     """Raise InputError if --out, a folder to be, is a file or is named like one of the files that are put into it."""
     path = Path(out)
@@ -209,6 +242,8 @@ def _sentence(message: str, known: list[str], file: str = "") -> str:
     if wrong := re.fullmatch(r'option "(.+?)": Expected an? (.+)\. Got value: (.*)', line):
         name, kind, value = wrong.groups()
         choices = ", ".join(re.findall(r"'(.*?)'", kind))
+        if choices == "int" and (whole := re.fullmatch(r"'?(\d+)\.0'?", value)):
+            return f"{called(name)} must be {WORDS[choices]}: write {whole[1]}"
         return f"{called(name)} must be {WORDS.get(choices) or f'one of {choices}'}, got {value!r}"
     if wrong := re.fullmatch(
         r'option "(.+?)": Does not validate .*?Subtypes: \[(.*)\] Errors: .*Given value: (.*)', line
@@ -217,13 +252,16 @@ def _sentence(message: str, known: list[str], file: str = "") -> str:
         found = [WORDS.get(kind, kind) for kind in re.findall(r"'(.*?)'", kinds)]
         return f"{called(name)} must be {' or '.join(found)}, got {value!r}"
     if line.startswith("the following arguments are required: "):
-        return f"{', '.join(dashed(name) for name in line.rpartition(': ')[2].split(', '))} must be given"
+        lacking = [called(name.lstrip("-")) for name in line.rpartition(": ")[2].split(", ")]
+        return f"{' and '.join(lacking)} must be given"
     if line.startswith("unrecognized arguments: "):
         words = line.split()[2:]
         options = [word.split("=")[0] for word in words if word.startswith("--")]
         if options:
             return f"unknown option {dashed(options[0])}{nearest(dashed(options[0]), map(dashed, known))}"
+        if words[0].startswith("-"):
+            return f"unknown option {words[0]}{nearest(f'-{words[0]}', map(dashed, known))}"
         return f"what is {words[0]!r} for? This command takes no further argument"
-    if lacking := re.fullmatch(r"argument (--\S+): expected one argument", line):
-        return f"{dashed(lacking[1])} must be followed by a value"
+    if alone := re.fullmatch(r"argument (--\S+): expected one argument", line):
+        return f"{dashed(alone[1])} must be followed by a value"
     return re.sub(r"--[\w.]+", lambda name: dashed(name[0]), line)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from sagan_fast.choices import OnBroken, SourceKind, check_least
 from sagan_fast.commands.options import read_options
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 if TYPE_CHECKING:
     from sagan_fast.data.packed import Manifest
@@ -110,8 +111,9 @@ def _check(folder: str) -> None:
 
 
 def _summary(folder: str, manifest: Manifest) -> str:
-    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no classes"
-    return f"{folder}: {manifest.num_images} images of {manifest.resolution}x{manifest.resolution}, {classes}"
+    classes = counted(len(manifest.class_names), "class")
+    size = f"{manifest.resolution}x{manifest.resolution}"
+    return f"{folder}: {counted(manifest.num_images, 'image')} of {size}, {classes}"
 
 
 @contextmanager
@@ -132,7 +134,7 @@ def _shown(out: str) -> Iterator[Callable[[Progress], None]]:
             now = time.monotonic()
             first = progress.images if first < 0 else first
             rate = (progress.images - first) / max(now - began, 1e-9)
-            text = f"{progress.images} images, {rate:.0f}/s"
+            text = f"{counted(progress.images, 'image')}, {rate:.0f}/s"
             if progress.broken:
                 text += f", {len(progress.broken)} broken"
             bar.update(task, total=progress.total, completed=progress.position, description=text)

@@ -1,6 +1,6 @@
 """`sagan-fast report` writes what `view` shows as one HTML file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagan_fast.choices import Device
@@ -17,7 +17,7 @@ class Options:
 
     checkpoint: str
     """run folder, checkpoint file or exported folder"""
-    out: str
+    out: str = field(metadata={"metavar": "FILE"})
     """HTML file to write"""
     device: Device = "auto"
     """where to compute; auto takes cuda if available"""

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagan_fast.choices import Device, check_least
 from sagan_fast.commands.options import dashed, read_options
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 MOST_CLASSES = 100
 """Rows that --by-class draws without being told which."""
@@ -27,7 +28,7 @@ class Options:
 
     checkpoint: str
     """run folder, checkpoint file or exported folder"""
-    out: str
+    out: str = field(metadata={"metavar": "FILE_OR_FOLDER"})
     """folder for the PNG files, or one .npz file with uint8 images (N, H, W, 3) as arr_0 and labels as arr_1; with
     --grid, --count 1 or for a picture with rows, one PNG file"""
     count: int | None = None
@@ -44,7 +45,7 @@ class Options:
     """write all images into one PNG, eight per row, with the names of their classes"""
     by_class: bool = False
     """write one PNG with a labelled row per class"""
-    classes: str | None = None
+    classes: str | None = field(default=None, metadata={"metavar": "CLASSES"})
     """classes for --by-class by number or name, such as 0,ring,10-14; default: all"""
     interpolate: bool = False
     """interpolate from one z to another in each row (slerp); a GIF or APNG plays the path forwards and backwards"""
@@ -109,16 +110,16 @@ def run(args: list[str]) -> None:
         whole = torch.cat(list(images))
         there = [grid(whole[i::frames], min(4, count)) for i in range(frames)]
         save_animation(there + there[-2:0:-1], out)
-        print(f"{count} paths of {frames} images in {out}")
+        print(f"{counted(count, 'path')} of {counted(frames, 'image')} in {out}")
     elif rows:
         save_png(labelled_grid(torch.cat(list(images)), labels), out)
-        print(f"{len(labels)} rows of {len(z) // len(labels)} images in {out}")
+        print(f"{counted(len(labels), 'row')} of {counted(len(z) // len(labels), 'image')} in {out}")
     elif options.grid:
         save_png(grid_by_class(torch.cat(list(images)), y, names, min(8, count)), out)
-        print(f"{count} images in {out}")
+        print(f"{counted(count, 'image')} in {out}")
     elif out.suffix.lower() == ".npz":
         save_npz(torch.cat([to_uint8(batch) for batch in images]), y, out)
-        print(f"{count} images in {out}")
+        print(f"{counted(count, 'image')} in {out}")
     elif out.suffix.lower() == ".png":
         save_png(to_uint8(next(iter(images)))[0], out)
         print(f"1 image in {out}")
@@ -130,7 +131,7 @@ def run(args: list[str]) -> None:
             earlier.discard(path)
         for path in earlier:  # only now: if the sampling fails, they are still there
             path.unlink(missing_ok=True)
-        print(f"{count} images in {out}")
+        print(f"{counted(count, 'image')} in {out}")
 
 
 def written_before(out: Path) -> set[Path]:
@@ -204,7 +205,7 @@ def _check(options: Options, out: Path, truncations: list[float | None]) -> str 
         raise InputError(f"--out must name a folder without --grid, and {out} is a file")
     if (earlier := written_before(out)) and not options.overwrite:
         raise InputError(
-            f"{out} holds {len(earlier)} images of an earlier `sagan-fast sample`, which would be "
+            f"{out} holds {counted(len(earlier), 'image')} of an earlier `sagan-fast sample`, which would be "
             "mixed with the new ones: name another folder, or add --overwrite to replace them"
         )
     return rows

@@ -12,9 +12,10 @@ from typing import Any
 from sagan_fast.choices import check_least
 from sagan_fast.commands.options import as_options, said_once
 from sagan_fast.commands.train_options import Action, known_keys, train_parser
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
 from sagan_fast.models.config import preset_names
 from sagan_fast.training.config import TrainConfig, merged, preset_recipe, read_yaml
+from sagan_fast.words import nearest
 
 
 def run(args: list[str]) -> None:
@@ -49,9 +50,13 @@ def _parse(args: list[str]) -> tuple[TrainConfig, Action]:
         train_parser("--help_all" in asked, recipe).print_help()
         raise SystemExit(0)
     print_config = "--print_config" in args
+    for name in ("config", "preset", "out", "resume_from", "init_from"):
+        if getattr(chosen, name) is None:
+            raise InputError(f"--{name.replace('_', '-')} must be followed by a value")
     args = [arg for arg in args if arg != "--print_config"]  # jsonargparse reads more into this name
-    recipe = _recipe(chosen, print_config)
     parser = train_parser(False, {})
+    parser.check_known(args)  # or a missing --preset would hide a mistyped one
+    recipe = _recipe(chosen, print_config)
     if chosen.config:
         parser.file = chosen.config
         parser.parse_args(as_options(recipe))  # or a sentence that names the file
@@ -89,6 +94,8 @@ def _recipe(chosen: argparse.Namespace, print_config: bool) -> dict[str, Any]:
         recipe = preset_recipe(chosen.preset)
     elif (chosen.resume or chosen.resume_from) and chosen.out:
         recipe = _of_run(Path(chosen.out), chosen.resume_from)
+    elif chosen.resume or chosen.resume_from:
+        raise InputError("--out RUN must be given: the folder of the run that is to go on")
     elif chosen.init_from:
         recipe = _of_checkpoint(Path(chosen.init_from))
         for name in ("data", "out", "classes"):  # a run's own

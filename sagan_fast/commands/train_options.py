@@ -24,7 +24,7 @@ class Action:
     init_from: str = ""
     """begin a new run with the weights of this run or checkpoint. Classes and sizes may differ"""
     dry_run: bool = False
-    """check everything, measure three steps, estimate the end; write nothing"""
+    """check everything, measure three steps after a first one, estimate the end; write nothing"""
     print_config: bool = False
     """print the configuration as YAML and exit"""
     profile: int = 0
@@ -42,11 +42,12 @@ COMMON = {
         "data": "images: folder:PATH, packed:PATH, or shapes",
         "out": "folder of the run",
         "resume": "go on with the run in --out",
+        "resume_from": "go back to a step, best or a checkpoint file",
         "init_from": "begin with the weights of another run",
         "dry_run": "check, measure three steps, write nothing",
     },
     "Data": {
-        "num_classes": "if not those of the data; 0: no labels",
+        "num_classes": "0: no labels; default: those of the data",
         "resolution": "width and height of the images",
         "flip": "mirror images at random",
         "diffaugment": "for few images: color,translation,cutout",
@@ -76,12 +77,12 @@ COMMON = {
         "eval_every": "steps between evaluations; 0: never",
     },
     "Networks": {
-        "generator.base_channels": "unit of its channels; the same for discriminator",
+        "generator.base_channels": "width; also --discriminator.base-channels",
     },
 }
 """What most runs need, in the words of --help; --help-all shows the docstrings."""
 OTHERS = {
-    "Start": "resume_from print_config",
+    "Start": "print_config",
     "Data": "classes classes_from_data unlabelled on_broken",
     "Training": "beta1 beta2 sync_batch_norm global_batch r2_gamma gp_weight penalty_every lecam_weight lecam_decay",
     "Device": "cuda_graph timeout profile",

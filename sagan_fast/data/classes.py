@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sagan_fast.data.dataset import ImageDataset, count, list_some
+from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
+from sagan_fast.words import counted, list_some
 
 
 def read_classes(path: str) -> list[str]:
@@ -73,7 +74,7 @@ def differences(ours: Sequence[str], theirs: Sequence[str]) -> str:
     """Return a text that tells two lists of names apart by the first of each that the other lacks."""
     missing, extra = ([name for name in a if name not in set(b)] for a, b in ((theirs, ours), (ours, theirs)))
     said = [f"{verb} {list_some(names, 3)}" for verb, names in (("it lacks", missing), ("it has", extra)) if names]
-    sizes = f"{len(ours)} against {count(len(theirs), 'class', 'classes')}"
+    sizes = f"{len(ours)} against {counted(len(theirs), 'class')}"
     text = f"{' and '.join(said) or 'a name is there twice'} ({sizes})"
     if is_count(ours) != is_count(theirs):
         text += "; --classes FILE says which name belongs to which number: one name per line, that of 0 first"

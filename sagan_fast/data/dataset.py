@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from sagan_fast.choices import OnBroken
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted, list_some
 
 logger = logging.getLogger(__name__)
 
@@ -160,18 +161,8 @@ def match_classes(name: str, class_names: Sequence[str], num_classes: int | None
         return []
     if num_classes is not None and num_classes != len(class_names):
         raise InputError(
-            f"{name} has {count(len(class_names), 'class', 'classes')} ({list_some(class_names)}), but the model is "
+            f"{name} has {counted(len(class_names), 'class')} ({list_some(class_names)}), but the model is "
             f"made for {num_classes}: give a data set of {num_classes}, or train with `--num-classes "
             f"{len(class_names)}`, which changes the model"
         )
     return list(class_names)
-
-
-def count(number: int, singular: str, plural: str) -> str:
-    """Return number and noun, such as "1 class" or "12 classes"."""
-    return f"{number} {singular if number == 1 else plural}"
-
-
-def list_some(names: Sequence[str], limit: int = 4) -> str:
-    """Return the first few of `names` in a row, with "..." where some were left out."""
-    return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])

@@ -16,12 +16,13 @@ import numpy as np
 from torch import Tensor
 
 from sagan_fast.choices import OnBroken
-from sagan_fast.data.dataset import ImageDataset, count, match_classes
+from sagan_fast.data.dataset import ImageDataset, match_classes
 from sagan_fast.data.images import BrokenImageError, image_size, read_image
 from sagan_fast.data.layouts import layout_of
 from sagan_fast.data.listing import EXTENSIONS, Tree, read_tree
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained, reason
+from sagan_fast.words import counted
 
 _RESIZE = "give --resolution R to have all images cropped and resized"
 MAX_LOOKED_AT = 100
@@ -88,7 +89,8 @@ class FolderDataset(ImageDataset):
         path, R = self.path_of(index), self.resolution
         if self._as_they_are and (size := image_size(path)) not in (None, (R, R)):
             raise InputError(f"{path} has {size[0]}x{size[1]} pixels where {R}x{R} are expected: {_RESIZE}")
-        with explained(f"{path} cannot be read", kinds=(BrokenImageError,)):
+        way_round = "; on_broken=skip leaves such images out" if self.on_broken == "fail" else ""
+        with explained(f"{path} cannot be read", way_round, kinds=(BrokenImageError,)):
             return read_image(path, R)
 
     def _first_size(self) -> int:
@@ -132,7 +134,7 @@ def _check_flat(name: str, root: str, images: int, num_classes: int | None) -> N
     """Raise InputError if a flat folder of images is given to a model with classes."""
     if not num_classes:
         return
-    flat = f"{name} is a flat folder of {count(images, 'image', 'images')}, but the model has {num_classes} classes"
+    flat = f"{name} is a flat folder of {counted(images, 'image')}, but the model has {counted(num_classes, 'class')}"
     if deep := _too_deep(root):
         raise InputError(f"{flat}: {deep}")
     raise InputError(

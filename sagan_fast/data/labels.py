@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 MAX_LABEL = 10**6
 """A larger number is no class."""
@@ -92,7 +93,7 @@ def read_label_file(path: str, data: bytes) -> dict[str, str] | None:
         return None
     pairs = [(name.replace("\\", "/").removeprefix("./"), label) for name, label in found]
     if repeated := [name for name, _ in pairs if not name]:
-        raise InputError(f"{path} has {len(repeated)} lines without the name of an image")
+        raise InputError(f"{path} has {counted(len(repeated), 'line')} without the name of an image")
     return dict(zip((name for name, _ in pairs), _as_texts(path, pairs), strict=True))
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sagan_fast.data.classes import in_order
-from sagan_fast.data.dataset import count, list_some
 from sagan_fast.data.labels import LABEL_FILES, SUSPICIOUS, read_label_file
 from sagan_fast.data.listing import Reader, Tree
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted, list_some
 
 SPLITS = ("train", "training", "train_images", "val", "valid", "validation", "test", "testing", "dev", "eval")
 """Names that sub-folders have when they are parts of a data set, not classes of one; the preferred first."""
@@ -124,7 +124,7 @@ def _listed(name: str, tree: Tree, read: Reader) -> Layout | None:
              for image in images]  # fmt: skip
     if missing := [image for image, text in zip(images, texts, strict=True) if text is None]:
         raise InputError(
-            f"{name}: {file} has no label for {len(missing)} of {count(len(images), 'image', 'images')} "
+            f"{name}: {file} has no label for {len(missing)} of {counted(len(images), 'image')} "
             f"({list_some(missing, 3)}): add or remove them; {UNLABELLED}"
         )
     if (unused := len(by_name) - len(images)) > 0:
@@ -173,7 +173,7 @@ def why_too_high(folders: dict[str, Tree]) -> str:
             return ""
     if nested:
         folder, inner = max(nested.items(), key=lambda item: len(item[1]))
-        return f"its folder {folder} holds no images but {count(len(inner), 'folder', 'folders')} ({list_some(inner)})"
+        return f"its folder {folder} holds no images but {counted(len(inner), 'folder')} ({list_some(inner)})"
     return ""
 
 

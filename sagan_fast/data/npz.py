@@ -14,6 +14,7 @@ from sagan_fast.data.images import crop_and_resize, to_tensor
 from sagan_fast.data.labels import class_number
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
+from sagan_fast.words import counted
 
 IMAGES, LABELS = ("arr_0", "x"), ("arr_1", "y")
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
@@ -69,5 +70,5 @@ def _arrays(name: str, path: Path) -> tuple[Any, Any]:
         wanted = f"{' or '.join(IMAGES)}, uint8 of (N, H, W, 3) or (N, 3, H, W)"
         raise InputError(f"{name} must hold {wanted}; it holds {what}")
     if labels is not None and (labels.shape[:1] != shape[:1] or labels.ndim > 2):
-        raise InputError(f"{name} holds {shape[0]} images and labels of {labels.shape}")
+        raise InputError(f"{name} holds {counted(shape[0], 'image')} and labels of {labels.shape}")
     return images, labels

@@ -25,9 +25,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sagan_fast.data.dataset import ImageDataset, list_some, match_classes
+from sagan_fast.data.dataset import ImageDataset, match_classes
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained, reason
+from sagan_fast.words import list_some
 
 FORMAT = "sagan_fast packed images"
 VERSION = 1

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sagan_fast.data.dataset import list_some
 from sagan_fast.data.packed import BROKEN, Manifest, load_labels, map_images, new_digest, read_manifest
 from sagan_fast.data.packed_writer import Progress
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
+from sagan_fast.words import list_some
 
 
 def check(

@@ -17,7 +17,6 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from sagan_fast.data.dataset import count
 from sagan_fast.data.packed import (
     BROKEN,
     FORMAT,
@@ -36,6 +35,7 @@ from sagan_fast.data.sources.base import Source
 from sagan_fast.errors import InputError
 from sagan_fast.files import clean, hold, move, reason, replacing
 from sagan_fast.version import __version__
+from sagan_fast.words import counted
 
 BLOCK_BYTES = 64 * 2**20
 """Pixels under one checksum."""
@@ -144,7 +144,7 @@ class PackedWriter:
         self.commit()
         done = self.progress
         if not done.images:
-            raise InputError(f"{source.path}: none of its {count(done.items, 'item', 'items')} could be read")
+            raise InputError(f"{source.path}: none of its {counted(done.items, 'item')} could be read")
         labels = np.array(self._labels, np.int64)
         if class_names is not None and source.class_names:
             places = {name: label for label, name in enumerate(class_names)}
@@ -289,7 +289,7 @@ class PackedWriter:
         except OSError as error:
             with suppress(OSError):
                 self._sync()
-            safe = f"; {count(self._num_safe, 'image is', 'images are')} safe there, and the same command goes on"
+            safe = f"; {counted(self._num_safe, 'image is', 'images are')} safe there, and the same command goes on"
             said = f"{self.folder} cannot be written: {reason(error)}{safe if self._num_safe else ''}"
             raise InputError(said) from error
 

@@ -21,13 +21,14 @@ from PIL import features
 
 from sagan_fast.choices import OnBroken
 from sagan_fast.data.classes import differences
-from sagan_fast.data.dataset import MAX_BROKEN_IN_A_ROW, count
+from sagan_fast.data.dataset import MAX_BROKEN_IN_A_ROW
 from sagan_fast.data.images import BrokenImageError
 from sagan_fast.data.loader import ignore_stop_signals, load
 from sagan_fast.data.packed import MANIFEST, PROGRESS, Manifest, image_bytes, read_manifest
 from sagan_fast.data.packed_writer import Chunk, PackedWriter, Progress, stamp_of
 from sagan_fast.data.sources import Source, open_source
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 TASK_BYTES = 2 * 2**20
 """Pixels a process decodes at a time."""
@@ -115,7 +116,9 @@ def _check_names(source: Source, names: list[str] | None) -> None:
     if source.class_names is not None and sorted(source.class_names) != sorted(names):
         raise InputError(f"{source.path} has other classes than --classes: {differences(source.class_names, names)}")
     if source.class_names is None and source.label_counts and len(names) != (needed := max(source.label_counts) + 1):
-        raise InputError(f"{source.path} has {needed} classes, and --classes names {len(names)}: give {needed} names")
+        raise InputError(
+            f"{source.path} has {counted(needed, 'class')}, and --classes names {len(names)}: give {needed} names"
+        )
 
 
 def _check_packed_part(writer: PackedWriter, source: Source) -> None:
@@ -144,7 +147,7 @@ def _already_there(folder: Path, settings: dict[str, Any], source: Source, class
     if changed:
         said = ", ".join(key.replace("_", " ") for key in changed)
         raise InputError(
-            f"{folder} holds another packed set, with other {said} ({manifest.num_images} images of "
+            f"{folder} holds another packed set, with other {said} ({counted(manifest.num_images, 'image')} of "
             f"{manifest.resolution}x{manifest.resolution} from {manifest.source.get('path')}): remove it or give "
             "another folder"
         )
@@ -200,7 +203,7 @@ def _check_space(folder: Path, source: Source, done: Progress, resolution: int) 
 
 def _why_stopped(chunk: Chunk, on_broken: str, in_a_row: int, done: Progress) -> str:
     name, reason = chunk.broken[0]
-    kept = f"{count(done.images, 'image is', 'images are')} packed so far"
+    kept = f"{counted(done.images, 'image is', 'images are')} packed so far"
     if on_broken == "fail":
         return f"{name} cannot be read: {reason}; {kept}: repair it and start again, or add --on-broken skip"
     return (

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sagan_fast.data.dataset import ImageDataset, count, list_some
+from sagan_fast.data.dataset import ImageDataset
 from sagan_fast.data.layouts import SPLITS
 from sagan_fast.data.listing import said_passed_over
+from sagan_fast.words import counted, list_some
 
 PICTURED_CLASSES, PICTURES_EACH = 5, 8
 """Rows and columns of the picture of a data set."""
@@ -54,9 +55,9 @@ def described(
         low, high = int(np.argmin(class_counts)), int(np.argmax(class_counts))
         sizes = f"{class_counts[low]} ({class_names[low]}) to {class_counts[high]} ({class_names[high]}) images a class"
         if class_counts[low] == class_counts[high]:
-            sizes = f"{count(class_counts[low], 'image', 'images')} in each class"
+            sizes = f"{counted(class_counts[low], 'image')} in each class"
         first = list_some([f"{label} {name}" for label, name in enumerate(class_names[:6])], 5)
-        lines.append(f"labels from {labels_from or 'the set'}: {count(len(class_names), 'class', 'classes')}, {first}")
+        lines.append(f"labels from {labels_from or 'the set'}: {counted(len(class_names), 'class')}, {first}")
         lines.append(sizes)
     elif labels_from:
         lines.append("no labels are read")

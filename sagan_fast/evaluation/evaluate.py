@@ -29,6 +29,7 @@ from sagan_fast.evaluation.streams import Images, StoredImages
 from sagan_fast.files import file_sha256
 from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
 from sagan_fast.models.generator import CONFIG, WEIGHTS, Generator, is_exported
+from sagan_fast.words import counted
 
 EXTREMES = 5
 """Classes listed as worst and as best."""
@@ -70,6 +71,8 @@ def evaluate(
     pairs = _shared_classes(generated, dataset)
     per_class = "intra_fid" in metrics and bool(pairs)
     with_score = "is" in metrics and extractor.num_logits > 0
+    if with_score:
+        protocol.check_splits()
 
     world = current_world(extractor.device)
     what = world.from_main(lambda: dataset_source(dataset))
@@ -146,13 +149,15 @@ def evaluate(
             notes.append(f"intra-FID over {len(intra)} of {len(pairs)} classes: the others lack two images")
         fewest = min(count for _, count in intra.values())
         if fewest <= extractor.num_features:
-            notes.append(f"intra-FID from only {fewest} images a class is biased upwards: compare equal counts only")
+            notes.append(
+                f"intra-FID from only {counted(fewest, 'image')} a class is biased upwards: compare equal counts only"
+            )
     elif "intra_fid" in metrics and max(dataset.num_classes, generated.num_classes):
         notes.append("no intra-FID: the generated images do not have the classes of the real ones")
     fewest_images = fake.count if fixed is not None else min(fake.count, real_count)
     if "fid" in metrics and fewest_images <= extractor.num_features:
         notes.append(
-            f"{fewest_images} images are too few for {extractor.num_features} features: "
+            f"{counted(fewest_images, 'image')} are too few for {extractor.num_features} features: "
             "FID is biased upwards; compare equal counts only"
         )
     result["notes"] = notes

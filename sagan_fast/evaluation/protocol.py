@@ -21,6 +21,7 @@ from sagan_fast.choices import (
 )
 from sagan_fast.errors import InputError
 from sagan_fast.version import __version__
+from sagan_fast.words import counted, nearest
 
 METRICS = get_args(Metric)
 
@@ -69,8 +70,14 @@ class Protocol:
         check_least(1, self, "splits", "standing_batches", "batch_size", "kid_subsets", "neighbours")
         check_least(2, self, "count", "reference_count", "kid_subset_size", "keep")
         check_choices(self)
+
+    def check_splits(self) -> None:
+        """Raise InputError unless each part of the images has one; for IS."""
         if self.splits > self.count:
-            raise InputError(f"splits must be at most the count, got {self.splits} for {self.count} images")
+            raise InputError(
+                f"splits must be at most the count, got {self.splits} for {counted(self.count, 'image')}: take fewer "
+                "splits, more images, or leave out the metric is"
+            )
 
     @classmethod
     def preset(cls, name: ProtocolName, **overrides: Any) -> Protocol:
@@ -91,11 +98,13 @@ PRESETS: dict[ProtocolName, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
-    """Return `metrics` as a tuple; InputError if one of them is not in `METRICS`."""
+def check_metrics(metrics: Iterable[str], beside: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return `metrics` as a tuple; InputError if one of them is not in `METRICS`. `beside`: others that it offers."""
     metrics = tuple(metrics)
     if unknown := [name for name in metrics if name not in METRICS]:
-        raise InputError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown)}")
+        offered = {**dict.fromkeys(METRICS), **dict.fromkeys(beside)}
+        hint = nearest(unknown[0], ["all", *offered])
+        raise InputError(f"metrics must be all, or some of {','.join(offered)}, got {','.join(unknown)}{hint}")
     return metrics
 
 

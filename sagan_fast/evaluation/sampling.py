@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan_fast.data.dataset import list_some
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
 from sagan_fast.models.generator import Generator
+from sagan_fast.words import list_some, nearest
 
 Rows = tuple[Tensor, Tensor | None, list[str]]
 """z (rows * columns, z_dim), classes or weights of classes likewise, and a label for each row."""

@@ -16,6 +16,7 @@ from sagan_fast.evaluation.features import Extractor
 from sagan_fast.evaluation.protocol import Protocol
 from sagan_fast.evaluation.sampling import classes, latents
 from sagan_fast.models.generator import Generator
+from sagan_fast.words import counted
 
 
 class Images:
@@ -113,7 +114,7 @@ class StoredImages(Images):
         num_workers: int = 0,
     ) -> None:
         if count is not None and not 0 < count <= len(dataset):
-            raise InputError(f"{dataset.name} has {len(dataset)} images, and {count} are asked for")
+            raise InputError(f"{dataset.name} has {counted(len(dataset), 'image')}, and {count} are asked for")
         chosen = np.arange(len(dataset), dtype=np.int64)
         if count is not None and count < len(dataset):
             chosen = np.sort(epoch_order(len(dataset), seed, 0)[:count])

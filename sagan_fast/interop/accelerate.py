@@ -18,6 +18,7 @@ from sagan_fast.layers.instance_class import change_class, restore_class
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import GroupedForward, group_members, group_of
 from sagan_fast.layers.spectral_norm_group import SpectralNormGroup
+from sagan_fast.words import counted
 
 _LOOKS_LIKE_ATTENTION = re.compile(r"attn|attention|non_?local|query|theta", re.IGNORECASE)
 
@@ -72,7 +73,9 @@ class Report:
         lines = [(row.name, row.what, row.why if row.swapped else f"left alone: {row.why}") for row in shown]
         if normed:
             worst = max(row.difference for row in normed)
-            lines.append((f"{len(normed)} weights", "spectral norm", f"in one pass; largest difference {worst:.1g}"))
+            lines.append(
+                (counted(len(normed), "weight"), "spectral norm", f"in one pass; largest difference {worst:.1g}")
+            )
         if not lines:
             return "accelerate found no attention and no spectral norm"
         lines.insert(0, ("module", "what", "result"))

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
 from sagan_fast.files import reason
 from sagan_fast.models.config import DiscriminatorConfig, GeneratorConfig, network_config
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator, is_exported
+from sagan_fast.words import nearest
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar, get_type_hints
 
 from sagan_fast.choices import Backend, check_choices, check_kind, check_least
-from sagan_fast.errors import InputError, nearest
+from sagan_fast.errors import InputError
+from sagan_fast.words import nearest
 
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound="NetworkConfig")
@@ -55,11 +56,15 @@ class NetworkConfig:
         """Channels, one for each of `channel_multipliers`."""
         return tuple(self.base_channels * factor for factor in self.channel_multipliers)
 
-    def _check_attention(self, sizes: Iterable[int]) -> None:
+    def _check_attention(self, sizes: Sequence[int]) -> None:
         for size in self.attention_resolutions:
             if size not in sizes:
                 known = ", ".join(str(s) for s in sorted(set(sizes)))
-                raise InputError(f"attention_resolutions must be map sizes of the network ({known}), got {size}")
+                section = "generator" if isinstance(self, GeneratorConfig) else "discriminator"
+                raise InputError(
+                    f"{section}.attention_resolutions must be map sizes of the network ({known}), got {size}: for "
+                    f"images of {self.resolution}x{self.resolution} set it for both networks, such as to [{max(sizes)}]"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from sagan_fast.errors import InputError
 from sagan_fast.files import written
 from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator, in_eval_mode
 from sagan_fast.version import __version__
+from sagan_fast.words import counted
 
 ONNX, TORCHSCRIPT = "model.onnx", "model.torchscript.pt"
 ONNX_OPSET = 18
@@ -161,7 +162,7 @@ def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], file
         "folder": folder.name,
         "size": config.resolution,
         "z_dim": config.z_dim,
-        "classes": f"{n} classes" if n else "no classes",
+        "classes": counted(n, "class"),
         "and_y": f", and `y` (batch,) int64, classes 0 to {n - 1}" if n else "",
         "y": f", torch.randint({n}, (8,))" if n else "",
         "onnx_y": f', "y": numpy.random.randint({n}, size=8)' if n else "",

@@ -209,7 +209,8 @@ class TrainConfig:
         values = dict(values)
         for key in ("data", "out"):
             if not values.get(key):
-                raise InputError(f"{key} must be given: --{key} {'SPEC' if key == 'data' else 'FOLDER'}")
+                means = "the images, such as folder:PATH" if key == "data" else "the folder of the run"
+                raise InputError(f"{key} must be given: {means}")
         for key, network in (("generator", GeneratorConfig), ("discriminator", DiscriminatorConfig)):
             section = values.get(key) or {}
             for shared in SHARED:

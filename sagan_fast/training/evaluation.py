@@ -49,6 +49,8 @@ class Evaluations:
             return
         reference_count = config.eval_reference_count or None
         self.protocol = Protocol.preset("clean", count=config.eval_count, reference_count=reference_count)
+        if "is" in config.eval_metrics.split(","):
+            self.protocol.check_splits()
         world = run.world
         with _undisturbed(world.device):
             # First in one process, which may download; and in a background evaluation's stead, for its sentence.

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan_fast.data.dataset import count, list_some
 from sagan_fast.errors import InputError
 from sagan_fast.training.state import TrainState
+from sagan_fast.words import counted, list_some
 
 NETWORKS = ("generator", "discriminator", "ema")
 
@@ -49,7 +49,7 @@ def initialize(state: TrainState, content: Mapping[str, Any], class_names: Seque
     state.g_spectral.refresh()
     state.d_spectral.refresh()
     if left:
-        said.append(f"{count(len(left), 'tensor', 'tensors')} did not fit and begin anew: {list_some(left, 3)}")
+        said.append(f"{counted(len(left), 'tensor')} did not fit and begin anew: {list_some(left, 3)}")
     if order is not None and old and class_names:
         new, gone = ([name for name in a if name not in b] for a, b in ((class_names, old), (old, class_names)))
         if new:

@@ -26,6 +26,7 @@ from sagan_fast.training.signals import Stop, StopVote, stop_on_signals
 from sagan_fast.training.state import TrainState, check_backend, new_state
 from sagan_fast.training.step import train_step
 from sagan_fast.training.wandb_log import WandbBoard
+from sagan_fast.words import counted
 
 STOPPING = "stopping after this step; Ctrl-C again to stop now and lose what came after the last checkpoint"
 EVALUATING = "stopping after this evaluation; Ctrl-C again to stop now, the checkpoint is saved"
@@ -71,7 +72,8 @@ def train(
             log = world.by_main(lambda: new_log(run)) or SilentLog()
             with log, state.precision.products(), kept_memory(world.device.type):
                 log.say(
-                    f"{folder.path}: {len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes, "
+                    f"{folder.path}: {counted(len(dataset), 'image')} of {dataset.name}, "
+                    f"{counted(dataset.num_classes, 'class')}, "
                     f"{world.device}, {state.precision.name}, {run.division()}step {state.step} of {config.steps}"
                 )
                 for sentence in [*filter(None, [sized, state.traffic()]), *summary(dataset), *changes]:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from sagan_fast.data import ImageDataset, batches
-from sagan_fast.data.dataset import count
 from sagan_fast.data.summary import summary
 from sagan_fast.distributed import World, connected
 from sagan_fast.errors import InputError
@@ -26,6 +25,7 @@ from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.micro_batch import with_micro_batch
 from sagan_fast.training.state import TrainState, check_backend, new_state
 from sagan_fast.training.step import train_step
+from sagan_fast.words import counted
 
 STEPS = 3
 """Steps that are measured, after a first one that is not."""
@@ -60,17 +60,17 @@ def rehearse(config: TrainConfig, *, resume: bool = False) -> list[str]:
             ) from error
         memory = max(world.gather(memory_gib(world.device)))
     per_epoch = len(dataset) / config.batch_size
-    rows = [("data", f"{len(dataset)} images of {dataset.name}, {dataset.num_classes or 'no'} classes")]
+    batch, steps = counted(config.batch_size, "image"), counted(config.steps, "step")
+    rows = [("data", f"{counted(len(dataset), 'image')} of {dataset.name}, {counted(dataset.num_classes, 'class')}")]
     rows += [("", line) for line in [*summary(dataset), *filter(None, [sized])]]
     rows += [
-        ("epochs", f"{per_epoch:.1f} steps of {config.batch_size} images an epoch; {config.steps} steps are "
-                   f"{config.steps / per_epoch:.1f} epochs"),
+        ("epochs", f"{per_epoch:.1f} steps of {batch} an epoch; {steps}: {config.steps / per_epoch:.1f} epochs"),
         ("generator", described(state.generator)),
         ("discriminator", described(state.discriminator)),
         *(("attention", line) for line in _attentions(state)),
-        ("device", f"{world.device}, {state.precision.name}, {count(world.size, 'process', 'processes')}"),
+        ("device", f"{world.device}, {state.precision.name}, {counted(world.size, 'process')}"),
         ("memory", f"{memory:.2f} GiB at most{_of(world.device)}"),
-        ("disk", f"about {1000 * gigabytes:.0f} MB for {config.keep + 1} checkpoints in {out}"),
+        ("disk", f"about {1000 * gigabytes:.0f} MB for {counted(config.keep + 1, 'checkpoint')} in {out}"),
         ("speed", f"{seconds:.3g} s a step, {config.batch_size / seconds:.0f} images/s"),
         ("end", _end(config, seconds)),
     ]  # fmt: skip
@@ -157,7 +157,8 @@ def _end(config: TrainConfig, seconds: float) -> str:
     whole = timedelta(seconds=round(seconds * config.steps))
     end = datetime.now() + whole
     beside = " and evaluations" if config.eval_every else ""
-    return f"{config.steps} steps take {whole} without samples{beside}: {end:%Y-%m-%d %H:%M} if it starts now"
+    takes = f"{counted(config.steps, 'step')} in {whole} without samples{beside}"
+    return f"{takes}: {end:%Y-%m-%d %H:%M} if it starts now"
 
 
 def _wait(device: torch.device) -> None:

@@ -11,7 +11,6 @@ import torch
 
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.classes import take_order
-from sagan_fast.data.dataset import count
 from sagan_fast.distributed import World
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.models.checkpoint import FORMAT, find_checkpoint, load_checkpoint
@@ -23,6 +22,7 @@ from sagan_fast.training.initialize import initialize
 from sagan_fast.training.log import keep_lines_after
 from sagan_fast.training.state import TrainState
 from sagan_fast.version import __version__
+from sagan_fast.words import counted
 
 # What may differ between a run and its resumption; anything else would make it another run.
 MAY_CHANGE = {
@@ -168,7 +168,7 @@ class Run:
             restore_rng(states[world.rank])
         else:
             sentences.append(
-                f"resumed with {count(world.size, 'process', 'processes')} instead of {len(states)}: weights, "
+                f"resumed with {counted(world.size, 'process')} instead of {len(states)}: weights, "
                 "optimizers, the order of the images and the noise go on where they were; PyTorch's global random "
                 "numbers start anew"
             )
@@ -202,7 +202,7 @@ class Run:
         if self.config.on_divergence == "stop" or rollbacks >= self.config.max_rollbacks or back is None:
             if not self.world.is_main:
                 raise SystemExit(1)  # the main process says it
-            after = f" after {count(rollbacks, 'rollback', 'rollbacks')}" if rollbacks else ""
+            after = f" after {counted(rollbacks, 'rollback')}" if rollbacks else ""
             raise Diverged(f"{error}; stopped{after}, with the state in {stopped}", error.healthy_until)
         saved = _decoded(back)
         self.state.load_state_dict(saved)
@@ -221,7 +221,7 @@ class Run:
         if self.world.size == 1 and parts == 1:
             return ""
         each = self.config.batch_size // (self.world.size * parts)
-        return f"{count(self.world.size, 'process', 'processes')} x {parts} x {each} images a step, "
+        return f"{counted(self.world.size, 'process')} x {parts} x {counted(each, 'image')} a step, "
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from sagan_fast.view.model import COLUMNS, Model
 from sagan_fast.view.source import View, png
 from sagan_fast.visualize.attention_figure import figure, figure_row
 from sagan_fast.visualize.attention_maps import attention_input, attention_layer, spread_queries
+from sagan_fast.words import counted
 
 CLASSES = 20
 """Most rows of samples; of more classes, evenly spread ones."""
@@ -43,7 +44,7 @@ def report(source: Path, device: torch.device) -> str:
     if model is not None:
         config = model.generator.config
         step = "" if model.step is None else f"Weights of step {model.step:,}, "
-        about = f"{step}{config.resolution} x {config.resolution} pixels, {config.num_classes or 'no'} classes"
+        about = f"{step}{config.resolution} x {config.resolution} pixels, {counted(config.num_classes, 'class')}"
     style = (files("sagan_fast.view") / "static" / "style.css").read_text()
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -59,7 +59,7 @@ def test_an_exported_generator_and_one_class(run, tiny_run, tmp_path, sentence):
         (["--out", "x.png", "--sweep", "x.mp4"], "--sweep must name a .gif or .apng file, got x.mp4"),
         (["--out", "x.png", "--points", "3"], "points must be auto or pairs of pixels such as '12,40 30,8', got '3'"),
         (["--out", "x.png", "--points", "3,32"], "points must lie in the image, x and y in 0 to 31, got 3,32"),
-        (["--out", "x.png", "--count", "0"], "count must be at least 1, got 0"),
+        (["--out", "x.png", "--count", "0"], "--count must be at least 1, got 0"),
         (["--out", "x.png", "--layer", "8"], "the generator has no attention layer '8': it has attentions.16"),
         (["--out", "x.png", "--data", "shapes", "--network", "g"], "which only the discriminator sees"),
         (["--out", "x.png", "--data", "shapes", "--truncation", "1"], "--truncation is for samples"),

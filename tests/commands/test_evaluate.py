@@ -122,7 +122,13 @@ def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, fe
             "features must be one of inception, dinov2, efficientnet-lite0 or a TorchScript file",
         ),
         (["--features", "F", "--protocol", "dirty"], "protocol must be one of clean, official, got 'dirty'"),
-        (["--features", "F", "--metrics", "fid,ssim"], "metrics must be of fid, is, kid, prdc, intra_fid, got ssim"),
+        (
+            ["--features", "F", "--metrics", "fid,ssim"],
+            "--metrics must be all, or some of fid,is,kid,prdc,intra_fid,face-rate, got ssim",
+        ),
+        (["--features", "F", "--metrics", "fid,face_rat"], "got face_rat: did you mean 'face-rate'?"),
+        (["--features", "F", "--metrics", "all,ssim"], "face-rate, got ssim"),
+        (["--features", "F", "--metrics", "is", "--count", "5"], "--splits must be at most the count, got 10 for 5"),
         (["--features", "F", "--truncation", "-1"], "truncation must be positive"),
         (["--features", "F", "--resolution", "16"], "--resolution is for folders of images"),
         (["--features", "F", "--conut", "16"], "unknown option --conut: did you mean '--count'?"),
@@ -296,8 +302,9 @@ def test_face_rate_alone_needs_no_features_and_beside_others_joins_them(tmp_path
     assert 0 <= alone["face_rate"] <= 1 and (alone["face_rate_of"], alone["face_rate_real_of"]) == (6, 6)
     assert "fid" not in alone and alone["protocol"]["faces"]["detector"] == "FaceBoxes"
     assert f"face-rate: {alone['face_rate']:.4f} of 6 generated images have a face" in capsys.readouterr().out
-    assert cli.main([*what, "--metrics", "face_rate,fid", "--features", features]) == 0
+    assert cli.main([*what, "--metrics", "face_rate,all", "--features", features]) == 0
     both = json.loads((tmp_path / "s.json").read_text())
+    assert "kid" in both
     assert both["face_rate"] == alone["face_rate"] and both["fid"] == pytest.approx(0, abs=1e-3)
     assert len(both["protocol"]["faces"]["sha256"]) == 64 and both["protocol"]["features"]
 

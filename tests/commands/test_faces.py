@@ -74,7 +74,7 @@ def test_train_then_use_what_was_trained(tmp_path, rng, capsys):
     args += ["--device", "cpu", "--log-every", "1", "--decay-at", "[2]"]
     assert cli.main([*args, "--steps", "2"]) == 0
     said = capsys.readouterr().out
-    assert "1 pictures with 1 faces" in said and "step 2/2" in said and "AP@.5" in said
+    assert "1 picture with 1 face" in said and "step 2/2" in said and "AP@.5" in said
     assert cli.main([*args, "--steps", "3", "--resume"]) == 0
     assert "step 3/3" in (said := capsys.readouterr().out) and "step 2/3" not in said
     trained = str(tmp_path / "run" / "last.pth")
@@ -86,7 +86,7 @@ def test_train_then_use_what_was_trained(tmp_path, rng, capsys):
     ("args", "message"),
     [
         (["detekt"], "unknown action 'detekt' of faces: did you mean 'detect'?"),
-        (["detect", "ALBUM", "--out", "x"], "weights must be given"),
+        (["detect", "ALBUM", "--out", "x"], "--weights must be given"),
         (
             ["detect", "ALBUM", "--out", "x", "--weights", "/none.pth"],
             f"{PUBLISHED} (its SHA-256 is {PUBLISHED_SHA256}",
@@ -95,14 +95,20 @@ def test_train_then_use_what_was_trained(tmp_path, rng, capsys):
         (["detect", "/none", "--out", "x", "--weights", "WEIGHTS"], "/none does not exist"),
         (["detect", "ALBUM/bad", "--out", "x", "--weights", "WEIGHTS"], "broken.png cannot be read"),
         (["crop", "ALBUM", "ALBUM", "--weights", "WEIGHTS"], "is not an empty folder"),
-        (["crop", "ALBUM", "x", "--weights", "WEIGHTS", "--size", "0"], "size must be at least 1"),
-        (["crop", "ALBUM", "x", "--weights", "WEIGHTS", "--min-score", "2"], "min_score must be between 0 and 1"),
-        (["detect", "ALBUM", "--out", "x", "--weights", "WEIGHTS", "--precision", "int4"], "precision must be one of"),
-        (["detect", "ALBUM", "--out", "x", "--weights", "WEIGHTS", "--max-side", "-1"], "max_side must be at least 0"),
+        (["crop", "ALBUM", "x", "--weights", "WEIGHTS", "--size", "0"], "--size must be at least 1"),
+        (["crop", "ALBUM", "x", "--weights", "WEIGHTS", "--min-score", "2"], "--min-score must be between 0 and 1"),
+        (
+            ["detect", "ALBUM", "--out", "x", "--weights", "WEIGHTS", "--precision", "int4"],
+            "--precision must be one of",
+        ),
+        (
+            ["detect", "ALBUM", "--out", "x", "--weights", "WEIGHTS", "--max-side", "-1"],
+            "--max-side must be at least 0",
+        ),
         (["train", "--annotations", "/none.txt", "--images", "x", "--out", "x"], "/none.txt cannot be read"),
         (["train", "--annotations", "/n", "--images", "x", "--out", "x", "--val-images", "y"], "belong together"),
         (["export", "--weights", "WEIGHTS", "--out", "x.pt"], "--out must name an .onnx file"),
-        (["bench", "--weights", "WEIGHTS", "--threads", "0"], "threads must be at least 1"),
+        (["bench", "--weights", "WEIGHTS", "--threads", "0"], "--threads must be at least 1"),
     ],
 )
 def test_bad_input_is_a_sentence_and_status_2(args, message, weights, album, tmp_path, monkeypatch, sentence):

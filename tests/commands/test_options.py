@@ -8,7 +8,7 @@ import pytest
 
 from sagan_fast import cli
 from sagan_fast.choices import Device
-from sagan_fast.commands.options import as_options, read_options, underscored
+from sagan_fast.commands.options import as_options, as_typed, read_options, underscored
 from sagan_fast.errors import InputError
 
 
@@ -99,7 +99,7 @@ def test_the_docstrings_are_the_help(capsys):
         (["r", "--out=o", "--share=z"], "--share must be a number, got 'z'"),
         (["r", "--out=o", "--device=tpu"], "--device must be one of auto, cpu, cuda, got 'tpu'"),
         (["r", "--out=o", "--network=tpu"], "--network must be one of auto, cpu, cuda, got 'tpu'"),
-        (["r"], "out must be given"),
+        (["r"], "--out must be given"),
         (["--out=o"], "run must be given"),
         (["r", "--ou=o"], "unknown option --ou: did you mean '--out'?"),
         (["r", "--out=o", "--cout", "3"], "unknown option --cout: did you mean '--count'?"),
@@ -128,6 +128,23 @@ def test_whatever_is_wrong_is_a_sentence(args, message):
 def test_of_train_too(args, message, sentence):
     assert cli.main(["train", "--preset", "shapes-32", "--out", "x", *args]) == 2
     assert message in sentence()
+
+
+@pytest.mark.parametrize(
+    ("message", "typed"),
+    [
+        ("count must be at least 1", "--count must be at least 1"),
+        ("r: at_most must be 3; take fewer than at_most.", "r: at_most must be 3; take fewer than --at-most."),
+        ("two of at_most and at_mostly", "two of --at-most and at_mostly"),
+        ("x is too much; at_most=3 is less", "x is too much; --at-most=3 is less"),
+        ("the count must be 3 for 'at_most', a/at_most, at_most/b, at_most.png and at_most()", None),
+        ("share 3 is a class, device too", None),
+        ("run must be given", None),  # it is given without a name
+    ],
+)
+def test_options_in_a_message_are_written_as_typed(message, typed):
+    read("r", "--out=o")
+    assert as_typed(message) == (typed or message)
 
 
 def test_nothing_needs_pytorch_before_it_computes():

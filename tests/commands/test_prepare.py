@@ -164,8 +164,8 @@ def test_what_was_passed_over_is_said_and_recorded(images, tmp_path, capsys):
     [
         (["{}"], "prepare needs SOURCE, OUT and --size"),
         (["{}", "out"], "prepare needs SOURCE, OUT and --size"),
-        (["{}", "out", "--size", "0"], "size must be at least 1, got 0"),
-        (["{}", "out", "--size", "8", "--num-workers", "-1"], "num_workers must be at least 0, got -1"),
+        (["{}", "out", "--size", "0"], "--size must be at least 1, got 0"),
+        (["{}", "out", "--size", "8", "--num-workers", "-1"], "--num-workers must be at least 0, got -1"),
         (["{}", "out", "--size", "8", "--first-label", "2"], "--first-label must be 0 or 1, got 2"),
         (["{}", "out", "--sise", "8"], "unknown option --sise: did you mean '--size'?"),
         (["{}", "out", "--check"], "--check takes one folder"),

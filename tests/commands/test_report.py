@@ -17,7 +17,7 @@ def test_a_report_is_written(tiny_run, tmp_path, capsys, monkeypatch):
     [
         ("run", "report.pdf", "--out must name a .html file"),
         ("none", "report.html", "there is no run folder or checkpoint"),
-        ("run", None, "out must be given"),
+        ("run", None, "--out must be given"),
     ],
 )
 def test_bad_input_is_a_sentence(tiny_run, tmp_path, sentence, source, out, message):

@@ -58,7 +58,7 @@ def test_sample_writes_a_grid_or_single_images(tiny_run, tmp_path, capsys):
     ("args", "message"),
     [
         (["--out", "x.png", "--class-id", "10", "--grid"], "class-id must be 0 to 9, got 10"),
-        (["--out", "x.png", "--count", "0", "--grid"], "count must be at least 1, got 0"),
+        (["--out", "x.png", "--count", "0", "--grid"], "--count must be at least 1, got 0"),
         (["--out", "x.png", "--truncation", "-1", "--grid"], "truncation must be positive, got -1.0"),
         (["--out", "x.jpg", "--grid"], "must name a .png file with --grid, got x.jpg"),
         (["--out", "x.png", "--truncation", "0.5,much"], "truncation must be numbers or none, such as 0.5 or"),

@@ -85,7 +85,7 @@ def test_label_files():
         ("metadata.csv", "file_name,label\na.png,1\nb.png,cat\n", r"b\.png: its label 'cat' is not a whole number"),
         ("metadata.csv", "file_name,label\na.png,nan\n", "its label 'nan' is not"),
         ("metadata.csv", "file_name,label\na.png\n", r"a\.png: its label 'None' is not"),
-        ("metadata.csv", "file_name,label\n,3\n", "1 lines without the name of an image"),
+        ("metadata.csv", "file_name,label\n,3\n", "1 line without the name of an image"),
         ("metadata.csv", b"\xff\xfe\x00", r"metadata\.csv cannot be read as a list of labels"),
         ("dataset.json", "{", r"dataset\.json cannot be read as a list of labels"),
         ("dataset.json", '{"labels": [["a.png", [0.5, 0.5]]]}', "a vector of 2 numbers that is not one-hot"),

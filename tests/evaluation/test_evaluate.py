@@ -241,7 +241,7 @@ def test_metrics_can_be_chosen(tmp_path):
         "fid", "intra_fid", "intra_fid_per_class", "intra_fid_worst", "intra_fid_best", "notes", "protocol"
     }  # fmt: skip
     assert abs(result["fid"]) < 1e-6 and abs(result["intra_fid"]) < 1e-3
-    with pytest.raises(InputError, match=f"metrics must be of {', '.join(METRICS)}, got lpips"):
+    with pytest.raises(InputError, match=f"metrics must be all, or some of {','.join(METRICS)}, got lpips"):
         evaluate(images, dataset, extractor, protocol, source={}, metrics=("fid", "lpips"))
 
 

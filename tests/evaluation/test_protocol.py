@@ -29,7 +29,6 @@ def test_overrides_leave_the_rest():
         ("paper", {}, "protocol must be one of clean, official, got 'paper'"),
         ("clean", {"count": 1}, "count must be at least 2"),
         ("clean", {"splits": 0}, "splits must be at least 1"),
-        ("clean", {"count": 5}, "splits must be at most the count, got 10 for 5 images"),
         ("clean", {"quantise": "int4"}, "quantise must be one of uint8, none"),
         ("clean", {"batch_norm": "train"}, "batch_norm must be one of running, batch, standing"),
         ("clean", {"feature_resize": "area"}, "feature_resize must be one of"),
@@ -44,3 +43,9 @@ def test_bad_protocols(name, overrides, message):
 
 def test_versions_are_those_of_what_touches_the_numbers():
     assert set(versions()) == {"sagan_fast", "torch", "numpy", "pillow", "python"}
+
+
+def test_each_split_needs_an_image():
+    with pytest.raises(InputError, match="splits must be at most the count, got 10 for 5 images"):
+        Protocol.preset("clean", count=5).check_splits()  # only IS needs them
+    Protocol.preset("clean", count=10).check_splits()

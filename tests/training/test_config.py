@@ -31,8 +31,8 @@ def test_nested_overrides_keep_the_rest():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": None}, "data must be given: --data SPEC"),
-        ({"out": ""}, "out must be given: --out FOLDER"),
+        ({"data": None}, "data must be given: the images"),
+        ({"out": ""}, "out must be given: the folder of the run"),
         ({"stesp": 3}, "unknown key 'stesp': did you mean 'steps'?"),
         ({"generator": {"z_dm": 3}}, "unknown key 'generator.z_dm': did you mean 'z_dim'?"),
         ({"steps": 0}, "steps must be at least 1, got 0"),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from sagan_fast.choices import SourceKind
-from sagan_fast.data.dataset import count, list_some
 from sagan_fast.data.layouts import SPLITS
 from sagan_fast.data.sources.base import Source, start_of
 from sagan_fast.data.sources.folder import FolderSource
@@ -18,6 +17,7 @@ from sagan_fast.data.sources.tar_members import is_tar
 from sagan_fast.data.sources.tfrecord import TFRecordSource, is_tfrecord
 from sagan_fast.data.sources.zip import ZipSource
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted, list_some
 
 __all__ = ["Source", "open_source"]
 
@@ -63,7 +63,7 @@ def _refuse_gaps(source: Source, counts: Mapping[int, int]) -> None:
         )
     if empty:
         raise InputError(
-            f"{source.path} has labels up to {max(counts)}, and {count(len(empty), 'class', 'classes')} below "
+            f"{source.path} has labels up to {max(counts)}, and {counted(len(empty), 'class')} below "
             f"({list_some(empty)}) without images: number the classes without gaps, or add --first-label 0 to pack it"
         )
 
@@ -117,7 +117,7 @@ def files_of(path: str) -> list[str]:
             raise InputError(f"{missing[0]} does not exist or is no file: check the path{where}")
         files += matches
     if repeated := sorted({file for file in files if files.count(file) > 1}):
-        raise InputError(f"{path} names {count(len(repeated), 'file', 'files')} twice ({list_some(repeated)})")
+        raise InputError(f"{path} names {counted(len(repeated), 'file')} twice ({list_some(repeated)})")
     return files if re.search(r"\{[^{}]*,", path) else _of_one_part(path, files)
 
 

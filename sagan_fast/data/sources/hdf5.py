@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from sagan_fast.data.dataset import list_some
 from sagan_fast.data.images import BrokenImageError
 from sagan_fast.data.labels import SUSPICIOUS
 from sagan_fast.data.sources.base import UNLABELLED, Image, Source, check_label, fingerprint_of, fit
 from sagan_fast.errors import InputError
 from sagan_fast.files import explained
+from sagan_fast.words import list_some
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_ITEMS_PER_TASK = 512

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagan_fast.data.classes import in_order
-from sagan_fast.data.dataset import list_some
 from sagan_fast.data.images import BrokenImageError, read_image
 from sagan_fast.data.labels import SUSPICIOUS, label_in_json
 from sagan_fast.data.listing import EXTENSIONS, HIDDEN, NOT_DATA, kind_of_name
 from sagan_fast.data.sources.base import UNLABELLED, FilesSource, Image, check_label
 from sagan_fast.data.sources.tar_members import DAMAGE, DAMAGED, FILE, LINK, Member, TarArchive, check_tar, stem
 from sagan_fast.errors import InputError
+from sagan_fast.words import list_some
 
 LABEL_ENDINGS = ("cls", "class", "label", "index")
 """Last parts of the extensions of members that hold a label, the preferred first."""

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from sagan_fast.data.dataset import list_some
 from sagan_fast.data.images import BrokenImageError, read_image
 from sagan_fast.data.labels import SUSPICIOUS
 from sagan_fast.data.sources.base import GZIP, UNLABELLED, FilesSource, Image, check_label, fit, start_of
 from sagan_fast.errors import InputError
+from sagan_fast.words import list_some
 
 IMAGE_KEYS = ("image_raw", "image/encoded", "image")
 LABEL_KEYS = ("label", "image/class/label")
