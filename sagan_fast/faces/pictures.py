@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -27,13 +28,17 @@ def as_input(pixels: Pixels) -> Tensor:
 
     It is channels_last in memory.
     """
-    whole = torch.from_numpy(
-        np.require(pixels, requirements=["C", "W"])
-    )  # PyTorch warns of memory that cannot be written
+    # PyTorch warns of memory that cannot be written
+    whole = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
     height, width, _ = whole.shape
     # whole rows at a time: sums of three numbers each are not vectorised
-    rows = whole.view(height, width * 3).float().sub_(torch.tensor(MEAN[::-1]).repeat(width))
+    rows = whole.view(height, width * 3).float().sub_(_mean_of_a_row(width))
     return rows.view(1, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=32)
+def _mean_of_a_row(width: int) -> Tensor:
+    return torch.tensor(MEAN[::-1]).repeat(width)
 
 
 def read_picture(path: str | os.PathLike[str]) -> Pixels:
