@@ -59,8 +59,8 @@ class _Inception(nn.Module):
         super().__init__()
         assert isinstance(block, FusedInception) and block.entry.bias is not None
         sizes = [32, 24, 24, 32]  # the order of FusedInception's entry
-        self.weights = nn.ParameterList(nn.Parameter(w.clone(), False) for w in block.entry.weight.split(sizes))
-        self.biases = nn.ParameterList(nn.Parameter(b.clone(), False) for b in block.entry.bias.split(sizes)[:3])
+        self.weights = nn.ParameterList(nn.Parameter(w.clone(), False) for w in torch.split(block.entry.weight, sizes))
+        self.biases = nn.ParameterList(nn.Parameter(b.clone(), False) for b in torch.split(block.entry.bias, sizes)[:3])
         self.pooled_bias = nn.Parameter(block.pooled_bias.flatten(), False)
         self.register_buffer("ninths", torch.full((32, 1, 3, 3), 1 / 9, dtype=block.entry.weight.dtype))
         self.near, self.far1, self.far2 = block.near, block.far1, block.far2
