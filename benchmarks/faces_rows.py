@@ -170,21 +170,31 @@ def picture(folder: Path) -> Any:
     return np.asarray(Image.open(folder / "picture.png"))
 
 
+def pixels_of(image: Any, provider: str) -> Any:
+    """Return an image of PIL as RGB uint8 (H, W, 3), in memory in the order of colours that the provider reads.
+
+    OpenCV decodes to blue, green, red, so turning the colours is no part of the published pipeline.
+    """
+    if provider != "published":
+        return np.asarray(image)
+    return np.frombuffer(image.tobytes("raw", "BGR"), np.uint8).reshape(image.height, image.width, 3)[:, :, ::-1]
+
+
 def on_pixels(find: Find, provider: str, folder: Path) -> Callable[[], Any]:
-    """Return what finds faces in the timed picture, in the order of colours that the provider reads."""
-    pixels = picture(folder)
-    if provider == "published":  # OpenCV reads blue, green, red: turning them is no part of the published pipeline
-        pixels = np.ascontiguousarray(pixels[:, :, ::-1])[:, :, ::-1]
+    """Return what finds faces in the timed picture."""
+    from PIL import Image
+
+    pixels = pixels_of(Image.open(folder / "picture.png"), provider)
     return lambda: find(pixels)
 
 
-def from_file(find: Find, path: Path) -> Callable[[], Any]:
+def from_file(find: Find, provider: str, path: Path) -> Callable[[], Any]:
     """Return what decodes the JPEG `path`, shrinks it to 640 pixels, and finds faces in it."""
     from PIL import Image
 
     def run() -> Any:
         image = Image.open(path).convert("RGB")
-        return find(np.asarray(image.resize((640, 480), Image.Resampling.BILINEAR)))
+        return find(pixels_of(image.resize((640, 480), Image.Resampling.BILINEAR), provider))
 
     return run
 
@@ -214,9 +224,8 @@ def main(argv: list[str]) -> int:
         runs = at_candidates(provider, folder)
     else:
         find = finder(provider, folder)
-        runs = (
-            {"": from_file(find, folder / "picture.jpg")} if mode == "file" else {"": on_pixels(find, provider, folder)}
-        )
+        whole = from_file(find, provider, folder / "picture.jpg") if mode == "file" else None
+        runs = {"": whole or on_pixels(find, provider, folder)}
     for _ in range(5):
         for run in runs.values():
             run()
