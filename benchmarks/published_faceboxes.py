@@ -1,7 +1,8 @@
 """FaceBoxes as published, from pixels to boxes: what users of the PyTorch port run for each picture.
 
-The steps of test.py and of 3DDFA_V2's FaceBoxes.py: the network in eager mode, anchors in Python for each picture,
-float32 pixels made and turned in NumPy, and suppression in a NumPy loop.
+The steps of test.py and of 3DDFA_V2's FaceBoxes.py: blue, green, red as OpenCV reads them, made float32 and turned in
+NumPy, the network in eager mode, anchors in Python for each picture, and suppression in a NumPy loop. The loop stands
+for their Cython code. Both take less than 1 % of the time where a picture has a few faces.
 """
 
 import itertools
@@ -20,7 +21,10 @@ PLACES = {32: (0, 0.25, 0.5, 0.75), 64: (0, 0.5)}
 
 
 class Published:
-    """Maps RGB uint8 (H, W, 3) to boxes (K, 4) and scores (K,) as NumPy arrays; `min_score` is that of a candidate."""
+    """Maps uint8 (H, W, 3), blue green red, to boxes (K, 4) and scores (K,) as NumPy arrays.
+
+    `min_score` is that of a candidate.
+    """
 
     def __init__(self, weights: Path, min_score: float = 0.5) -> None:
         self.net = FaceBoxes().load_weights(weights).eval().requires_grad_(False)
@@ -29,9 +33,10 @@ class Published:
     def __call__(self, pixels: Any) -> tuple[Any, Any]:
         """Return the boxes and scores of a picture, the best first."""
         height, width = pixels.shape[:2]
-        image = np.float32(pixels[:, :, ::-1]) - MEAN
+        image = np.float32(pixels)
+        image -= MEAN
         with torch.no_grad():
-            loc, conf = self.net(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
+            loc, conf = self.net(torch.from_numpy(image.transpose(2, 0, 1))[None])
         anchors = torch.Tensor(anchors_in_python(height, width)).view(-1, 4)
         boxes = decoded(loc[0], anchors).numpy() * np.array([width, height] * 2, np.float32)
         scores = conf[0].numpy()[:, 1]

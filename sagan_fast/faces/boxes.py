@@ -66,9 +66,10 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 def decode(codes: Tensor, anchors: Tensor) -> Tensor:
     """Return the boxes x1 y1 x2 y2 (..., 4) that `codes` (..., 4) stand for: the inverse of `encode`."""
-    centre = anchors[..., :2] + codes[..., :2] * VARIANCES[0] * anchors[..., 2:]
-    size = anchors[..., 2:] * (codes[..., 2:] * VARIANCES[1]).exp()
-    return corners(torch.cat([centre, size], -1))
+    sides = anchors[..., 2:]
+    centre = anchors[..., :2].addcmul(codes[..., :2], sides, value=VARIANCES[0])
+    half = (codes[..., 2:] * VARIANCES[1]).exp() * sides / 2
+    return torch.cat([centre - half, centre + half], -1)
 
 
 def nms(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:

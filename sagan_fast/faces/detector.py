@@ -80,13 +80,15 @@ class Detector:
 
         Raises InputError for anything that is not a picture.
         """
-        pixels = read_picture(image) if isinstance(image, (str, os.PathLike)) else as_pixels(image)
+        whole = read_picture(image) if isinstance(image, (str, os.PathLike)) else as_pixels(image)
+        pixels = self._resized(whole)
         height, width = pixels.shape[:2]
-        pixels = self._resized(pixels)
         with torch.no_grad():
             codes = self._codes(as_input(pixels).to(self.device))[0]
-            boxes, scores = self._found(codes, pixels.shape[0], pixels.shape[1])
-        return boxes * boxes.new_tensor([width / pixels.shape[1], height / pixels.shape[0]] * 2), scores
+            boxes, scores = self._found(codes, height, width)
+        if pixels is not whole:
+            boxes *= boxes.new_tensor([whole.shape[1] / width, whole.shape[0] / height] * 2)
+        return boxes, scores
 
     def _resized(self, pixels: Pixels) -> Pixels:
         height, width = pixels.shape[:2]
@@ -100,13 +102,12 @@ class Detector:
 
     def _found(self, codes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Return the boxes and scores that `codes` (A, 5) stand for, in pixels of the network's input."""
-        kept = (codes[:, 4] > self._logit).nonzero()[:, 0]
-        chosen = codes[kept].cpu()
-        where = anchors(height, width)[kept.cpu()]
-        if len(chosen) > MOST_CANDIDATES:
-            best = chosen[:, 4].topk(MOST_CANDIDATES).indices
-            chosen, where = chosen[best], where[best]
-        boxes, logits = decode(chosen[:, :4], where), chosen[:, 4]
+        values = codes.cpu().numpy()  # NumPy starts faster than PyTorch, and most pictures have few candidates
+        kept = np.flatnonzero(values[:, 4] > self._logit)
+        if len(kept) > MOST_CANDIDATES:
+            kept = kept[np.argpartition(-values[kept, 4], MOST_CANDIDATES)[:MOST_CANDIDATES]]
+        chosen = torch.from_numpy(values[kept])
+        boxes, logits = decode(chosen[:, :4], torch.from_numpy(anchors(height, width).numpy()[kept])), chosen[:, 4]
         order = nms(boxes, logits, OVERLAP)[:MOST_FACES]
         return boxes[order], logits[order].sigmoid()
 

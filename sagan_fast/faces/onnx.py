@@ -10,39 +10,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sagan_fast.errors import InputError
-from sagan_fast.faces.fused import for_rgb
+from sagan_fast.faces.for_runtime import RuntimeFaceBoxes
 from sagan_fast.faces.network import FaceBoxes
 from sagan_fast.faces.pictures import Pixels, as_input
 from sagan_fast.files import explained, reason, written
 from sagan_fast.models.export import quiet
 
-INPUT, OUTPUT = "image", "codes"
-
-
-class _Codes(nn.Module):
-    def __init__(self, net: FaceBoxes) -> None:
-        super().__init__()
-        self.fused = for_rgb(net)
-
-    def forward(self, image: Tensor) -> Tensor:
-        codes: Tensor = self.fused.codes(image)
-        return codes
+INPUT, OUTPUT = "pixels", "codes"
 
 
 def export_onnx(net: FaceBoxes, path: Path, calibration: Iterable[Pixels] = ()) -> None:
-    """Write the fused network to the ONNX file `path`: image (1, 3, H, W) as `as_input` gives it, to codes (1, A, 5).
+    """Write the fused network to the ONNX file `path`: pixels (1, H, W, 3) to codes (1, A, 5), both float32.
 
-    H and W are free. With `calibration`, RGB pictures of about the size to come, weights and activations are int8,
-    their ranges those that occur in these pictures; the heads stay in float32. Raises InputError if a package is
-    missing or the file cannot be written.
+    The pixels are red, green, blue minus the mean, as `as_input` has them in memory. H and W are free. With
+    `calibration`, RGB pictures of about the size to come, weights and activations are int8, their ranges those that
+    occur in these pictures; heads and depthwise convolutions stay in float32. Raises InputError if a package is missing
+    or the file cannot be written.
     """
     _needed("onnx", "onnxscript")
-    example = torch.zeros(1, 3, 160, 224)
-    model = _Codes(net).eval()
-    free = {2: torch.export.Dim("height", min=8), 3: torch.export.Dim("width", min=8)}
+    example = torch.zeros(1, 160, 224, 3)
+    model = RuntimeFaceBoxes(net)
+    free = {1: torch.export.Dim("height", min=8), 2: torch.export.Dim("width", min=8)}
     with quiet():
         program = torch.onnx.export(
             model, (example,), input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({**free},), dynamo=True,
@@ -74,22 +65,30 @@ def codes_of_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     with explained(f"{path} cannot be run by ONNX Runtime", kinds=(Exception,)):
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     if [i.name for i in session.get_inputs()] != [INPUT] or [o.name for o in session.get_outputs()] != [OUTPUT]:
-        raise InputError(f"{path} is not a file of sagan-fast faces export")
+        raise InputError(f"{path} is not a file of this version of sagan-fast faces export: write it again")
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {INPUT: x.contiguous().numpy()})[0])
+        return torch.from_numpy(session.run(None, {INPUT: _rows(x)})[0])
 
     return run
 
 
+def _rows(x: Tensor) -> np.ndarray[Any, Any]:
+    """Return `x` (1, 3, H, W) as (1, H, W, 3): the memory of `as_input` as it is."""
+    rows: np.ndarray[Any, Any] = x.permute(0, 2, 3, 1).contiguous().numpy()
+    return rows
+
+
 def _quantised(content: bytes, pictures: list[Pixels]) -> bytes:
-    """Return the model `content` with int8 convolutions (ONNX Runtime's static QDQ), but for the heads."""
+    """Return the model `content` with int8 convolutions (ONNX Runtime's static QDQ), but for heads and depthwise."""
     import tempfile
 
     quantization: Any = _needed("onnxruntime.quantization")
     onnx: Any = _needed("onnx")
-    heads = [node.name for node in onnx.load_from_string(content).graph.node if node.op_type == "Conv"][-3:]
-    inputs = ({INPUT: as_input(pixels).contiguous().numpy()} for pixels in pictures)
+    convolutions = [node for node in onnx.load_from_string(content).graph.node if node.op_type == "Conv"]
+    depthwise = [n.name for n in convolutions if any(a.name == "group" and a.i > 1 for a in n.attribute)]
+    heads = [node.name for node in convolutions[-3:]]
+    inputs = ({INPUT: _rows(as_input(pixels))} for pixels in pictures)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
@@ -101,7 +100,7 @@ def _quantised(content: bytes, pictures: list[Pixels]) -> bytes:
         with quiet():
             quantization.quantize_static(
                 str(source), str(target), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-                op_types_to_quantize=["Conv"], nodes_to_exclude=heads,
+                op_types_to_quantize=["Conv"], nodes_to_exclude=heads + depthwise,
             )  # fmt: skip
         return target.read_bytes()
 

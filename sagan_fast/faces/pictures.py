@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -27,13 +28,16 @@ def as_input(pixels: Pixels) -> Tensor:
 
     It is channels_last in memory.
     """
-    whole = torch.from_numpy(
-        np.require(pixels, requirements=["C", "W"])
-    )  # PyTorch warns of memory that cannot be written
-    height, width, _ = whole.shape
+    height, width, _ = pixels.shape
     # whole rows at a time: sums of three numbers each are not vectorised
-    rows = whole.view(height, width * 3).float().sub_(torch.tensor(MEAN[::-1]).repeat(width))
-    return rows.view(1, height, width, 3).permute(0, 3, 1, 2)
+    rows = pixels.reshape(height, width * 3).astype(np.float32)
+    rows -= _mean_of_a_row(width)
+    return torch.from_numpy(rows).view(1, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=32)
+def _mean_of_a_row(width: int) -> npt.NDArray[np.float32]:
+    return np.tile(np.array(MEAN[::-1], np.float32), width)
 
 
 def read_picture(path: str | os.PathLike[str]) -> Pixels:

@@ -57,7 +57,7 @@ def measured(
             name: (run, last if wants_last else plain) for name, (run, wants_last) in forwards(net, compile).items()
         }
         if (runtime := _onnx_runtime(net)) is not None:
-            runs["fused, ONNX Runtime"] = (runtime, plain)
+            runs["fused, ONNX Runtime"] = (runtime, last)
         times: dict[str, list[float]] = {name: [] for name in runs}
         with torch.no_grad():
             for turn in range(rounds + 2):
