@@ -35,8 +35,8 @@ SCORES = (
     ("coverage", None, "coverage", "higher"),
     ("intra_fid", None, "intra-FID", "lower"),
 )
-FACE_RATE = "face-rate"
-"""The metric that needs the weights of a face detector, and so is not one of "all"."""
+FACE_RATE, GAN_TEST = "face-rate", "gan-test"
+"""The metrics that need another network, and so are not of "all": a face detector, a classifier of the real images."""
 
 
 @dataclass
@@ -65,8 +65,9 @@ class Options:
     inception_weights: str | None = None
     """file with the weights of inception (torch-fidelity's) or dinov2 (ViT-L/14); default: download them"""
     metrics: str = "all"
-    """scores to compute: all, or some of fid,is,kid,prdc,intra_fid,face-rate; the last is the share of images with a
-    face, needs --face-weights and is not part of all"""
+    """scores to compute: all, or some of fid,is,kid,prdc,intra_fid,gan-test,face-rate; the last two are not part of
+    all. gan-test is the share of images whose class a classifier trained on --data recognises (Shmelkov et al. 2018).
+    face-rate is the share of images with a face and needs --face-weights"""
     face_weights: str | None = None
     """file of FaceBoxes weights for the metric face-rate"""
     last: bool = False
@@ -98,7 +99,7 @@ def run(args: list[str]) -> None:
 
     with connected(options.device, TIMEOUT) as world:
         what = world.together(lambda: _opened(options, overrides, str(world.device)))
-        faces = what.pop("faces")
+        faces, gan_test = what.pop("faces"), what.pop("gan_test")
         with _progress(world.is_main) as progress:
             result: dict[str, Any] | None = {}
             if what["metrics"]:
@@ -108,6 +109,11 @@ def run(args: list[str]) -> None:
 
                 scores = result
                 result = world.together(lambda: with_face_rates(scores, what, faces, world, progress))
+            if gan_test:
+                from sagan_fast.evaluation.gan_test import with_gan_test
+
+                so_far = result
+                result = world.together(lambda: with_gan_test(so_far, what, world, progress))
     if result is None:
         return
     if target is not None:
@@ -138,9 +144,10 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     from sagan_fast.evaluation.features import open_extractor
     from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 
-    asked = list(METRICS) if options.metrics == "all" else options.metrics.replace("face_rate", FACE_RATE).split(",")
+    asked = list(METRICS) if options.metrics == "all" else options.metrics.split(",")
+    asked = [name.replace("_", "-") if name in ("face_rate", "gan_test") else name for name in asked]
     faces = _face_detector(options, device) if FACE_RATE in asked else None
-    metrics = check_metrics(name for name in asked if name != FACE_RATE)
+    metrics = check_metrics(name for name in asked if name not in (FACE_RATE, GAN_TEST))
     spec = _spec(options.generated)
     reading: Any = {
         "on_broken": options.on_broken, "classes": options.classes or "", "unlabelled": options.unlabelled == "true",
@@ -177,7 +184,7 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     ) if metrics else None  # fmt: skip
     return {
         "generated": images, "dataset": dataset, "extractor": extractor, "protocol": protocol, "source": source,
-        "faces": faces, "metrics": metrics, "num_workers": options.num_workers,
+        "faces": faces, "gan_test": GAN_TEST in asked, "metrics": metrics, "num_workers": options.num_workers,
     }  # fmt: skip
 
 
@@ -261,6 +268,13 @@ def _print(result: dict[str, Any]) -> None:
     for key, words in (("face_rate", "generated"), ("face_rate_real", "real")):
         if key in result:
             print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {words} images have a face")
+    if "gan_test" in result:
+        ordered = sorted((share, name) for name, share in result["gan_test_per_class"].items())
+        worst = ", ".join(f"{name} {share:.2f}" for share, name in ordered[:3])
+        print(
+            f"gan-test: {result['gan_test']:.3f} of {result['gan_test_of']} generated images show their class to a "
+            f"classifier that knows {result['gan_test_real']:.3f} of held-out real images; worst: {worst}"
+        )
     protocol = result["protocol"]
     if "features" not in protocol:
         return
