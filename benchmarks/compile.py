@@ -21,8 +21,8 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what the launchers ask
 
 _RESOURCE = re.compile(r"(REG|STACK|LOCAL):(\d+)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@(!?U?PT?\d*)\s+)?([A-Z][A-Za-z0-9_.]*)", re.MULTILINE)
-_LABEL_OR_CODE = re.compile(r"^\s*(?:\.(L_x_\d+):|/\*[0-9a-f]{4,}\*/\s+(.*);)", re.MULTILINE)
-_BRANCH = re.compile(r"\bBRA\b.*\.(L_x_\d+)")
+_LABEL_OR_CODE = re.compile(r"^\s*(?:\.(L\w+):|/\*[0-9a-f]{4,}\*/\s+(.*);)", re.MULTILINE)
+_BRANCH = re.compile(r"\bBRA\b.*`?\(\.(L\w+)\)")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def opcodes(sass: str) -> Counter[str]:
 def spills_in_loops(sass: str) -> int:
     """Return how many instructions inside the innermost loops of `sass`, nvdisasm's output, use local memory.
 
-    A loop goes from a branch back to its label. What is spilled outside is written and read once a program.
+    A loop goes from a label to the last branch back to it. Raises ValueError for a branch to a label that is not there.
     """
     labels: dict[str, int] = {}
     code: list[str] = []
@@ -74,9 +74,16 @@ def spills_in_loops(sass: str) -> int:
             labels[label] = len(code)
         else:
             code.append(instruction)
-    targets = ((_BRANCH.search(instruction), i) for i, instruction in enumerate(code))
-    loops = [(labels[to[1]], i) for to, i in targets if to and labels.get(to[1], i) < i]
-    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    ends: dict[int, int] = {}
+    for i, instruction in enumerate(code):
+        if "BRA" not in instruction:
+            continue
+        to = _BRANCH.search(instruction)
+        if to is None or to[1] not in labels:
+            raise ValueError(f"spills_in_loops: the branch {instruction!r} must name a label of the code")
+        if labels[to[1]] < i:
+            ends[labels[to[1]]] = i
+    inner = [(a, b) for a, b in ends.items() if not any(a < other <= b for other in ends)]
     return sum(bool(re.search(r"\b(?:LDL|STL)\b", code[i])) for a, b in inner for i in range(a, b + 1))
 
 

@@ -137,8 +137,9 @@ def readme_block(folder: Path) -> str:
     parts += [
         "What each kernel went through without a GPU: ttsem executed on the CPU the IR that Triton compiles for sm_90. "
         "sentryward proved that no two threads of its sm_80 machine code race. Triton compiled all widths for the "
-        "compute capabilities and AMD chips named; \\* marks those where some width spills or does not fit. The "
-        "second table says which version of Triton compiled which precision.",
+        "compute capabilities and AMD chips named; \\* marks those where some width does not fit, or spills: on "
+        "NVIDIA's over 32 bytes a thread or in an innermost loop, on AMD's at all. "
+        "The second table says which version of Triton compiled which precision.",
         evidence_table(folder),
     ]
     return "\n\n".join(parts)

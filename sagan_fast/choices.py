@@ -19,6 +19,8 @@ GradientCompression = Literal["none", "bf16"]
 """What gradients are rounded to on their way between processes."""
 Loss = Literal["hinge", "non_saturating", "wasserstein", "relativistic"]
 """The adversarial loss (training/losses.py)."""
+DiffAugment = Literal["color", "translation", "cutout"]
+"""How the discriminator's images are changed (training/augment.py)."""
 MicroBatchSize = int | Literal["auto"]
 """Images that a process computes at a time; auto is the most that fit (training/micro_batch.py)."""
 OnBroken = Literal["fail", "skip"]
@@ -49,6 +51,14 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise InputError unless `value` is one of the Literal `choices`."""
     if value not in get_args(choices):
         raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def several(name: str, text: str, choices: Any) -> tuple[str, ...]:
+    """Return the values that `text` names, as "a,b", in the order of the Literal `choices`; InputError for another."""
+    given = [value.strip() for value in text.split(",")] if text else []
+    if unknown := [value for value in given if value not in get_args(choices)]:
+        raise InputError(f"{name} must be any of {','.join(get_args(choices))}, got {unknown[0]!r}")
+    return tuple(value for value in get_args(choices) if value in given)
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -57,21 +57,23 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> tuple[
         out, lse = q.new_empty(B, N, D_V), q.new_empty(B, N, 1)
         small = bool(q.norm(dim=-1).amax() * k.norm(dim=-1).amax() < SMALL)  # not with a NaN
 
+        k_t = k.transpose(1, 2)
+        top = None if small else torch.empty_like(lse)
+
         def work(part: Sequence[Chunk]) -> None:
             scores = Buffer(q, part, M)
             for images, rows in part:
                 p = scores(images, rows)
-                torch.bmm(q[images, rows], k[images].transpose(1, 2), out=p)
-                top = None if small else p.amax(-1, keepdim=True)
+                torch.bmm(q[images, rows], k_t[images], out=p)
                 if top is not None:
-                    p.sub_(top)
-                sums = p.exp2_().sum(-1, keepdim=True)
+                    p.sub_(torch.amax(p, -1, keepdim=True, out=top[images, rows]))
+                torch.sum(p.exp2_(), -1, keepdim=True, out=lse[images, rows])
                 torch.bmm(p, v[images], out=out[images, rows])
-                out[images, rows].div_(sums)
-                lse[images, rows] = sums.log2_() if top is None else top.add_(sums.log2_())
 
         share(work, parts_of(q, M))
-    return out, lse
+        out.div_(lse)  # the sums so far
+        lse.log2_()
+    return out, lse if top is None else lse.add_(top)
 
 
 def attention_bwd(

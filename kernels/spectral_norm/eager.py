@@ -4,6 +4,7 @@ Less work than a loop over `reference`: z = W v and t = Wᵀz by blocks of rows 
 once for both; sigma = |Wᵀu| without a third product; lengths and divisions of all vectors in a few grouped calls.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,8 +25,19 @@ def matrix_of(weight: Tensor) -> Tensor:
 
 def as_stored(v: Tensor, weight: Tensor) -> Tensor:
     """Return `v` (K,) in the order in which the columns of `weight` are stored."""
+    return v if column_groups(weight)[1] == 1 else _by_group(v, weight).reshape(-1)
+
+
+def _by_group(v: Tensor, weight: Tensor) -> Tensor:
+    """Return the view of `v` (K,) whose elements come in the order in which the columns of `weight` are stored."""
     C, S = column_groups(weight)
-    return v if S == 1 else v.view(C, S).t().reshape(-1)
+    return v if S == 1 else v.view(C, S).t()
+
+
+def _by_axis(stored: Tensor, weight: Tensor) -> Tensor:
+    """Return the view of `stored` (K,), in the order of memory, that has the shape of `_by_group` of a v."""
+    C, S = column_groups(weight)
+    return stored if S == 1 else stored.view(S, C)
 
 
 def split_vector(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -63,29 +75,30 @@ def spectral_norm_fwd(
     flat_v = us[0].new_empty(offsets([v.numel() for v in vs])[1])
     new_us, new_vs = split_vector(flat_u, [u.numel() for u in us]), split_vector(flat_v, [v.numel() for v in vs])
     matrices = [matrix_of(weight).to(dtype) for weight in weights]
-    stored_vs = [as_stored(v, weight) for v, weight in zip(vs, weights, strict=True)]
+    # u and v, and what becomes of them, as views of equal shapes
+    kept = [*us, *map(_by_group, vs, weights)]
+    moved = [*new_us, *map(_by_axis, new_vs, weights)]
+    torch._foreach_copy_(moved, kept)
     if update:
-        given, ends = (us, (new_vs, new_us)) if v_first else (stored_vs, (new_us, new_vs))
+        given, ends = (new_us, (new_vs, new_us)) if v_first else (new_vs, (new_us, new_vs))
         sides = [matrix.t() for matrix in matrices] if v_first else matrices
         for _ in range(n_power_iterations):
             norms, found = _update(sides, given, *ends, eps)
-            given = ends[1]
-        moves = is_length(torch.stack(norms)) & is_length(torch.stack(found))
-        _copy_where(moves, (us, vs), (new_us, v_of(flat_v, weights)))
+        sigmas = torch.stack(found)
+        _copy_where(_are_lengths(torch.stack(norms), sigmas), kept, moved)
+    elif sigmas is not None:
+        sigmas = sigmas.to(dtype)
+        found = list(sigmas)
     else:
-        torch._foreach_copy_(new_us, list(us))
-        torch._foreach_copy_(new_vs, stored_vs)
-        if sigmas is not None:
-            found = list(sigmas.to(dtype))
-        else:
-            found = [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, new_us, new_vs, strict=True)]
+        found = [torch.dot(u, torch.mv(matrix, v)) for matrix, u, v in zip(matrices, new_us, new_vs, strict=True)]
+        sigmas = torch.stack(found)
     for start, matrix, sigma in zip(offsets([matrix.numel() for matrix in matrices])[0], matrices, found, strict=True):
         place = out[start : start + matrix.numel()].view(matrix.shape)
         if place.dtype == dtype:
             torch.div(matrix, sigma, out=place)
         else:
             place.copy_(matrix / sigma)
-    return out, torch.stack(found), flat_u, flat_v
+    return out, sigmas, flat_u, flat_v
 
 
 def _update(
@@ -160,19 +173,23 @@ def _move(matrices: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], e
     moved = [torch.empty_like(end) for end in firsts], [torch.empty_like(end) for end in seconds]
     norms, sigmas = map(torch.stack, _update(matrices, seconds, *moved, eps))
     is_first_long = is_scalable(norms)
-    _copy_where(is_first_long & is_scalable(sigmas), (firsts, seconds), moved)
+    _copy_where(is_first_long & is_scalable(sigmas), [*firsts, *seconds], [*moved[0], *moved[1]])
     return list(torch.where(is_first_long, sigmas, norms))
 
 
-def _copy_where(moves: Tensor, ends: Sequence[Sequence[Tensor]], moved: Sequence[Sequence[Tensor]]) -> None:
-    """Copy the vectors `moved` to `ends`, u and v of those matrices for which `moves` (L,) is true."""
-    if moves.device.type != "cpu":  # where asking which would wait for the device
-        for old, new in zip(ends, moved, strict=True):
-            for end, one, is_moving in zip(old, new, moves, strict=True):
-                end.copy_(torch.where(is_moving, one, end))
-    elif wanted := moves.nonzero().flatten().tolist():
-        for old, new in zip(ends, moved, strict=True):
-            torch._foreach_copy_([old[i] for i in wanted], [new[i] for i in wanted])
+def _copy_where(moves: Tensor | list[bool], ends: Sequence[Tensor], moved: Sequence[Tensor]) -> None:
+    """Copy the vectors `moved` to `ends`, every u and then every v, of those matrices for which `moves` (L,) is true.
+
+    For a list of `moves` nothing is asked of the device.
+    """
+    if isinstance(moves, Tensor) and moves.device.type != "cpu":  # where asking which would wait for the device
+        for end, one, is_moving in zip(ends, moved, (*moves, *moves), strict=True):
+            end.copy_(torch.where(is_moving, one, end))
+        return
+    which = moves.tolist() if isinstance(moves, Tensor) else moves
+    wanted = [i for i, is_moving in enumerate((*which, *which)) if is_moving]
+    if wanted:
+        torch._foreach_copy_([ends[i] for i in wanted], [moved[i] for i in wanted])
 
 
 def scale_spectral_norms(
@@ -190,9 +207,12 @@ def is_scalable(sigmas: Tensor) -> Tensor:
     return (sigmas >= SMALLEST_NORM) & sigmas.isfinite()
 
 
-def is_length(norms: Tensor) -> Tensor:
-    """Return which of `norms` are finite and above 0, so that the vector has a direction."""
-    return (norms > 0) & norms.isfinite()
+def _are_lengths(norms: Tensor, sigmas: Tensor) -> Tensor | list[bool]:
+    """Return for which matrices both are finite and above 0, so that both vectors have a direction."""
+    if norms.device.type != "cpu":
+        return (norms > 0) & norms.isfinite() & (sigmas > 0) & sigmas.isfinite()
+    lengths = zip(norms.tolist(), sigmas.tolist(), strict=True)
+    return [0 < norm < math.inf and 0 < sigma < math.inf for norm, sigma in lengths]
 
 
 def spectral_norm_bwd(

@@ -49,6 +49,7 @@ COMMON = {
         "num_classes": "if not those of the data; 0: no labels",
         "resolution": "width and height of the images",
         "flip": "mirror images at random",
+        "diffaugment": "for few images: color,translation,cutout",
         "num_workers": "processes that read images",
     },
     "Training": {

@@ -32,7 +32,8 @@ def fused(
     `functional.conditional_batch_norm`. With hooks on `norm`, in a subclass of another's, and where its own forward
     would raise an error, the result is None.
     """
-    if is_plain() or choose_batch_norm(_OP, backend, x).backend != "triton" or not _fits(norm, x, gain, y):
+    chosen = "eager" if is_plain() else choose_batch_norm(_OP, backend, x).backend
+    if chosen == "eager" or not _fits(norm, x, gain, y):
         return None
     training = norm.training or norm.running_mean is None
     sync = None
@@ -49,7 +50,7 @@ def fused(
             momentum = 1.0 / float(norm.num_batches_tracked)
     moves = not norm.training or norm.track_running_stats
     running = (norm.running_mean, norm.running_var) if moves else (None, None)
-    options = Options(training, momentum, norm.eps, relu, sync=sync)
+    options = Options(training, momentum, norm.eps, relu, sync=sync, backend=chosen)
     return fused_batch_norm(x, gain, bias, y, *running, options)
 
 

@@ -205,7 +205,8 @@ def _all_within(y: Tensor, num_classes: int) -> bool:
     if y.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return True
     try:
-        return not y.numel() or bool((y.min() >= 0) & (y.max() < num_classes))
+        low, high = y.aminmax() if y.numel() else (0, 0)
+        return int(low) >= 0 and int(high) < num_classes
     except RuntimeError:  # under torch.func.vmap values cannot be looked at
         return True
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sagan_fast.choices import Backend
 from sagan_fast.kernels.attention import cpu
+from sagan_fast.kernels.batch_norm import cpu as batch_norm_cpu
 from sagan_fast.kernels.checks import FLOAT_DTYPES
 from sagan_fast.kernels.checks import is_autocast_on as is_autocast_on
 from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH, NEEDS_TRITON, Arch, has_fast_float32
@@ -29,7 +30,9 @@ HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than 
 BACKENDS = get_args(Backend)
 """Backends of attention."""
 
-SPECTRAL_NORM_BACKENDS = BATCH_NORM_BACKENDS = ("auto", "eager", "triton")
+SPECTRAL_NORM_BACKENDS = ("auto", "eager", "triton")
+
+BATCH_NORM_BACKENDS = ("auto", "eager", "cpu", "triton")
 
 # On the CPU attention without the map in memory pays from this many scores (B * N * M: the map no longer fits the
 # caches) and keys on; below, the map is faster. Measured: docs/log.md, "Attention on the CPU".
@@ -229,14 +232,19 @@ def choose_spectral_norm(op: str, backend: str, weights: Sequence[Tensor]) -> Ch
 
 
 def choose_batch_norm(op: str, backend: str, x: Tensor) -> Choice:
-    """Return the backend, "eager" or "triton", for batch norm of the map `x`.
+    """Return the backend, "eager", "cpu" or "triton", for batch norm of the map `x`.
 
-    Raises ValueError for a name that is not in `BATCH_NORM_BACKENDS`, RuntimeError if "triton" was asked for and cannot
-    run.
+    Raises ValueError for a name that is not in `BATCH_NORM_BACKENDS`, RuntimeError if "cpu" or "triton" was asked for
+    and cannot run.
     """
     check_backend(op, backend, BATCH_NORM_BACKENDS)
     if backend == "eager":
         return Choice("eager", "asked for")
+    if backend in ("auto", "cpu") and batch_norm_cpu.runs_on(x):
+        return Choice("cpu", "asked for" if backend == "cpu" else f"the map is on {x.device}")
+    if backend == "cpu":
+        found = f"{x.dtype} on {x.device}"
+        raise RuntimeError(f"{op}: backend 'cpu' must get a float32 or float64 map on the CPU, got {found}")
     if backend == "auto" and not x.is_cuda:
         return Choice("eager", f"the map is on {x.device}")
     refusal = triton_refusal(x.device, x.dtype, MIN_ARCH) or (unmeasured(x.device) if backend == "auto" else None)

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sagan_fast.kernels.batch_norm import cpu
 from sagan_fast.kernels.checks import check_ndim, check_same_device, check_shape
+from sagan_fast.kernels.spectral_norm.tables import is_dense
 from sagan_fast.ops.attention import gradients
 from sagan_fast.ops.backends import choose_batch_norm
 from sagan_fast.ops.derivatives import is_old_batch
-from sagan_fast.ops.library import is_plain, is_transformed
+from sagan_fast.ops.library import LIBRARY, define, is_plain, is_transformed
 
 _OP = "conditional_batch_norm"
 
@@ -51,24 +53,29 @@ def conditional_batch_norm(
     With `training`, mean and biased variance are those of the batch, and `running_mean` and `running_var` (C,) move by
     `momentum`; without, they are the statistics. Source: Dumoulin et al. 2017, equation 5.
 
-    `backend`: "triton" takes three launches forward and four backward, computes in float32 whatever the dtype of `x`,
-    and keeps `x` and the statistics alone for backward; a class that the tables do not have gives NaN there. "eager" is
-    plain PyTorch; "auto" is "triton" on CUDA and "eager" elsewhere. Under `torch.func`, forward-mode AD, torch.compile
-    (which fuses it itself) and torch.export every backend computes in plain PyTorch. Differentiable twice and more.
+    `backend`: "cpu", for single and double precision there, takes one op forward and one backward, and keeps `x`, the
+    statistics and, with `relu`, the result for backward. "triton" takes three launches forward and four backward,
+    computes in float32 whatever the dtype of `x`, and keeps `x` and the statistics alone for backward; a class that the
+    tables do not have gives NaN there. "eager" is plain PyTorch; "auto" is "triton" on CUDA, "cpu" on the CPU and
+    "eager" elsewhere. Under `torch.func`, forward-mode AD, torch.compile (which fuses it itself) and torch.export every
+    backend computes in plain PyTorch. Differentiable twice and more.
 
     Raises ValueError for shapes that do not fit, missing statistics, and a single value a channel in training, and
     RuntimeError if "triton" is asked for where it cannot run.
     """
     _check(x, gain, bias, y, running_mean, running_var, training)
     chosen = choose_batch_norm(_OP, backend, x).backend
-    options = Options(training, momentum, eps, relu, one_plus)
-    if chosen == "triton" and not is_plain():
+    options = Options(training, momentum, eps, relu, one_plus, backend=chosen)
+    if chosen != "eager" and not is_plain():
         return fused_batch_norm(x, gain, bias, y, running_mean, running_var, options)
     return _plain(x, gain, bias, y, running_mean, running_var, options)
 
 
 class Options(NamedTuple):
-    """The settings of `conditional_batch_norm`; with `sync` the statistics are those of all processes' batches."""
+    """The settings of `conditional_batch_norm`; with `sync` the statistics are those of all processes' batches.
+
+    `backend` is "triton" or "cpu".
+    """
 
     training: bool
     momentum: float = 0.1
@@ -76,20 +83,21 @@ class Options(NamedTuple):
     relu: bool = False
     one_plus: bool = False
     sync: Sync | None = None
+    backend: str = "triton"
 
 
 def fused_batch_norm(
     x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
     running_var: Tensor | None, options: Options,
 ) -> Tensor:  # fmt: skip
-    """Run our kernels, without checks. With `options.sync` the statistics are those of all processes' batches.
+    """Run a fused backend, without checks. With `options.sync` the statistics are those of all processes' batches.
 
     Then the result is differentiable once, and processes may have any number of images, also none.
     """
-    from sagan_fast.kernels.tiles import dense
-
     gain, bias, y = (None if t is None else t.contiguous() for t in (gain, bias, y))
-    out: Tensor = _BatchNormFunction.apply(dense(x), gain, bias, y, running_mean, running_var, options)
+    out: Tensor = _BatchNormFunction.apply(
+        x if is_dense(x) else x.contiguous(), gain, bias, y, running_mean, running_var, options
+    )
     return out
 
 
@@ -97,7 +105,7 @@ def _plain(
     x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
     running_var: Tensor | None, options: Options,
 ) -> Tensor:  # fmt: skip
-    training, momentum, eps, relu, one_plus, _ = options
+    training, momentum, eps, relu, one_plus, *_ = options
     if one_plus and gain is not None:
         gain = 1 + gain
     table = gain if gain is not None else bias
@@ -118,27 +126,23 @@ def _by_image(table: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 class _BatchNormFunction(torch.autograd.Function):
-    """Our kernels both ways; where a graph of the backward is asked for, that of plain PyTorch."""
+    """A fused backend both ways; where a graph of the backward is asked for, that of plain PyTorch."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
         running_var: Tensor | None, options: Options,
     ) -> Tensor:  # fmt: skip
-        from sagan_fast.kernels.batch_norm.forward import batch_norm_fwd
-
         mean, var, count = _statistics(x, running_mean, running_var, options)
-        ctx.save_for_backward(x, gain, bias, y, mean, var, count)
         ctx.options = options
-        if not x.numel():
-            return torch.empty_like(x)
-        return batch_norm_fwd(
-            x, mean, var, gain, bias, y, eps=options.eps, relu=options.relu, one_plus=options.one_plus
-        )
+        out = _output(x, mean, var, gain, bias, y, options)
+        kept = out if options.backend == "cpu" and options.relu else None
+        ctx.save_for_backward(x, gain, bias, y, mean, var, count, kept)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (d_out,), (x, gain, bias, y, mean, var, count), options = grads, ctx.saved_tensors, ctx.options
+        (d_out,), (x, gain, bias, y, mean, var, count, out), options = grads, ctx.saved_tensors, ctx.options
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or is_old_batch(d_out) or is_transformed():
             if options.sync is not None:
@@ -152,17 +156,38 @@ class _BatchNormFunction(torch.autograd.Function):
                     None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in (x, gain, bias)
                 ]
                 statistics = (None, None) if options.training else (mean, var)
-                out = _plain(views[0], views[1], views[2], y, statistics[0], statistics[1], options)
-            return (*gradients(out, views, d_out, wanted), None, None, None, None)
-        return (*_gradients(d_out, x, gain, bias, y, mean, var, count, options, wanted), None, None, None, None)
+                again = _plain(views[0], views[1], views[2], y, statistics[0], statistics[1], options)
+            return (*gradients(again, views, d_out, wanted), None, None, None, None)
+        if options.backend == "cpu":
+            found = _gradients_on_cpu(d_out, x, gain, bias, y, mean, var, count, out, options, wanted)
+        else:
+            found = _gradients(d_out, x, gain, bias, y, mean, var, count, options, wanted)
+        return (*found, None, None, None, None)
+
+
+def _output(
+    x: Tensor, mean: Tensor, var: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, options: Options
+) -> Tensor:
+    if not x.numel():
+        return torch.empty_like(x)
+    if options.backend == "cpu":
+        form = options.eps, options.relu, options.one_plus
+        return torch.ops.sagan_fast.batch_norm_cpu.default(x, mean, var, gain, bias, y, *form)  # type: ignore[no-any-return]
+    from sagan_fast.kernels.batch_norm.forward import batch_norm_fwd
+
+    return batch_norm_fwd(x, mean, var, gain, bias, y, eps=options.eps, relu=options.relu, one_plus=options.one_plus)
 
 
 def _statistics(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the mean and biased variance to normalise with, and, with `sync`, the positions of all processes."""
-    from sagan_fast.kernels.batch_norm.forward import batch_norm_moments
     from sagan_fast.kernels.launch import accumulator_dtype
+
+    if options.backend == "cpu":
+        from sagan_fast.kernels.batch_norm.cpu import batch_norm_moments
+    else:
+        from sagan_fast.kernels.batch_norm.forward import batch_norm_moments
 
     acc, C = accumulator_dtype(x.dtype), x.shape[1]
     if not options.training:
@@ -172,7 +197,7 @@ def _statistics(
         if not x.numel():
             return x.new_zeros(C, dtype=acc), x.new_ones(C, dtype=acc), None
         mean, var = batch_norm_moments(x, running_mean, running_var, options.momentum)
-        for moved in (running_mean, running_var):
+        for moved in (running_mean, running_var) if options.backend == "triton" else ():
             if moved is not None and not moved.is_inference():
                 torch.autograd.graph.increment_version(moved)  # written by a kernel, of which autograd knows nothing
         return mean, var, None
@@ -233,6 +258,51 @@ def _gradients(
         if not empty:
             d_x = kernels.batch_norm_bwd_input(d_out, x, mean, var, gain, bias, y, totals, **form)
     return d_x, d_gain, d_bias
+
+
+def _gradients_on_cpu(
+    d_out: Tensor, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
+    count: Tensor | None, out: Tensor | None, options: Options, wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    given = (d_out, x, out, mean, var, gain, bias, y)
+    if options.sync is None and x.numel():
+        form = options.eps, options.one_plus, options.training, list(wanted)
+        found = torch.ops.sagan_fast.batch_norm_cpu_backward.default(*given, *form)
+        return tuple(grad if want else None for grad, want in zip(found, wanted, strict=True))
+
+    def means_of(totals: Tensor) -> Tensor:
+        if options.sync is None or count is None:
+            return totals
+        options.sync.add(totals)
+        return totals.div_(count.clamp_min(1))
+
+    means = means_of if options.training else None
+    return cpu.batch_norm_bwd(*given, eps=options.eps, one_plus=options.one_plus, wanted=wanted, means_of=means)
+
+
+_TABLES = "Tensor mean, Tensor var, Tensor? gain, Tensor? bias, Tensor? y"
+define(f"batch_norm_cpu(Tensor x, {_TABLES}, float eps, bool relu, bool one_plus) -> Tensor")
+define(
+    f"batch_norm_cpu_backward(Tensor d_out, Tensor x, Tensor? out, {_TABLES}, float eps, bool one_plus, bool training,"
+    " bool[] wanted) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(LIBRARY, "batch_norm_cpu", "CPU")
+def _forward_on_cpu(
+    x: Tensor, mean: Tensor, var: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, eps: float,
+    relu: bool, one_plus: bool,
+) -> Tensor:  # fmt: skip
+    return cpu.batch_norm_fwd(x, mean, var, gain, bias, y, eps=eps, relu=relu, one_plus=one_plus)
+
+
+@torch.library.impl(LIBRARY, "batch_norm_cpu_backward", "CPU")
+def _backward_on_cpu(*args: Any) -> tuple[Tensor, ...]:
+    *given, eps, one_plus, training, wanted = args
+    x = given[1]
+    means = (lambda totals: totals * (x.shape[1] / x.numel())) if training else None
+    found = cpu.batch_norm_bwd(*given, eps=eps, one_plus=one_plus, wanted=wanted, means_of=means)
+    return tuple(x.new_empty(0) if grad is None else grad for grad in found)
 
 
 def _check(

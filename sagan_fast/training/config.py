@@ -11,6 +11,7 @@ from typing import Any
 from sagan_fast.choices import (
     Backend,
     Device,
+    DiffAugment,
     EvalMode,
     GradientCompression,
     Loss,
@@ -20,6 +21,7 @@ from sagan_fast.choices import (
     Precision,
     check_choices,
     check_least,
+    several,
 )
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS
@@ -94,6 +96,9 @@ class TrainConfig:
     """weight of LeCam regularisation, which draws scores to moving averages of scores; 0: off"""
     lecam_decay: float = 0.99
     """decay per step of LeCam's moving averages"""
+    diffaugment: str = ""
+    """changes of the images that the discriminator sees, real and generated: any of color,translation,cutout. For few
+    images (DiffAugment)"""
     g_lr: float = 1e-4
     """Adam's learning rate for the generator"""
     d_lr: float = 4e-4
@@ -164,6 +169,7 @@ class TrainConfig:
         metrics = self.eval_metrics.split(",")
         if "fid" not in metrics or set(metrics) - set(METRICS):
             raise InputError(f"eval_metrics must be fid and any of {','.join(METRICS)}, got {self.eval_metrics!r}")
+        several("diffaugment", self.diffaugment, DiffAugment)  # or a sentence
         if not self.bucket_cap_mb > 0:
             raise InputError(f"bucket_cap_mb must be positive, got {self.bucket_cap_mb}")
         if not self.sigma_growth > 1:

@@ -7,14 +7,16 @@ batches are the micro-batches, which are the same for any number of processes wi
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sagan_fast.distributed import World
+from sagan_fast.training.augment import NUMBERS, augment
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import LOSSES, PENALTIES, exact, image_gradients, penalty_weights
 from sagan_fast.training.state import TrainState
@@ -41,11 +43,15 @@ class Noise:
             lanes *= 2
         mixed = (config.seed + 1) * 0x9E3779B97F4A7C15 + rollbacks * 0xD1B54A32D192ED03 + step
         self.lanes = lanes
-        self.places = torch.arange(self.world.rank, config.batch_size, self.world.size)
-        self.rngs = {
-            lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63)
-            for lane in torch.unique(self.places % lanes).tolist()
-        }
+        mine: dict[int, list[int]] = {}  # by lane: which of its samples are this process'
+        places: dict[int, list[int]] = {}  # and their positions in this process' share of the batch
+        for place, sample in enumerate(range(self.world.rank, config.batch_size, self.world.size)):
+            mine.setdefault(sample % lanes, []).append(sample // lanes)
+            places.setdefault(sample % lanes, []).append(place)
+        order = sorted(mine)
+        self.order = torch.tensor([place for lane in order for place in places[lane]]).argsort()
+        self.mine = {lane: torch.tensor(mine[lane]) for lane in order}
+        self.rngs = {lane: torch.Generator().manual_seed((mixed + lane * 0xBF58476D1CE4E5B9) % 2**63) for lane in order}
 
     def latent(self) -> Tensor:
         """Return z (B, z_dim), normal, for the B images of this process."""
@@ -67,14 +73,16 @@ class Noise:
         """Return (B,), uniform in [0, 1)."""
         return self._mine(lambda count, rng: torch.rand(count, generator=rng))
 
+    def changes(self, sets: int) -> list[Tensor | None]:
+        """Return DiffAugment's numbers (B, NUMBERS) for each of so many sets of images; None each where it is off."""
+        if not self.config.diffaugment:
+            return [None] * sets
+        return list(self._mine(lambda count, rng: torch.rand(count, sets, NUMBERS, generator=rng)).unbind(1))
+
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         count = self.config.batch_size // self.lanes
-        drawn = {lane: draw(count, rng) for lane, rng in self.rngs.items()}
-        some = next(iter(drawn.values()))
-        mine = some.new_zeros(len(self.places), *some.shape[1:])
-        for lane, samples in drawn.items():
-            here = self.places % self.lanes == lane
-            mine[here] = samples[self.places[here] // self.lanes]
+        drawn = [draw(count, rng)[self.mine[lane]] for lane, rng in self.rngs.items()]
+        mine = drawn[0] if len(drawn) == 1 else torch.cat(drawn)[self.order]
         if self.device.type == "cuda":
             mine = mine.pin_memory()  # or the copy would wait for the GPU
         return mine.to(self.device, non_blocking=True)
@@ -109,6 +117,7 @@ def train_step(
     parts = generator_parts(state, real, y_real, noise)
     first = next(parts)
     values["grad_norm/d"] = update()
+    state.d_optimizer.zero_grad(set_to_none=True)  # their memory is the generator's now
     values |= generator_step(state, noise, itertools.chain([first], parts))
     state.step += 1
     update_ema(state.ema, state.generator, config.ema_decay, state.step)
@@ -124,6 +133,7 @@ def discriminator_gradient(
     y_fake = y_real if loss.is_paired else noise.classes()
     z = noise.latent()
     shares = noise.shares()[:, None, None, None] if "gradient_penalty" in weights else None
+    changes = noise.changes(2 if shares is None else 3)
     lines: list[dict[str, Tensor]] = []
     state.d_optimizer.zero_grad(set_to_none=True)
     for part in range(noise.parts):
@@ -132,7 +142,8 @@ def discriminator_gradient(
             fake = state.generator(z[mine], _part(y_fake, mine)).to(real.dtype)
         labels = _part(y_real, mine), _part(y_fake, mine)
         with state.d_replica.accumulating(part, noise.parts):
-            scores, values = scores_and_penalties(state, real[mine], fake, labels, weights, _part(shares, mine))
+            seen = [partial(augment, policy=config.diffaugment, numbers=_part(each, mine)) for each in changes]
+            scores, values = scores_and_penalties(state, real[mine], fake, labels, weights, _part(shares, mine), seen)
             total = adversarial = loss.discriminator(*scores)
             if config.lecam_weight:
                 values["lecam"] = state.lecam.penalty(*scores)
@@ -166,25 +177,29 @@ def scores_and_penalties(
     labels: tuple[Tensor | None, Tensor | None],
     names: Collection[str],
     shares: Tensor | None,
+    seen: Sequence[Callable[[Tensor], Tensor]],
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
     """Return the logits (B,) of `real` and `fake` images, and the gradient penalties `names`, all with their graph.
 
     `labels` are those of the real and the fake images. Points between have a share (B, 1, 1, 1) of the fake image,
-    and the label of the real one. Real and fake images go through the discriminator together, in one forward, unless
-    only one of R1 and R2 is asked for: then a graph of the backward is kept for that half alone.
+    and the label of the real one. The discriminator sees real images, fake images and points between through the
+    functions `seen`. Penalties are of gradients at the images before these, as in StyleGAN2's code with DiffAugment.
+    Real and fake images go through the discriminator together, in one forward, unless only one of R1 and R2 is asked
+    for: then a graph of the backward is kept for that half alone.
     """
     y_real, y_fake = labels
     real, fake = real.detach().requires_grad_("r1" in names), fake.detach().requires_grad_("r2" in names)
     with state.precision.autocast():
+        real_seen, fake_seen = seen[0](real), seen[1](fake)
         if real.requires_grad == fake.requires_grad:
             y = None if y_real is None or y_fake is None else torch.cat([y_real, y_fake])
-            d_real, d_fake = state.d_replica(torch.cat([real, fake]), y).chunk(2)
+            d_real, d_fake = state.d_replica(torch.cat([real_seen, fake_seen]), y).chunk(2)
         else:
-            d_real, d_fake = state.d_replica(real, y_real), state.d_replica(fake, y_fake)
+            d_real, d_fake = state.d_replica(real_seen, y_real), state.d_replica(fake_seen, y_fake)
         scored = {"r1": (real, d_real), "r2": (fake, d_fake)}
         if shares is not None:
             between = torch.lerp(real.detach(), fake.detach(), shares).requires_grad_()
-            scored["gradient_penalty"] = between, state.d_replica(between, y_real)
+            scored["gradient_penalty"] = between, state.d_replica(seen[2](between), y_real)
     if not names:
         return (d_real, d_fake), {}
     images, scores = zip(*(scored[name] for name in names), strict=True)
@@ -193,7 +208,10 @@ def scores_and_penalties(
 
 
 class GeneratorPart(NamedTuple):
-    """A micro-batch of the generator's update: images with their graph, their classes, the real images beside them."""
+    """A micro-batch of the generator's update: images with their graph, their classes, the real images beside them.
+
+    Images are as the discriminator sees them, changed by DiffAugment if the run says so.
+    """
 
     images: Tensor
     y: Tensor | None
@@ -205,6 +223,7 @@ def generator_parts(state: TrainState, real: Tensor, y_real: Tensor | None, nois
     is_paired = LOSSES[noise.config.loss].is_paired
     y = y_real if is_paired else noise.classes()
     z = noise.latent()
+    policy, changes = noise.config.diffaugment, noise.changes(2 if is_paired else 1)
     for part in range(noise.parts):
         mine = slice(part, None, noise.parts)
         y_mine = _part(y, mine)
@@ -213,8 +232,8 @@ def generator_parts(state: TrainState, real: Tensor, y_real: Tensor | None, nois
             state.g_replica.accumulating(part, noise.parts),
         )
         with state.precision.autocast(), shared, sent:
-            images = state.g_replica(z[mine], y_mine)
-        yield GeneratorPart(images, y_mine, real[mine] if is_paired else None)
+            images = augment(state.g_replica(z[mine], y_mine), policy, _part(changes[0], mine))
+        yield GeneratorPart(images, y_mine, augment(real[mine], policy, _part(changes[1], mine)) if is_paired else None)
 
 
 def generator_step(state: TrainState, noise: Noise, parts: Iterable[GeneratorPart]) -> dict[str, Tensor]:
@@ -253,13 +272,16 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) ->
     averages: list[Tensor] = list(average.parameters())
     values = [p.detach() for p in model.parameters()]
     buffers = dict(model.named_buffers())
+    copies: dict[str, Tensor] = {}
     for name, buffer in average.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             averages.append(buffer)
             values.append(buffers[name])
         else:
-            buffer.copy_(buffers[name])
+            copies[name] = buffer
     torch._foreach_lerp_(averages, values, 1 - decay)
+    if copies:
+        torch._foreach_copy_(list(copies.values()), [buffers[name] for name in copies])
 
 
 @contextmanager

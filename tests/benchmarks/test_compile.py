@@ -109,7 +109,8 @@ NESTED = """
         /*0000*/                   STL [R1], R8 ;
 .L_x_1:
         /*0010*/                   LDL.64 R8, [R1+0x8] ;
-        /*0020*/              @!P0 LDL R9, [R1] ;
+        /*0020*/               @P4 BRA `(.L_x_1);
+        /*0028*/              @!P0 LDL R9, [R1] ;
         /*0030*/               @P1 BRA `(.L_x_1);
         /*0040*/               @P2 BRA `(.L_x_2);
         /*0050*/               @P3 BRA `(.L_x_0);
@@ -124,6 +125,8 @@ NESTED = """
 def test_local_memory_is_counted_in_innermost_loops_only():
     assert spills_in_loops(NESTED) == 2, "not what comes before or after, nor in the outer loop"
     assert spills_in_loops(SASS) == 0, "the branch to itself at the end is no loop"
+    with pytest.raises(ValueError, match="must name a label of the code"):
+        spills_in_loops(NESTED.replace(".L_x_1:", ".M_1:"))
 
 
 def test_opcodes_are_counted_without_what_never_runs():

@@ -74,7 +74,7 @@ def test_only_the_inputs_of_blocks_are_kept(generator):
     for on in (False, True):
         state.generator.checkpoint_activations = on
         found.append(kept_bytes(lambda: state.generator(z, y))[0])
-    assert found[1] < 0.5 * found[0]
+    assert found[1] < 0.6 * found[0]  # batch norm keeps no more than its input
     with torch.no_grad():
         assert state.generator(z, y).grad_fn is None
 

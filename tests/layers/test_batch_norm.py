@@ -53,13 +53,24 @@ def test_a_conditional_layer_is_the_same_on_both_backends(num_classes, relu, gen
             torch.testing.assert_close(found, right)
 
 
-def test_on_the_cpu_it_is_pytorch_s_own_and_bit_for_bit(generator):
-    layer = drawn(ConditionalBatchNorm2d(3, 5), generator).eval()
-    x, y = randn(4, 3, 2, 5, generator=generator), torch.tensor([4, 1, 4, 0])
-    assert fused(layer.norm, x, None, None) is None
-    assert torch.equal(layer(x, y, relu=True), F.relu(layer(x, y)))
-    tail = drawn(nn.BatchNorm2d(3), generator).eval()
-    assert torch.equal(batch_norm_relu(tail, x), F.relu(tail(x)))
+@pytest.mark.parametrize("training", [True, False])
+def test_on_the_cpu_it_is_what_pytorch_computes(training, generator):
+    layer = drawn(ConditionalBatchNorm2d(3, 5), generator).double().train(training)
+    plain = copy.deepcopy(layer)
+    plain.backend = "eager"
+    x, y = randn(4, 3, 2, 5, generator=generator).requires_grad_(), torch.tensor([4, 1, 4, 0])
+    d_out = randn(4, 3, 2, 5, generator=generator)
+    found, right = (
+        [out, *torch.autograd.grad(out, [x, *one.parameters()], d_out), *one.buffers()]
+        for one in (layer, plain)
+        for out in [one(x, y, relu=True)]
+    )
+    assert "BatchNormFunction" in type(found[0].grad_fn).__name__ and "Relu" in type(right[0].grad_fn).__name__
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    tail = drawn(nn.BatchNorm2d(3), generator).double().eval()
+    torch.testing.assert_close(batch_norm_relu(tail, x), F.relu(tail(x)))
+    assert fused(layer.norm, x.detach().bfloat16(), None, None) is None
 
 
 class Another(nn.BatchNorm2d):

@@ -65,11 +65,15 @@ def test_spectral_norm_is_eager_on_the_cpu_and_says_why_triton_cannot_run(monkey
         choose_spectral_norm("op", "triton", [torch.ones(4, 6)])
 
 
-def test_batch_norm_is_eager_on_the_cpu_and_what_is_asked_for_elsewhere(monkeypatch):
+def test_batch_norm_has_a_form_of_its_own_on_the_cpu_and_is_what_is_asked_for_elsewhere(monkeypatch):
     x = torch.ones(2, 3, 4, 4)
-    assert choose_batch_norm("op", "auto", x).backend == choose_batch_norm("op", "eager", x).backend == "eager"
+    assert choose_batch_norm("op", "auto", x).backend == choose_batch_norm("op", "cpu", x.double()).backend == "cpu"
+    assert choose_batch_norm("op", "auto", x.bfloat16()).backend == "eager"
+    assert choose_batch_norm("op", "eager", x).backend == "eager"
     assert choose_batch_norm("op", "triton", x).backend == "triton"
-    with pytest.raises(ValueError, match="backend must be one of auto, eager, triton, got 'sdpa'"):
+    with pytest.raises(RuntimeError, match="op: backend 'cpu' must get a float32 or float64 map on the CPU, got"):
+        choose_batch_norm("op", "cpu", x.bfloat16())
+    with pytest.raises(ValueError, match="backend must be one of auto, eager, cpu, triton, got 'sdpa'"):
         choose_batch_norm("op", "sdpa", x)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="not on a CUDA device"):

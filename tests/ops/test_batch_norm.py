@@ -12,6 +12,7 @@ from shared_by_tests import assert_close_to_truth, randn
 
 B, C = 4, 3
 KINDS = {"none": None, "plain": (C,), "image": (B, C), "class": (5, C)}
+wide_backends = pytest.mark.parametrize("backend", ["triton", "cpu", "eager"])
 backends = pytest.mark.parametrize("backend", ["triton", "eager"])
 
 
@@ -29,7 +30,7 @@ def running(generator, dtype=torch.float64):
     return dict(running_mean=means, running_var=randn(C, generator=generator, dtype=dtype).square() + 1)
 
 
-@backends
+@wide_backends
 @pytest.mark.parametrize(
     ("kind", "training"), [("none", True), ("plain", False), ("image", True), ("class", True), ("class", False)]
 )
@@ -67,14 +68,15 @@ def test_second_derivatives_are_those_of_plain_pytorch(training, generator):
     x, gain, bias, y = draw(generator)
     statistics, d_out = running(generator), randn(*x.shape, generator=generator)
     seconds = []
-    for backend in ("triton", "eager"):
+    for backend in ("triton", "cpu", "eager"):
         kept = {name: t.clone() for name, t in statistics.items()}
         out = conditional_batch_norm(x, gain, bias, y, **kept, training=training, relu=True, backend=backend)
         grads = torch.autograd.grad(out, (x, gain, bias), d_out, create_graph=True)
         penalty = sum(grad.square().sum() for grad in grads)
         seconds.append([*torch.autograd.grad(penalty, (x, gain)), *kept.values()])
-    for found, right in zip(*seconds, strict=True):
-        torch.testing.assert_close(found, right)
+    for triton, cpu, right in zip(*seconds, strict=True):
+        torch.testing.assert_close(triton, right)
+        torch.testing.assert_close(cpu, right)
 
 
 def test_transforms_and_compilers_get_plain_pytorch(generator, monkeypatch):
@@ -108,7 +110,7 @@ def test_half_precision_and_autocast(backend, generator):
     assert_close_to_truth("out", out.detach(), truth, precision="bf16")
 
 
-@backends
+@wide_backends
 def test_no_images_leave_the_statistics_alone(backend, generator):
     statistics = running(generator)
     before = {name: t.clone() for name, t in statistics.items()}
@@ -206,7 +208,7 @@ def test_moments_of_no_process_are_zero():
         (dict(bias=torch.ones(4, 3)), ValueError, r"bias must have shape \(num_classes, C\) = \(5, 3\)"),
         (dict(gain=torch.ones(3), bias=None), ValueError, r"gain must have 2 axes \(num_classes, C\)"),
         (dict(y=None), ValueError, r"gain must have shape \(B, C\) = \(2, 3\)"),
-        (dict(backend="sdpa"), ValueError, "backend must be one of auto, eager, triton, got 'sdpa'"),
+        (dict(backend="sdpa"), ValueError, "backend must be one of auto, eager, cpu, triton, got 'sdpa'"),
     ],
 )
 def test_bad_arguments(changes, error, message):

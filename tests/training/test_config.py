@@ -139,7 +139,7 @@ def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given():
     given = TrainConfig.from_preset("cifar-32", out="x", data="folder:photos", num_classes=10)
     assert given.with_classes(3) == given
     with pytest.raises(
-        InputError, match="photos has no classes: .* the presets faces-64, r3-64, or add --num-classes 0"
+        InputError, match="has no classes: .* the presets faces-128, faces-64, r3-64, or add --num-classes 0"
     ):
         config.with_classes(0)
     unconditional = TrainConfig.from_preset("faces-64", out="x", data="folder:photos")

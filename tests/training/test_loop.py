@@ -69,6 +69,7 @@ def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(tmp_path):
 
 def test_averages_of_scores_and_the_interval_of_penalties_go_on_after_a_resumption(tmp_path):
     options = dict(loss="relativistic", r1_gamma=1.0, gp_weight=1.0, lecam_weight=0.5, penalty_every=2, batch_size=4)
+    options["diffaugment"] = "color,translation,cutout"
     resumed_equals_straight(tmp_path, 6, checkpoint_every=3, log_every=1, **options)
     entries = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
     assert ["r1" in entry for entry in entries] == [True, False] * 3 and all("lecam" in entry for entry in entries)

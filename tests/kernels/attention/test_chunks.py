@@ -34,6 +34,18 @@ def test_the_plan_covers_every_row_once(B, N, M):
     assert all(chunks.size(b, M) <= max(M, chunks.CHUNK_SCORES) for part in parts for b in part)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("M", [1, 16, 100, 1024, 4096])
+def test_rows_of_a_buffer_are_an_odd_number_of_cache_lines_apart(M, dtype):
+    part = [chunks.Chunk(slice(0, 2), slice(0, 3)), chunks.Chunk(slice(2, 3), slice(0, 3))]
+    buffer = chunks.Buffer(torch.empty(0, dtype=dtype), part, M)
+    for images, rows in part:
+        found = buffer(images, rows)
+        lines, rest = divmod(found.stride(1) * found.element_size(), 64)
+        assert found.shape == (images.stop - images.start, 3, M) and found.stride(2) == 1
+        assert rest == 0 and lines % 2 == 1 and found.stride(1) >= M and found.stride(0) == 3 * found.stride(1)
+
+
 def test_the_number_of_threads_of_everybody_else_stays(generator, threads):
     q, k, v = inputs(generator)
     chunks.CHUNK_SCORES, before = 4096, chunks.CHUNK_SCORES
