@@ -30,11 +30,6 @@ class ConditionalBatchNorm2d(nn.Module):
             nn.init.ones_(self.gain.weight)
             nn.init.zeros_(self.bias.weight)
 
-    def draw_tables(self, std: float) -> None:
-        """Draw gains around 1 and biases around 0 from a normal distribution, so that classes differ from the start."""
-        nn.init.normal_(self.gain.weight, 1.0, std)
-        nn.init.normal_(self.bias.weight, 0.0, std)
-
     def forward(self, x: Tensor, y: Tensor | None = None, relu: bool = False, in_place: bool = False) -> Tensor:
         """Return the normalised `x` (B, C, H, W), in its dtype, for classes `y` (B,) int64, or weights of them.
 

@@ -70,9 +70,6 @@ class GeneratorConfig(NetworkConfig):
     """channels of the first map and after each block, in units of base_channels. Each block doubles the map size"""
     z_dim: int = 128
     """dimension of the normally distributed z"""
-    class_std: float = 0.0
-    """standard deviation of the initial gains, around 1, and biases, around 0, of the conditional batch norms. At 0, as
-    in the released code, all classes start alike, and short runs spend their first part on telling them apart"""
     batch_norm_momentum: float = 0.001
     """momentum of the conditional batch norms: weight of the new batch in the running averages"""
     tail_batch_norm_momentum: float = 0.0001
@@ -83,7 +80,6 @@ class GeneratorConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(1, self, "z_dim")
-        check_least(0, self, "class_std")
         if len(self.channel_multipliers) < 2 or self.seed_size < 2:
             raise InputError(
                 f"generator.channel_multipliers must have 2 to {int(math.log2(self.resolution))} entries at resolution "

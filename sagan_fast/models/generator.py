@@ -73,10 +73,6 @@ class Generator(nn.Module):
             self.blocks.append(GeneratorBlock(widths[i], widths[i + 1], config.num_classes, eps, momentum, bn_eps))
             if size in config.attention_resolutions:
                 self.attentions[str(size)] = attention_block(widths[i + 1], config)
-        if config.class_std and config.num_classes:
-            for block in self.blocks:
-                for norm in (block.norm1, block.norm2):
-                    norm.draw_tables(config.class_std)
         self.norm = nn.BatchNorm2d(widths[-1], config.batch_norm_eps, config.tail_batch_norm_momentum)
         self.conv = sn_conv(widths[-1], 3, 3, eps)
 

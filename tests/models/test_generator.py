@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from sagan_fast import Discriminator, Generator
-from sagan_fast.errors import InputError
 
 
 def test_parameter_counts_are_the_official_ones():
@@ -28,19 +27,6 @@ def test_unconditional():
     assert not any("gain" in name for name, _ in model.named_parameters())
     with pytest.raises(ValueError, match=r"Generator: y must be None \(unconditional\), got \(2,\)"):
         model(torch.randn(2, 128), torch.zeros(2, dtype=torch.long))
-
-
-def test_classes_start_alike_or_apart():
-    z, y = torch.randn(1, 128).repeat(2, 1), torch.tensor([3, 7])
-    for std, number in ((0.0, 1), (0.3, 2)):
-        model = Generator.from_preset("shapes-32", base_channels=4, class_std=std).eval()
-        with torch.no_grad():
-            images = model(z, y)
-        assert len(images.unique(dim=0)) == number
-        assert len(model.blocks[0].norm1.gain.weight.unique(dim=0)) == (1 if std == 0 else 10)
-    assert Generator.from_preset("shapes-32", base_channels=4, num_classes=0, class_std=0.3)
-    with pytest.raises(InputError, match="class_std must be at least 0, got -1"):
-        Generator.from_preset("shapes-32", class_std=-1)
 
 
 def test_one_class_is_not_spread_over_several_z():
