@@ -37,6 +37,8 @@ SCORES = (
 )
 FACE_RATE, GAN_TEST = "face-rate", "gan-test"
 """The metrics that need another network, and so are not of "all": a face detector, a classifier of the real images."""
+LISTED = 12
+"""Up to so many classes, the GAN-test of each is printed; of more classes, that of the worst three."""
 
 
 @dataclass
@@ -269,11 +271,14 @@ def _print(result: dict[str, Any]) -> None:
         if key in result:
             print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {words} images have a face")
     if "gan_test" in result:
-        ordered = sorted((share, name) for name, share in result["gan_test_per_class"].items())
-        worst = ", ".join(f"{name} {share:.2f}" for share, name in ordered[:3])
+        shares = list(result["gan_test_per_class"].items())
+        which = "by class" if len(shares) <= LISTED else "worst"
+        if which == "worst":
+            shares = sorted(shares, key=lambda pair: pair[1])[:3]
         print(
             f"gan-test: {result['gan_test']:.3f} of {result['gan_test_of']} generated images show their class to a "
-            f"classifier that knows {result['gan_test_real']:.3f} of held-out real images; worst: {worst}"
+            f"classifier that knows {result['gan_test_real']:.3f} of held-out real images; {which}: "
+            + ", ".join(f"{name} {share:.2f}" for name, share in shares)
         )
     protocol = result["protocol"]
     if "features" not in protocol:

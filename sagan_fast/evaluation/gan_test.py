@@ -28,7 +28,7 @@ GAN_TEST = "gan-test"
 SIDE = 64
 """Larger images are reduced to this many pixels for the classifier."""
 MAX_REAL = 20_000
-"""Real images used at most, a random choice."""
+"""Real images used, about, at most: of each class as many as the others where it has them, a random choice."""
 LEAST_OF_A_CLASS = 5
 """Real images that a class needs; one in five is held out."""
 IMAGES_SEEN, EPOCHS, BATCH = 14_000, 3, 64
@@ -106,9 +106,12 @@ def with_gan_test(
     """
     generated, dataset, protocol = what["generated"], what["dataset"], what["protocol"]
     pairs = _compared(generated, dataset)
-    count = min(len(dataset), MAX_REAL)
     real = StoredImages(
-        dataset, count, seed=protocol.seed, batch_size=protocol.batch_size, num_workers=what["num_workers"]
+        dataset,
+        per_class=max(MAX_REAL // dataset.num_classes, LEAST_OF_A_CLASS),
+        seed=protocol.seed,
+        batch_size=protocol.batch_size,
+        num_workers=what["num_workers"],
     )
     counts = real.labels.bincount(minlength=dataset.num_classes)
     if few := [dataset.class_names[i] for i in (counts < LEAST_OF_A_CLASS).nonzero().flatten().tolist()]:
@@ -140,7 +143,7 @@ def with_gan_test(
         "gan_test_real": on_real,
         "gan_test_per_class": shares,
     }
-    entry = {"classifier": "four convolutions", "real_images": count, "seed": protocol.seed, "size": SIDE}
+    entry = {"classifier": "four convolutions", "real_images": real.count, "seed": protocol.seed, "size": SIDE}
     return with_scores(result, what, scores, gan_test=entry)
 
 

@@ -64,6 +64,16 @@ def test_classes_are_compared_by_name_and_others_are_left_out():
     assert found["gan_test_per_class"] == {"red": 1, "blue": 1} and found["gan_test_of"] == 40
 
 
+def test_of_many_images_each_class_has_its_part(monkeypatch):
+    """A random choice of all would leave out classes that are rare, or one of very many."""
+    monkeypatch.setattr(gan_test, "MAX_REAL", 30)
+    real = Colours(per_class=400)
+    real.labels = np.repeat([0, 1, 2], [1180, 12, 8])
+    real.shown = real.labels.tolist()
+    found = score(Colours(), real)
+    assert found["gan_test"] == 1 and found["protocol"]["gan_test"]["real_images"] == 10 + 10 + 8
+
+
 def test_processes_share_the_generated_images():
     class Second(World):
         """The second of two processes sees every other batch; the first has found 4 of 8."""
