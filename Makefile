@@ -28,7 +28,7 @@ demo: $(STAMP)
 	$(BIN)/sagan-fast sample runs/demo --out runs/demo/samples/by_class.png --count 80 --grid --seed 1
 	$(BIN)/sagan-fast attention runs/demo --out runs/demo/samples/attention.png --class-id 6 --count 3
 	@echo "Look at runs/demo/samples/by_class.png (one row a class) and attention.png; curves: $(BIN)/tensorboard --logdir runs/demo"
-	$(BIN)/sagan-fast evaluate runs/demo --metrics gan-test --count 1000 --device cpu
+	$(BIN)/sagan-fast evaluate runs/demo --data shapes --metrics gan-test --count 1000 --device cpu
 
 ## test: the tests of a few minutes
 test: $(STAMP)
