@@ -33,9 +33,7 @@ BACKGROUNDS = np.array(
     ],
     np.float64,
 )
-FOREGROUNDS = np.array(
-    [(255, 209, 84), (244, 244, 238), (126, 224, 255), (255, 172, 222)], np.float64
-)
+FOREGROUNDS = np.array([(255, 209, 84), (244, 244, 238), (126, 224, 255), (255, 172, 222)], np.float64)
 NUM_PARAMETERS = 6
 BLOCK = 100  # images drawn at once: their pixels stay in the cache
 
