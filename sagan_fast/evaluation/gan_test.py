@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from sagan_fast.data import ImageDataset
 from sagan_fast.data.classes import differences
-from sagan_fast.data.dataset import list_some
 from sagan_fast.data.loader import epoch_order
 from sagan_fast.distributed import World
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.evaluate import Progress, shared_classes, with_scores
 from sagan_fast.evaluation.statistics_file import StatisticsFile
 from sagan_fast.evaluation.streams import Images, StoredImages
+from sagan_fast.words import list_some
 
 GAN_TEST = "gan-test"
 """The metric's name. It needs labelled images and trains a network, and so is not one of "all"."""
