@@ -93,11 +93,11 @@ def accelerate(
     """Let sagan_fast compute self-attention, spectral norm and conditional batch norm of `model`, in place.
 
     Returns what was done. Attention blocks are found by their structure: 1x1 convolutions to queries, keys and values,
-    perhaps one for the output, and a scalar. So is conditional batch norm: running averages, or a batch norm that keeps
-    them, and linear layers or embeddings that give gain and bias. Spectral norm is that of torch (both), BigGAN-PyTorch,
-    mmgeneration, mimicry, and the older wrapper and hook. Each is tried in float64 on a copy, on random weights and a
-    map that is not square, and changed only if outputs, gradients and running averages agree to 1e-10; otherwise it
-    stays as it is, and the report says why. u and v move at every use in training, as before
+    perhaps one for the output, and a scalar. So is conditional batch norm: linear layers or embeddings give gain and
+    bias, and a batch norm without them, or the module itself, keeps running averages. Spectral norm is that of torch
+    (both), BigGAN-PyTorch, mmgeneration, mimicry, and the older wrapper and hook. Each is tried in float64 on a copy,
+    on random weights and a map that is not square, and changed only if outputs, gradients and running averages agree to
+    1e-10; otherwise it stays as it is, and the report says why. u and v move at every use in training, as before
     (`fuse_spectral_norm(update="forward")`).
 
     Modules, parameters, optimizers, keys of the state dict, hooks, `isinstance`, copies and replicas stay what they

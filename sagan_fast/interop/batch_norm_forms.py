@@ -1,4 +1,4 @@
-"""The forms of conditional batch norm in other code bases, and a forward that computes a module of such a form fused."""
+"""The forms of conditional batch norm in other code bases, and a forward that computes such a module fused."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def possible_forms(parts: Parts) -> Iterator[NormForm]:
     """Yield every form that the parts can have: each layer or half in each role, with 1 + gain and without."""
     first, last = parts.layers[0], parts.layers[-1]
     roles = [(first, last, False), (last, first, len(parts.layers) == 1)]
-    orders = list(itertools.permutations(parts.buffers)) or [("", "")]
+    orders = list(itertools.permutations(parts.buffers)) if parts.buffers else [("", "")]
     for (gain, bias, bias_first), (mean, var), one_plus, relu in itertools.product(
         roles, orders, (True, False), (False, True)
     ):

@@ -109,7 +109,7 @@ class _Trial:
 
         return function
 
-    def constants(self, form: NormForm) -> dict[str, float | str]:
+    def constants(self, form: NormForm) -> dict[str, Any]:
         """Return momentum and eps of a module that keeps its running averages itself, or the attributes they are in.
 
         With a mean and a variance of v each, the slope of the output is the gain over sqrt(v + eps).
@@ -126,11 +126,13 @@ class _Trial:
             slopes.append(float(torch.autograd.grad(self.own(far).sum(), far)[0].abs().max()))
         self.double.train()
         self.state.restore()
-        before = self.double._buffers[form.mean].clone()  # type: ignore[union-attr]
+        before: Any = self.double._buffers[form.mean]
+        before = before.clone()
         with torch.no_grad():
             self.own(self.x)
             away = self.x.mean((0, 2, 3)) - before
-            momentum = float((self.double._buffers[form.mean] - before) @ away / (away @ away))
+            moved: Any = self.double._buffers[form.mean]
+            momentum = float((moved - before) @ away / (away @ away))
         square = (slopes[0] / slopes[1]) ** 2 if slopes[1] else 1.0
         eps = 1 / (square - 1) if square != 1 else math.inf
         return {"momentum": self._source_of(momentum), "eps": self._source_of(eps)}
