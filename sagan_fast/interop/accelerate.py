@@ -22,7 +22,7 @@ from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import GroupedForward, group_members, group_of
 from sagan_fast.layers.spectral_norm_group import SpectralNormGroup
 
-SUMMED = {"batch norm": ("modules", "one op each"), "spectral norm": ("weights", "in one pass")}
+SUMMED = {"batch norm": ("module", "one op each"), "spectral norm": ("weight", "in one pass")}
 """What the report shows in one line, however many there are: what they are, and how they are computed now."""
 
 _LOOKS_LIKE_ATTENTION = re.compile(r"attn|attention|non_?local|query|theta", re.IGNORECASE)
@@ -75,10 +75,11 @@ class Report:
     def __str__(self) -> str:
         shown = [row for row in self.rows if not (row.swapped and row.what in SUMMED)]
         lines = [(row.name, row.what, row.why if row.swapped else f"left alone: {row.why}") for row in shown]
-        for what, (things, how) in SUMMED.items():
+        for what, (thing, how) in SUMMED.items():
             found = [row.difference for row in self.rows if row.swapped and row.what == what]
             if found:
-                lines.append((f"{len(found)} {things}", what, f"{how}; largest difference {max(found):.1g}"))
+                count = f"{len(found)} {thing}{'s' * (len(found) != 1)}"
+                lines.append((count, what, f"{how}; largest difference {max(found):.1g}"))
         if not lines:
             return "accelerate found no attention, conditional batch norm or spectral norm"
         lines.insert(0, ("module", "what", "result"))
