@@ -13,6 +13,7 @@ from benchmarks.shapes import BLOCK_SHAPES, SAGAN_MATRICES, BlockShape
 from sagan_fast.kernels.attention.backward import attention_bwd
 from sagan_fast.kernels.attention.forward import attention_fwd
 from sagan_fast.kernels.attention.second import attention_second
+from sagan_fast.kernels.attention.tangent import attention_tangent
 from sagan_fast.kernels.batch_norm.backward import (
     batch_norm_bwd_input,
     batch_norm_bwd_sums,
@@ -21,7 +22,7 @@ from sagan_fast.kernels.batch_norm.backward import (
 )
 from sagan_fast.kernels.batch_norm.forward import batch_norm_fwd, batch_norm_moments
 from sagan_fast.kernels.configs import INTERPRETED_ARCH as HOPPER
-from sagan_fast.kernels.configs import Arch
+from sagan_fast.kernels.configs import Arch, has_rows
 from sagan_fast.kernels.launch import DTYPES, Plan, recording
 from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 from sagan_fast.kernels.self_attention.forward import self_attention_fwd
@@ -132,13 +133,16 @@ def width_plans(D_QK: int, D_V: int, side: int, dtype: str, arch: Arch) -> list[
 
 
 def second_plans(B: int, N: int, M: int, D_QK: int, D_V: int, dtype: str = "bf16", arch: Arch = HOPPER) -> list[Plan]:
-    """Return the launches of attention's second backward, the tangent's among them, after a forward."""
+    """Return the launches of attention's second backward after a forward, but for what chunks take the place of."""
     q, k, v = (_empty(dtype, B, *size) for size in ((N, D_QK), (M, D_QK), (M, D_V)))
     with recording(arch, dtype) as found:
         out, lse, lost = attention_fwd(q, k, v)
         assert lse is not None
         before = len(found.plans)
-        attention_second(torch.empty_like(out), q, k, v, out, lse, lost, q, k, v)
+        if has_rows("attention_second_dkv", dtype, D_QK, D_V):
+            attention_second(torch.empty_like(out), q, k, v, out, lse, lost, q, k, v)
+        else:
+            attention_tangent(q, k, v, out, lse, lost, q, k, v)
     return [plan for plan in found.plans[before:] if "preprocess" not in plan.name]
 
 

@@ -316,10 +316,10 @@ def describe(records: list[Record], markdown: bool = False) -> str:
 
 
 def options_table(records: list[dict[str, Any]], markdown: bool = True) -> str:
-    """Return the records of one batch size, as `records.read` gives them, as a table."""
-    base = next(r for r in records if r["provider"] == "not folded")
-    rows = []
-    for r in records:
+    """Return the records of one batch size, as `records.read` gives them, as a table: those of today's variants."""
+    of = {r["provider"]: r for r in records}
+    base, rows = of["not folded"], []
+    for r in (of[name] for name in (PEER, *OPTIONS) if name in of):
         c, peak, of_peak = r["config"], r["peak_bytes"] / 2**30, r["peak_bytes"] / base["peak_bytes"]
         time_s = f"{r['p50_us'] / 1e6:.2f}"
         rows.append([

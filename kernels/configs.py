@@ -201,6 +201,13 @@ def lookup(kernel: str, arch: Arch, precision: str, D_QK: int, D_V: int, positio
 
 
 @functools.cache
+def has_rows(kernel: str, precision: str, D_QK: int, D_V: int) -> bool:
+    """Return whether a kernel of the attention block has rows for these widths: in some precisions no tile fits."""
+    rest = (row_precision(precision), row_width(kernel, D_QK, D_V), row_size(SMALL))
+    return (kernel, str(MIN_ARCH), *rest) in _configs()
+
+
+@functools.cache
 def lookup_size(kernel: str, size: int) -> LaunchConfig:
     """Return the config of a spectral-norm kernel for matrices of up to `size` rows or columns, on any device.
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sagan_fast.kernels.attention import cpu, cpu_derivatives
-from sagan_fast.kernels.launch import accumulator_dtype
+from sagan_fast.kernels.configs import has_rows
+from sagan_fast.kernels.launch import accumulator_dtype, precision_of
 from sagan_fast.ops.library import LIBRARY, define
 
 Tensors = tuple[Tensor, ...]
@@ -102,7 +103,7 @@ def _second(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lost: Tensor, t_q: Tensor, t_k: Tensor,
     t_v: Tensor, scale: float, chosen: str,
 ) -> Tensors:  # fmt: skip
-    if chosen == "triton":
+    if _second_by(chosen, q, v) == "triton":
         from sagan_fast.kernels.attention.second import attention_second
 
         return attention_second(d_out, q, k, v, out, lse, _given(lost), t_q, t_k, t_v, scale)
@@ -117,7 +118,14 @@ def _second_fake(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lost: Tensor, t_q: Tensor, t_k: Tensor,
     t_v: Tensor, scale: float, chosen: str,
 ) -> Tensors:  # fmt: skip
+    chosen = _second_by(chosen, q, v)
     return out.new_empty(out.shape), _like(q, chosen), _like(k, chosen), _like(v, chosen)
+
+
+def _second_by(chosen: str, q: Tensor, v: Tensor) -> str:
+    """Return what second gradients run on: "cpu" also where every tile of the kernel spills, in wide float32."""
+    widths = q.shape[2], v.shape[2]
+    return chosen if chosen != "triton" or has_rows("attention_second_dkv", precision_of(q.dtype), *widths) else "cpu"
 
 
 def _like(t: Tensor, chosen: str) -> Tensor:

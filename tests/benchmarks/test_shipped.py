@@ -59,6 +59,7 @@ def test_a_second_backward_is_three_launches():
     assert [plan.name for plan in plans] == ["attention_tangent", "attention_second_dkv", "attention_second_dq"]
     scores = 2 * 70 * 40
     assert [plan.flops // (2 * scores) for plan in plans] == [3 * 8 + 2 * 24, 5 * 8 + 3 * 24, 5 * 8 + 2 * 24]
+    assert [plan.name for plan in second_plans(2, 70, 40, 8, 130, "fp32", 90)] == ["attention_tangent"]
 
 
 def test_one_update_of_all_matrices_is_three_launches():

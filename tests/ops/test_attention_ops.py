@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from sagan_fast.kernels.attention import reference
 from sagan_fast.ops import attention_ops
 from shared_by_tests import randn
 
@@ -41,3 +42,22 @@ def test_what_rounding_took_is_whole_again(generator):
     exact = torch.softmax(q.double() @ k.double().mT, -1) @ v.double()
     whole = attention_ops._whole(out, lost).double()
     assert (whole - exact).norm() <= 1e-5 * exact.norm() < 1e-1 * (out.double() - exact).norm()
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("dtype", "D_V", "by"), [("float32", 128, "triton"), ("float32", 130, "cpu"), ("float16", 130, "triton")]
+)
+def test_second_gradients_of_wide_float32_are_made_in_chunks(dtype, D_V, by, generator):
+    sizes = ((1, 20, 3), (1, 12, 3), (1, 12, D_V), (1, 20, D_V))
+    q, k, v, d_out, *tangents = (
+        randn(*size, generator=generator).to(getattr(torch, dtype)) for size in (*sizes, *sizes[:3])
+    )
+    ops = torch.ops.sagan_fast
+    saved = ops.attention(q, k, v, 0.5, True, "triton")
+    assert attention_ops._second_by("triton", q, v) == by
+    found = ops.attention_second(d_out, q, k, v, *saved, *tangents, 0.5, "triton")
+    exact = reference.attention_second(*(t.double() for t in (d_out, q, k, v, *tangents)), 0.5)
+    for ours, right in zip(found, exact, strict=True):
+        assert ours.dtype == q.dtype
+        assert (ours.double() - right).norm() <= (1e-5 if dtype == "float32" else 5e-3) * right.norm()
