@@ -119,7 +119,7 @@ def run(args: list[str]) -> None:
     if sweep is not None:
         frames = sweep_frames(images, layer, xs, options.frames)
         save_animation(frames, sweep)
-        print(f"{len(frames)} frames in {sweep}")
+        print(f"{counted(len(frames), 'frame')} in {sweep}")
 
 
 def read_points(text: str) -> list[tuple[float, float]]:

@@ -16,7 +16,7 @@ from sagan_fast.choices import Device, OnBroken, ProtocolName
 from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics
-from sagan_fast.files import explained, written
+from sagan_fast.files import RUN, check_exists, explained, written
 from sagan_fast.words import counted
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def run(args: list[str]) -> None:
     with said_once():
         options, overrides = _parse(args)
         target, save_to = (Path(name) if name else None for name in (options.json, options.save_statistics))
+        if _spec(options.generated) is None:
+            check_exists(Path(options.generated), RUN)
         for option, path in (("json", target), ("save-statistics", save_to)):
             if path is not None:
                 _check_writable(option, path)

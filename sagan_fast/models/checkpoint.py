@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
+from sagan_fast.files import RUN, check_exists, reason
 from sagan_fast.models.config import DiscriminatorConfig, GeneratorConfig, network_config
 from sagan_fast.models.discriminator import Discriminator
 from sagan_fast.models.generator import Generator, is_exported
-from sagan_fast.words import nearest
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -115,11 +114,7 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
         if (run_or_checkpoint / "config.yaml").exists() or last.parent.is_dir():
             raise InputError(f"{run_or_checkpoint} has no checkpoint yet: {last} does not exist")
         raise InputError(f"{run_or_checkpoint} is no run folder: there is no {last}")
-    if not run_or_checkpoint.exists():
-        parent = run_or_checkpoint.absolute().parent
-        known = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-        hint = nearest(run_or_checkpoint.name, known)
-        raise InputError(f"there is no run folder or checkpoint {run_or_checkpoint}{hint}")
+    check_exists(run_or_checkpoint, RUN)
     return run_or_checkpoint
 
 

@@ -67,6 +67,8 @@ def test_bad_options(tiny_run, tmp_path, sentence):
     (tmp_path / "file").write_text("x")
     assert cli.main(["export", str(tiny_run), "--out", str(tmp_path / "file")]) == 2
     assert "--out must name a folder" in sentence()
+    assert cli.main(["export", str(tiny_run), "--out", str(tmp_path / "model.onnx")]) == 2
+    assert "--out must name a folder for the files, such as" in sentence()
     assert cli.main(["export", str(tmp_path / "none"), "--out", str(tmp_path / "e")]) == 2
     assert "there is no run folder or checkpoint" in sentence()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
