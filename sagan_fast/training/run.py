@@ -221,7 +221,7 @@ class Run:
         if self.world.size == 1 and parts == 1:
             return ""
         each = self.config.batch_size // (self.world.size * parts)
-        return f"{counted(self.world.size, 'process')} x {parts} x {counted(each, 'image')} a step, "
+        return f"{counted(self.world.size, 'process')} x {parts} x {each} images a step, "
 
 
 @torch.no_grad()

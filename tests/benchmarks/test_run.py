@@ -187,7 +187,7 @@ def test_what_a_gpu_is_given_is_listed_without_one():
     assert who["attention-compiled"] == ["eager", "eager-compiled", "sdpa-compiled", "triton"]
     norms = ["parametrization", "parametrization-compiled", "biggan-compiled", "group"]
     assert who["spectral_norm-compiled"] == norms
-    steps = ["eager-amp", "eager-amp-channels_last", "ours"]
+    steps = ["eager-amp", "eager-amp-channels_last", "ours", "ours-cuda-graph"]
     assert (who["train_step"], set(who["train_step-compiled"])) == (steps, {*steps, "eager-amp-compiled"})
     assert not any("compiled" in name for part in who if "compiled" not in part for name in who[part])
 

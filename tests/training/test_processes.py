@@ -233,5 +233,5 @@ def test_an_input_error_is_said_once(tmp_path):
     assert (tmp_path / "err-0").read_text().count("\n") == 1 and "/nowhere" in (tmp_path / "err-0").read_text()
     assert run_ranks(command, 2, tmp_path, options(tmp_path / "run", 4, batch_size=7)) == [2, 2]
     said = (tmp_path / "err-0").read_text().splitlines()
-    assert said[1].endswith("batch_size must be divisible by the number of processes = 2, got 7") and len(said) == 2
+    assert said[1].endswith("--batch-size must be divisible by the number of processes = 2, got 7") and len(said) == 2
     assert (tmp_path / "err-1").read_text() == "" and not (tmp_path / "run").exists()
