@@ -197,6 +197,8 @@ def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Cho
         if refusal is None:
             return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")
         return Choice("sdpa", f"not triton: {refusal}")
+    if like.device.type == "mps":  # https://github.com/pytorch/pytorch/issues/176767
+        return Choice("eager", "on mps PyTorch's fused attention is wrong before 2.12 where v is not as wide as q")
     sizes = (B, N, M)
     if like.is_cpu and (B * N * M < CPU_FUSED_MIN_SCORES or M < CPU_FUSED_MIN_KEYS):
         return Choice("eager", "small ones are faster in memory on the CPU", sizes)
