@@ -124,10 +124,10 @@ def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, fe
         (["--features", "F", "--protocol", "dirty"], "protocol must be one of clean, official, got 'dirty'"),
         (
             ["--features", "F", "--metrics", "fid,ssim"],
-            "--metrics must be all, or some of fid,is,kid,prdc,intra_fid,face-rate, got ssim",
+            "--metrics must be all, or some of fid,is,kid,prdc,intra_fid,face-rate,gan-test, got ssim",
         ),
         (["--features", "F", "--metrics", "fid,face_rat"], "got face_rat: did you mean 'face-rate'?"),
-        (["--features", "F", "--metrics", "all,ssim"], "face-rate, got ssim"),
+        (["--features", "F", "--metrics", "all,ssim"], "face-rate,gan-test, got ssim"),
         (["--features", "F", "--metrics", "is", "--count", "5"], "--splits must be at most the count, got 10 for 5"),
         (["--features", "F", "--truncation", "-1"], "truncation must be positive"),
         (["--features", "F", "--resolution", "16"], "--resolution is for folders of images"),

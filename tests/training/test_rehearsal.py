@@ -21,7 +21,7 @@ def test_a_dry_run_says_what_the_run_will_be_like(tmp_path, capsys, monkeypatch)
                  "generator     ", " parameters", "attention     G: attentions.16: eager (8 maps of 256 x 64: ",
                  "attention     D: attentions.16: eager", "memory        ", "speed         ", " s a step, ",
                  "cuda graph    none: the run is on cpu",
-                 "end           1250 steps take ", "nothing was written: leave out --dry-run to start"):  # fmt: skip
+                 "end           1250 steps in ", "nothing was written: leave out --dry-run to start"):  # fmt: skip
         assert part in said, part
     assert list(tmp_path.iterdir()) == []
 
