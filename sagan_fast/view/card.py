@@ -149,7 +149,9 @@ def samples_of(generator: Generator) -> tuple[torch.Tensor, str]:
     chosen = [i * config.num_classes // rows for i in range(rows)]
     z, y, labels = rows_by_class(generator, chosen, columns, 0, None)
     which = "each class" if rows == config.num_classes else f"each of {rows} classes"
-    return labelled_grid(torch.cat(list(sample(generator, z, y))), labels), f"; a row for {which}"
+    return labelled_grid(
+        torch.cat(list(sample(generator, z, y))), labels
+    ), f"; a row for {which}, the same z in a column"
 
 
 def _named(key: str, result: Mapping[str, Any]) -> str:

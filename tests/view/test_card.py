@@ -47,7 +47,11 @@ def test_the_card_says_what_it_is_and_how_each_file_is_used(tmp_path):
     assert "Averaged weights after 7 steps on `cifar10:data/cifar`" in text and "9 class no. 9" in text
     assert "| FID (inception) | 12.35 |" in text and "| IS (inception) | 8.5 |" in text and "- a note" in text
     protocol = "Protocol clean; 50000 generated images against 50000 of folder:photos/train; features inception"
-    assert f"{protocol}; no truncation.\n" in text and "/home" not in text and "a row for each class." in text
+    assert (
+        f"{protocol}; no truncation.\n" in text
+        and "/home" not in text
+        and "; a row for each class, the same z in a column." in text
+    )
     picture = Image.open(tmp_path / "samples.png")
     assert "](samples.png)" in text and picture.height == 10 * 66 - 2 + 12
     code = text.split("```python\n")[1].split("```")[0].replace(f'"{tmp_path.name}"', repr(str(tmp_path)))
@@ -90,7 +94,7 @@ def test_the_grid_has_a_sensible_size(resolution, rows, columns, monkeypatch):
     picture, words = samples_of(SimpleNamespace(config=config, class_names=()))
     side = max(64, resolution) + 2
     assert picture.shape[1] == rows * side + 10 and columns * side < picture.shape[2] < columns * side + 2 * side + 30
-    assert words == f"; a row for each of {rows} classes"
+    assert words == f"; a row for each of {rows} classes, the same z in a column"
 
 
 def test_export_writes_the_scores_of_the_run(tiny_run, tmp_path, capsys):
