@@ -17,7 +17,7 @@ from sagan_fast.files import written
 SUFFIXES = (".gif", ".apng", ".png", ".mp4")
 """Names of animations end so."""
 SIDE = 512
-"""Pixels that the longer side is enlarged to at most: frames of 68 are hard to see, and players blur them."""
+"""Pixels that the longer side is enlarged to, or near it: frames of 68 are hard to see, and players blur them."""
 QUALITY = "16"
 """x264's constant rate factor: no loss that is seen."""
 
@@ -36,7 +36,7 @@ def check_animation(path: Path, option: str) -> None:
 def save_animation(frames: Sequence[Tensor], path: Path, frames_per_second: int = 12) -> None:
     """Write uint8 `frames` (3, h, w) of one size to `path`, whole or not at all.
 
-    Small frames are enlarged by a whole factor, up to SIDE pixels, without smoothing. The name decides: `.gif` (at most
+    Small frames are enlarged by a whole factor to about SIDE pixels. The name decides: `.gif` (at most
     256 colours, chosen once for all frames so that nothing flickers), `.apng` or `.png` (an animated PNG, every
     colour), both repeating for ever, or `.mp4` (H.264, played once; a white line makes an odd size even). Raises
     InputError for another name, a missing package, or a place that cannot be written.
@@ -52,7 +52,7 @@ def save_animation(frames: Sequence[Tensor], path: Path, frames_per_second: int 
 
 
 def _enlarged(image: Image.Image) -> Image.Image:
-    times = max(1, SIDE // max(image.size))
+    times = max(1, round(SIDE / max(image.size)))
     return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
 
 

@@ -30,7 +30,7 @@ def test_every_frame_is_there_with_its_colours(name, kind, tolerance, tmp_path):
     for i, frame in enumerate(frames):
         image.seek(i)
         found = np.array(image.convert("RGB")).transpose(2, 0, 1).astype(int)
-        assert found.shape == (3, 17 * 20, 17 * 30)  # 510 pixels: the largest whole factor up to 512
+        assert found.shape == (3, 17 * 20, 17 * 30)  # 510 pixels: the whole factor that comes nearest to 512
         found = found[:, 8::17, 8::17]
         assert np.abs(found - frame.numpy()).max() <= tolerance and image.info["duration"] == 100
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
