@@ -20,14 +20,16 @@ Rows = tuple[Tensor, Tensor | None, list[str]]
 def latents(count: int, z_dim: int, seed: int, truncation: float | None = None) -> Tensor:
     """Return z (count, z_dim), normal; with `truncation` T, normal within [-T, T] (values outside are never drawn).
 
-    Raises InputError unless T is positive.
+    Without `truncation`, a larger `count` starts with the same z. Raises InputError unless T is positive.
     """
     if truncation is not None and not truncation > 0:
         raise InputError(f"truncation must be positive, got {truncation}")
     rng = torch.Generator().manual_seed(seed)
-    z = torch.zeros(count, z_dim)
     if truncation is None:
-        return z.normal_(generator=rng)
+        # torch draws the last 16 numbers anew if their number is no multiple of 16 (findings/randn_last_sixteen.sh).
+        numbers = torch.zeros(-(-count * z_dim // 16) * 16).normal_(generator=rng)
+        return numbers[: count * z_dim].view(count, z_dim)
+    z = torch.zeros(count, z_dim)
     return nn.init.trunc_normal_(z, 0.0, 1.0, -truncation, truncation, generator=rng)
 
 

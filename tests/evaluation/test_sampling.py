@@ -17,6 +17,13 @@ def test_latents_follow_the_seed_and_the_truncation():
         latents(4, 8, 1, truncation=0.0)
 
 
+@pytest.mark.parametrize("width", [1, 5, 100, 120, 128])
+def test_a_larger_number_of_latents_starts_with_the_same_ones(width, seed):
+    many = latents(9, width, seed)
+    for count in range(9):
+        assert torch.equal(latents(count, width, seed), many[:count])
+
+
 def test_classes_are_an_even_share_in_order():
     assert torch.equal(classes(80, 10), torch.arange(10).repeat_interleave(8))
     assert classes(4, 10).tolist() == [0, 1, 2, 3]
