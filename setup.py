@@ -9,6 +9,7 @@ HDF5 = ["h5py"]  # `prepare` from BigGAN-PyTorch's and StudioGAN's files
 TFRECORD = ["crc32c", "protobuf>=4.22"]  # check sums and messages of TFRecord files; tensorboard brings protobuf
 PICTURES = "scikit-image"  # its photographs, textures and small gray faces, for the tests of faces
 VIEW = ["starlette", "uvicorn"]  # the page of `view`
+VIDEO = ["av"]  # MP4 files; its wheels bring FFmpeg
 LINT = ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML"]
 TEST = ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ml-dtypes", "httpx2", "playwright"]
 
@@ -38,9 +39,10 @@ setup(
         "export": EXPORT,
         "hdf5": HDF5,
         "tfrecord": TFRECORD,
+        "video": VIDEO,
         "view": VIEW,
         "wandb": ["wandb"],
-        "test": [*TEST, *LINT, EFFICIENTNET, PICTURES, *EXPORT, *HDF5, *TFRECORD, *VIEW],
+        "test": [*TEST, *LINT, EFFICIENTNET, PICTURES, *EXPORT, *HDF5, *TFRECORD, *VIDEO, *VIEW],
     },
     package_dir={"sagan_fast": "sagan_fast", KERNELS: "kernels"},
     packages=[

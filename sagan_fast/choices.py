@@ -7,8 +7,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sagan_fast.errors import InputError
 
-Device = Literal["auto", "cpu", "cuda"]
-"""auto is cuda where there is one."""
+Device = Literal["auto", "cpu", "cuda", "mps"]
+"""auto is cuda where there is one, else cpu. mps, Apple's GPUs, is taken only where it is asked for: nobody has run
+sagan_fast there yet."""
+Float64Device = Literal["auto", "cpu", "cuda"]
+"""Where float64 is needed too, which mps does not have: for sums of features, and for the detector of faces."""
 Backend = Literal["auto", "eager", "sdpa", "triton"]
 """What runs the attention blocks."""
 Resizing = Literal["auto", "folded", "plain"]

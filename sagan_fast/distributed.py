@@ -32,11 +32,13 @@ def environment_of_one() -> dict[str, str]:
 
 
 def pick_device(name: Device) -> torch.device:
-    """Return the device `name`; "auto" is cuda if available. InputError if the device does not exist."""
+    """Return the device `name`; "auto" is cuda if available, else cpu. InputError if the device does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for, but PyTorch finds no CUDA device here")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps was asked for, but PyTorch finds no Apple GPU here (macOS with Apple silicon)")
     return torch.device(name)
 
 
@@ -161,6 +163,8 @@ def connected(device: Device, timeout: int) -> Iterator[World]:
     if size == 1:
         yield World(here)
         return
+    if here.type == "mps":
+        raise InputError(f"device mps runs one process only, and torchrun started {size}: leave out torchrun")
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     options: dict[str, Any] = {}
     if here.type == "cuda":

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import IO
 
 from sagan_fast.errors import InputError
+from sagan_fast.words import nearest
 
 WRITING = (OSError, RuntimeError)
 """What a failed write raises; RuntimeError is PyTorch's word for a full disk."""
+RUN = "run folder or checkpoint"
+"""What most commands are given."""
 PART = ".part"
 """Ends the name of a file that is being written; the name begins with a dot."""
 
@@ -25,6 +28,15 @@ def reason(error: BaseException) -> str:
     if "weights_only" in str(error):
         return "it holds more than plain data"
     return getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def check_exists(path: Path, what: str) -> None:
+    """Raise InputError if there is no `path`: "there is no `what` `path`", with the nearest name of a folder there."""
+    if path.exists():
+        return
+    parent = path.absolute().parent
+    known = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    raise InputError(f"there is no {what} {path}{nearest(path.name, known)}")
 
 
 @contextmanager

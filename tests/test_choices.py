@@ -20,7 +20,7 @@ class Config:
 
 def test_a_value_that_is_no_choice_is_a_sentence():
     check_choice("device", "cpu", Device)
-    with pytest.raises(InputError, match="^device must be one of auto, cpu, cuda, got 'tpu'$"):
+    with pytest.raises(InputError, match="^device must be one of auto, cpu, cuda, mps, got 'tpu'$"):
         check_choice("device", "tpu", Device)
     check_choices(Config(count="many"))
     with pytest.raises(InputError, match="^on_broken must be one of fail, skip, got None$"):

@@ -46,6 +46,21 @@ def test_what_processes_tell_each_other(tmp_path):
     assert (tmp_path / "said").read_text() == "no such folder (process 2 of 3)"
 
 
+def test_an_apple_gpu_is_taken_only_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == CPU and pick_device("mps") == torch.device("mps")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(InputError, match="device mps runs one process only, and torchrun started 2"),
+        connected("mps", 1),
+    ):
+        pass
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match="^device mps was asked for, but PyTorch finds no Apple GPU here"):
+        pick_device("mps")
+
+
 def restarted(port, start):
     os.environ.update({"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"})
     with connected("cpu", 60) as world:

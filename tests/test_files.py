@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import WRITING, clean, explained, hold, link, move, reason, replacing, written
+from sagan_fast.files import WRITING, check_exists, clean, explained, hold, link, move, reason, replacing, written
 from shared_by_tests import start_ranks
 
 
@@ -217,3 +217,12 @@ def test_where_there_are_no_locks_nothing_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refused)
     for _ in range(2):
         hold(tmp_path / ".lock", "taken")
+
+
+def test_what_is_not_there_is_said_with_the_nearest_folder(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    check_exists(tmp_path / "tiny", "run")
+    with pytest.raises(InputError, match="^there is no run .*tinny: did you mean 'tiny'"):
+        check_exists(tmp_path / "tinny", "run")
+    with pytest.raises(InputError, match="^there is no run .*none/run$"):
+        check_exists(tmp_path / "none" / "run", "run")

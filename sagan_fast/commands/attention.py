@@ -29,7 +29,7 @@ class Options:
     out: str = field(metadata={"metavar": "FILE"})
     """PNG file for the figure, with one row per image"""
     sweep: str | None = None
-    """GIF or APNG file for an animation: a query point moves over each image"""
+    """GIF, APNG or MP4 file for an animation: a query point moves over each image"""
     network: Literal["g", "d"] | None = None
     """g (generator) or d (discriminator); default: d with --data, else g"""
     data: str | None = None
@@ -54,7 +54,7 @@ class Options:
     last: bool = False
     """use the generator's weights of the last step instead of its EMA weights"""
     device: Device = "auto"
-    """where to compute; auto takes cuda if available"""
+    """where to compute; auto takes cuda if available, else cpu. mps (Apple GPUs) is untested"""
 
 
 def run(args: list[str]) -> None:
@@ -68,6 +68,7 @@ def run(args: list[str]) -> None:
     from sagan_fast.distributed import pick_device
     from sagan_fast.evaluation.sampling import class_name, class_number, classes, latents
     from sagan_fast.models.checkpoint import load_discriminator, load_generator
+    from sagan_fast.visualize.animations import save_animation
     from sagan_fast.visualize.attention_figure import figure, figure_row, sweep_frames
     from sagan_fast.visualize.attention_maps import (
         SMALL_GAMMA,
@@ -76,7 +77,7 @@ def run(args: list[str]) -> None:
         positions_at,
         spread_queries,
     )
-    from sagan_fast.visualize.grids import save_animation, save_png
+    from sagan_fast.visualize.grids import save_png
 
     device = pick_device(options.device)
     shown: Any
@@ -119,7 +120,7 @@ def run(args: list[str]) -> None:
     if sweep is not None:
         frames = sweep_frames(images, layer, xs, options.frames)
         save_animation(frames, sweep)
-        print(f"{len(frames)} frames in {sweep}")
+        print(f"{counted(len(frames), 'frame')} in {sweep}")
 
 
 def read_points(text: str) -> list[tuple[float, float]]:
@@ -135,13 +136,13 @@ def read_points(text: str) -> list[tuple[float, float]]:
 
 def _check(options: Options, out: Path, sweep: Path | None) -> str:
     """Return the network to show; InputError for options that do not fit each other."""
-    from sagan_fast.visualize.grids import SUFFIXES
+    from sagan_fast.visualize.animations import check_animation
 
     check_least(1, options, "count", "num_points", "frames")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out must name a .png file, got {out}")
-    if sweep is not None and sweep.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--sweep must name a .gif or .apng file, got {sweep}")
+    if sweep is not None:
+        check_animation(sweep, "sweep")
     if options.data and options.network == "g":
         raise InputError("--data shows real images, which only the discriminator sees: leave out --network g or --data")
     for name in ("truncation", "last"):

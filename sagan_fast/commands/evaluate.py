@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sagan_fast.choices import Device, OnBroken, ProtocolName
+from sagan_fast.choices import Float64Device, OnBroken, ProtocolName
 from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics
-from sagan_fast.files import explained, written
+from sagan_fast.files import RUN, check_exists, explained, written
 from sagan_fast.words import counted
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Options:
     """true reads the real images without labels, whatever looks like a label beside them"""
     resolution: int | None = None
     """crop and resize all images to this width and height; not for checkpoints, which have their own"""
-    device: Device = "auto"
+    device: Float64Device = "auto"
     """where to compute; auto takes cuda if available"""
     num_workers: int = 0
     """number of processes that read images"""
@@ -95,6 +95,8 @@ def run(args: list[str]) -> None:
     with said_once():
         options, overrides = _parse(args)
         target, save_to = (Path(name) if name else None for name in (options.json, options.save_statistics))
+        if _spec(options.generated) is None:
+            check_exists(Path(options.generated), RUN)
         for option, path in (("json", target), ("save-statistics", save_to)):
             if path is not None:
                 _check_writable(option, path)

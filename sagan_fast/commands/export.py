@@ -1,10 +1,11 @@
 """`sagan-fast export` writes the generator as files that work without the trainer."""
 
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from sagan_fast.commands.options import check_is_folder, read_options
 from sagan_fast.errors import InputError
+from sagan_fast.words import counted
 
 FORMATS = ("safetensors", "onnx", "torchscript", "biggan-pytorch", "studiogan")
 ENDINGS = (".safetensors", ".onnx", ".pt", ".pth", ".bin", ".ckpt")
@@ -18,7 +19,8 @@ level of 256."""
 class Options:
     """Write the EMA generator (averaged weights) of a run to files that work without the trainer.
 
-    Spectral norm is folded into the weights. The samples of every file are compared with those of the checkpoint.
+    Spectral norm is folded into the weights. The samples of every file are compared with those of the checkpoint. A
+    model card, README.md, says what the generator is and how to use it, with scores and a picture of samples.
     """
 
     checkpoint: str
@@ -29,6 +31,8 @@ class Options:
     """formats to write: one or more of safetensors,onnx,torchscript,biggan-pytorch,studiogan"""
     last: bool = False
     """use the weights of the last step instead of the EMA weights"""
+    license: str = "unknown"
+    """licence of the weights for the model card, as Hugging Face names it: apache-2.0, cc-by-4.0, ..."""
 
 
 def run(args: list[str]) -> None:
@@ -48,6 +52,8 @@ def run(args: list[str]) -> None:
     from sagan_fast.models import export
     from sagan_fast.models.checkpoint import find_checkpoint, load_checkpoint, load_generator
     from sagan_fast.models.generator import WEIGHTS, is_exported
+    from sagan_fast.view.card import README, SAMPLES, save_card, scores_of, shortened
+    from sagan_fast.view.history import History, run_of
 
     if is_exported(Path(options.checkpoint)):
         raise InputError(f"{options.checkpoint} is an exported generator: give the run or checkpoint it came from")
@@ -56,7 +62,7 @@ def run(args: list[str]) -> None:
     about = {
         "step": content["step"],
         "weights": "last" if options.last else "averaged",
-        "data": data_name(content["config"]["data"]),
+        "data": shortened(content["config"]["data"]),
     }
     paths = {"safetensors": WEIGHTS, "onnx": export.ONNX, "torchscript": export.TORCHSCRIPT}
     paths |= {name: f"{name}.pth" for name in FORMATS if name not in paths}
@@ -79,10 +85,6 @@ def run(args: list[str]) -> None:
         if not difference <= TOLERANCE:
             raise RuntimeError(f"{path} differs from the checkpoint's samples by {difference:.2g}")
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from the checkpoint's samples by {difference:.1g}")
-    export.save_card(generator, folder, about, [paths[name] for name in formats])
-
-
-def data_name(spec: str) -> str:
-    """Return the data set's spec with only the last two folders of its path, as the rest differs between machines."""
-    kind, colon, path = spec.partition(":")
-    return kind + colon + "/".join(PurePath(path).parts[-2:]).replace("//", "/")
+    results = scores_of(History(run_of(Path(options.checkpoint))).scores(), about)
+    save_card(generator, folder, about, [paths[name] for name in formats], results, options.license)
+    print(f"{folder / README}: model card, with {counted(len(results), 'evaluation')} and {SAMPLES}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagan_fast.choices import Device, FacePrecision, OnBroken, check_least
+from sagan_fast.choices import FacePrecision, Float64Device, OnBroken, check_least
 from sagan_fast.commands.options import add_options, command_parser
 from sagan_fast.errors import InputError
 from sagan_fast.words import counted, nearest
@@ -40,7 +40,7 @@ class Finding:
     """compile the network with torch.compile, for many pictures of one size"""
     on_broken: OnBroken = "fail"
     """what to do with a picture that cannot be read: fail, or leave it out and say so"""
-    device: Device = "auto"
+    device: Float64Device = "auto"
     """where to compute; auto takes cuda if available"""
 
 
@@ -146,7 +146,7 @@ class Train:
     """number of steps between two writes of last.pth"""
     num_workers: int = 0
     """number of processes that read and augment pictures"""
-    device: Device = "auto"
+    device: Float64Device = "auto"
     """where to compute; auto takes cuda if available"""
 
 

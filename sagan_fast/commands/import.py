@@ -36,6 +36,7 @@ def run(args: list[str]) -> None:
     from sagan_fast.interop import import_generator
     from sagan_fast.models import export
     from sagan_fast.models.generator import WEIGHTS, Generator
+    from sagan_fast.view.card import save_card
 
     generator = import_generator(options.source, layout=options.layout, ema=not options.last)
     about = {
@@ -43,7 +44,7 @@ def run(args: list[str]) -> None:
         "weights": "last" if options.last else "averaged",
     }
     export.save_folder(generator, folder, about)
-    export.save_card(generator, folder, about, [WEIGHTS])
+    save_card(generator, folder, about, [WEIGHTS])
     inputs = export.example(generator, count=3, seed=1)
     difference = (Generator.from_pretrained(folder)(*inputs) - generator(*inputs)).abs().max().item()
     config = generator.config

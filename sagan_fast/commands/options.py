@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from sagan_fast.choices import KINDS
 from sagan_fast.errors import InputError
+from sagan_fast.files import RUN, check_exists
 from sagan_fast.words import nearest
 
 T = TypeVar("T")
@@ -35,11 +36,15 @@ def read_options(command: str, options: type[T], args: list[str], positional: Se
     """Return the dataclass `options` filled from the command line `args`; InputError if that fails.
 
     The class is the one list of a command's options: types, defaults and docstrings of its fields become the parser's,
-    and its own docstring the description. A boolean is a flag. The fields in `positional` are given without a name.
+    and its own docstring the description. A boolean is a flag. The fields in `positional` are given without a name;
+    what is named `checkpoint` must exist.
     """
     parser = command_parser(command, inspect.getdoc(options) or "")
     add_options(parser, options, positional)
-    return options(**parser.parse_args(args).as_dict())
+    found = options(**parser.parse_args(args).as_dict())
+    if "checkpoint" in positional:  # the subject of the command, so before anything about its other options
+        check_exists(Path(found.checkpoint), RUN)  # type: ignore[attr-defined]
+    return found
 
 
 def command_parser(

@@ -20,7 +20,7 @@ class Options:
     out: str = field(metadata={"metavar": "FILE"})
     """HTML file to write"""
     device: Device = "auto"
-    """where to compute; auto takes cuda if available"""
+    """where to compute; auto takes cuda if available, else cpu. mps (Apple GPUs) is untested"""
 
 
 def run(args: list[str]) -> None:

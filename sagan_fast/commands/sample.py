@@ -15,7 +15,7 @@ MOST_CLASSES = 100
 _NAME = re.compile(r"\d{6}(_class\d+)?\.png")
 """Of the files that this command writes to a folder."""
 NO_TRUNCATION = "none"
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".apng", ".bmp", ".webp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".apng", ".mp4", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass
@@ -48,17 +48,18 @@ class Options:
     classes: str | None = field(default=None, metadata={"metavar": "CLASSES"})
     """classes for --by-class by number or name, such as 0,ring,10-14; default: all"""
     interpolate: bool = False
-    """interpolate from one z to another in each row (slerp); a GIF or APNG plays the path forwards and backwards"""
+    """interpolate from one z to another in each row (slerp); a GIF, APNG or MP4 plays the path forwards and
+    backwards"""
     to_class: str | None = None
     """with --interpolate: change the class from --class-id to this one"""
     same_z: bool = False
     """with --interpolate: keep z and change only the class"""
     frames: int | None = None
-    """with --interpolate: images per path (default: 8 in a PNG, 30 in a GIF or APNG)"""
+    """with --interpolate: images per path (default: 8 in a PNG, 30 in an animation)"""
     last: bool = False
     """use the weights of the last step instead of the EMA weights"""
     device: Device = "auto"
-    """where to compute; auto takes cuda if available"""
+    """where to compute; auto takes cuda if available, else cpu. mps (Apple GPUs) is untested"""
     batch_size: int = 64
     """number of images generated at a time"""
     overwrite: bool = False
@@ -77,11 +78,11 @@ def run(args: list[str]) -> None:
     from sagan_fast.distributed import pick_device
     from sagan_fast.evaluation import sampling
     from sagan_fast.models.checkpoint import load_generator
+    from sagan_fast.visualize.animations import save_animation
     from sagan_fast.visualize.grids import (
         grid,
         grid_by_class,
         labelled_grid,
-        save_animation,
         save_npz,
         save_png,
         to_uint8,
@@ -188,10 +189,13 @@ def _check(options: Options, out: Path, truncations: list[float | None]) -> str 
         raise InputError("--same-z without --to-class would not change anything: give the class to go to")
     if rows == "by_class" and options.class_id is not None:
         raise InputError("--class-id and --by-class cannot be given together: --classes chooses the rows")
-    suffixes = (".png", ".gif", ".apng") if rows == "interpolate" else (".png",)
-    if rows and out.suffix.lower() not in suffixes:
+    if rows == "interpolate":
+        from sagan_fast.visualize.animations import check_animation
+
+        check_animation(out, "out")
+    elif rows and out.suffix.lower() != ".png":
         what = "several truncations" if rows == "truncation" else f"--{dashed(rows)}"
-        raise InputError(f"--out must name a {' or '.join(suffixes)} file with {what}, got {out}")
+        raise InputError(f"--out must name a .png file with {what}, got {out}")
     if not rows and options.grid and out.suffix.lower() != ".png":
         raise InputError(f"--out must name a .png file with --grid, got {out}")
     if rows or options.grid or out.suffix.lower() == ".npz":

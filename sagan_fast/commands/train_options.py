@@ -65,7 +65,7 @@ COMMON = {
         "ema_decay": "of the averaged weights",
     },
     "Device": {
-        "device": "cpu or cuda",
+        "device": "cpu, cuda or mps",
         "precision": "fp32, tf32, bf16 or fp16",
         "backend": "of attention: triton, sdpa or eager",
     },

@@ -24,7 +24,7 @@ class Options:
     port: int | None = None
     """port of the page (default: 8321, or a free one if that is in use); 0 takes a free one"""
     device: Device = "auto"
-    """where to compute; auto takes cuda if available"""
+    """where to compute; auto takes cuda if available, else cpu. mps (Apple GPUs) is untested"""
 
 
 def run(args: list[str]) -> None:

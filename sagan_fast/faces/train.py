@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sagan_fast.choices import Device, check_least
+from sagan_fast.choices import Float64Device, check_least
 from sagan_fast.data.loader import epoch_order
 from sagan_fast.distributed import pick_device
 from sagan_fast.errors import Diverged, InputError
@@ -101,7 +101,7 @@ def train(
     *,
     out: Path | None = None,
     net: FaceBoxes | None = None,
-    device: Device = "cpu",
+    device: Float64Device = "cpu",
     num_workers: int = 0,
     resume: bool = False,
     save_every: int = 1000,

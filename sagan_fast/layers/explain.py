@@ -12,6 +12,7 @@ from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import GroupedForward, group_of
 from sagan_fast.ops.backends import choose
 from sagan_fast.ops.self_attention import choose_block
+from sagan_fast.words import counted
 
 
 def explain(target: nn.Module | Tensor, *args: Any, **kwargs: Any) -> str:
@@ -52,5 +53,6 @@ def _spectral_norms(model: nn.Module) -> list[str]:
     lines = [line for group in groups.values() for line in group.explain()]
     alone = sum(isinstance(module, GroupedForward) and group_of(module) is None for module in model.modules())
     if alone:
-        lines.append(f"spectral norm of {alone} weights: one at a time (fuse_spectral_norm(model) takes them together)")
+        weights = counted(alone, "weight")
+        lines.append(f"spectral norm of {weights}: one at a time (fuse_spectral_norm(model) takes them together)")
     return lines

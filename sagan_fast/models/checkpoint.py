@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from sagan_fast.errors import InputError
-from sagan_fast.files import reason
+from sagan_fast.files import RUN, check_exists, reason
 from sagan_fast.models.config import DiscriminatorConfig, GeneratorConfig, network_config
 from sagan_fast.models.discriminator import Discriminator
-from sagan_fast.models.generator import Generator, is_exported
-from sagan_fast.words import nearest
+from sagan_fast.models.generator import Generator, is_exported, memory_format_on
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -115,19 +114,15 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
         if (run_or_checkpoint / "config.yaml").exists() or last.parent.is_dir():
             raise InputError(f"{run_or_checkpoint} has no checkpoint yet: {last} does not exist")
         raise InputError(f"{run_or_checkpoint} is no run folder: there is no {last}")
-    if not run_or_checkpoint.exists():
-        parent = run_or_checkpoint.absolute().parent
-        known = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-        hint = nearest(run_or_checkpoint.name, known)
-        raise InputError(f"there is no run folder or checkpoint {run_or_checkpoint}{hint}")
+    check_exists(run_or_checkpoint, RUN)
     return run_or_checkpoint
 
 
 def load_generator(run_or_checkpoint: str | Path, *, average: bool = True, device: str = "cpu") -> Generator:
     """Return the generator of a run folder, checkpoint or exported folder, in eval mode on `device`; needs no data set.
 
-    `average` takes the averaged weights, else the last ones; they are channels_last. `Generator.config` says its
-    classes and sizes. Raises InputError if there is no checkpoint, or it cannot be read.
+    `average` takes the averaged weights, else the last ones; they are in `memory_format_on(device)`. `Generator.config`
+    says its classes and sizes. Raises InputError if there is no checkpoint, or it cannot be read.
     """
     path = Path(run_or_checkpoint)
     if is_exported(path):
@@ -158,5 +153,5 @@ def _with_weights(network: Network, weights: dict[str, Any], path: Path, device:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{path}: the weights do not fit its configuration ({error})") from error
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device, memory_format=memory_format_on(device))  # type: ignore[call-overload]
     return network.requires_grad_(False).eval()

@@ -23,7 +23,6 @@ from sagan_fast.errors import InputError
 from sagan_fast.files import written
 from sagan_fast.models.generator import ARCHITECTURE, CONFIG, FORMAT, WEIGHTS, Generator, in_eval_mode
 from sagan_fast.version import __version__
-from sagan_fast.words import counted
 
 ONNX, TORCHSCRIPT = "model.onnx", "model.torchscript.pt"
 ONNX_OPSET = 18
@@ -112,68 +111,6 @@ def save_onnx(generator: Generator, path: Path) -> None:
         del part_of_graph.metadata_props[:]  # stack traces, with the paths of this machine
     with written(path) as file:
         onnx.save(model, file)
-
-
-CARD = """# SAGAN generator, {size}x{size}, {classes}
-
-{origin}; {parameters:,} parameters, spectral norm folded in.
-Inputs: `z` (batch, {z_dim}), normal{and_y}. Output: images (batch, 3, {size}, {size}) in [-1, 1].
-{usage}"""
-USAGE = {
-    WEIGHTS: """
-```python
-import sagan_fast, torch
-generator = sagan_fast.Generator.from_pretrained("{folder}")
-images = generator(torch.randn(8, {z_dim}){y})
-```
-""",
-    ONNX: """
-```python
-import numpy, onnxruntime
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
-z = numpy.random.randn(8, {z_dim}).astype("float32")
-(images,) = session.run(None, {{"z": z{onnx_y}}})
-```
-{onnx_note}""",
-    TORCHSCRIPT: """
-```python
-import torch
-generator = torch.jit.load("{folder}/model.torchscript.pt")
-images = generator(torch.randn(8, {z_dim}){y})
-```
-""",
-    "biggan-pytorch.pth": """
-In BigGAN-PyTorch, with `G_shared=False` and the sizes of config.json; in evaluation it gives the same images:
-`G.load_state_dict(torch.load("{folder}/biggan-pytorch.pth"))`
-""",
-    "studiogan.pth": """
-In StudioGAN, backbone "resnet" with spectral norm and the sizes of config.json; in evaluation it gives the same images:
-`Gen.load_state_dict(torch.load("{folder}/studiogan.pth"))`
-""",
-}
-
-
-def save_card(generator: Generator, folder: Path, about: Mapping[str, Any], files: list[str]) -> None:
-    """Write README.md to `folder`: what the generator is, and for each of `files` the lines that use it."""
-    n, config = generator.config.num_classes, generator.config
-    weights = str(about["weights"]).capitalize()
-    values = {
-        "origin": about.get("origin") or f"{weights} weights after {about['step']} steps on `{about['data']}`",
-        "folder": folder.name,
-        "size": config.resolution,
-        "z_dim": config.z_dim,
-        "classes": counted(n, "class"),
-        "and_y": f", and `y` (batch,) int64, classes 0 to {n - 1}" if n else "",
-        "y": f", torch.randint({n}, (8,))" if n else "",
-        "onnx_y": f', "y": numpy.random.randint({n}, size=8)' if n else "",
-        "onnx_note": "ONNX Runtime counts negative classes from the end.\n" if n else "",
-        "parameters": sum(parameter.numel() for parameter in generator.parameters()),
-    }
-    text = CARD.format(usage="".join(USAGE[file].format(**values) for file in files), **values)
-    if generator.class_names:
-        text += "\nClasses: " + ", ".join(f"{i} {name}" for i, name in enumerate(generator.class_names)) + "\n"
-    with written(folder / "README.md") as file:
-        file.write(text.encode())
 
 
 def example(generator: Generator, count: int = 2, seed: int = 0) -> tuple[Tensor, ...]:

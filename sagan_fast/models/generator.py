@@ -112,7 +112,7 @@ class Generator(nn.Module):
         except RuntimeError as error:
             raise InputError(f"{folder}: the weights do not fit the configuration ({error})") from error
         generator.class_names = tuple(config.get("class_names", ()))
-        generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        generator.to(memory_format=memory_format_on(device))  # type: ignore[call-overload]
         return generator.requires_grad_(False)
 
     @classmethod
@@ -166,6 +166,15 @@ def in_eval_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def memory_format_on(device: torch.device | str) -> torch.memory_format:
+    """Return the memory format of networks on `device`: channels_last, as it is faster, but not on mps.
+
+    There the gradients of batch norm and average pooling are wrong in channels_last, without a word
+    (https://github.com/pytorch/pytorch/issues/175189).
+    """
+    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
 
 
 def is_exported(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from sagan_fast.kernels.checks import is_autocast_on as is_autocast_on
 from sagan_fast.kernels.configs import AMD, MAX_D_QK, MAX_D_V, MIN_ARCH, NEEDS_TRITON, Arch, has_fast_float32
 from sagan_fast.kernels.launch import device_arch, precision_of
 from sagan_fast.kernels.spectral_norm.tables import MAX_COLUMNS, MAX_ROWS
+from sagan_fast.words import counted
 
 HAS_TRITON = find_spec("triton") is not None  # once: looking takes longer than a launch
 
@@ -53,11 +54,15 @@ class Choice(NamedTuple):
     backend: str
     why: str
     sizes: tuple[int, ...] = ()
+    """B, N and M of maps that the reason begins with"""
 
     @property
     def reason(self) -> str:
-        """`why` with the `sizes` in it: put together only where it is read."""
-        return self.why.format(*self.sizes) if self.sizes else self.why
+        """`why`, after the number and `sizes` of the maps if they matter: put together only where it is read."""
+        if not self.sizes:
+            return self.why
+        B, N, M = self.sizes
+        return f"{counted(B, 'map')} of {N} x {M}: {self.why}"
 
     def __str__(self) -> str:
         return f"{self.backend} ({self.reason})"
@@ -192,13 +197,14 @@ def _automatic(like: Tensor, B: int, N: int, M: int, D_QK: int, D_V: int) -> Cho
         if refusal is None:
             return Choice("triton", f"{like.device} and {product_dtype(like)} are supported")
         return Choice("sdpa", f"not triton: {refusal}")
+    if like.device.type == "mps":  # https://github.com/pytorch/pytorch/issues/176767
+        return Choice("eager", "on mps PyTorch's fused attention is wrong before 2.12 where v is not as wide as q")
     sizes = (B, N, M)
     if like.is_cpu and (B * N * M < CPU_FUSED_MIN_SCORES or M < CPU_FUSED_MIN_KEYS):
-        return Choice("eager", "{} maps of {} x {} are small: on the CPU they are faster in memory", sizes)
+        return Choice("eager", "small ones are faster in memory on the CPU", sizes)
     if cpu.runs_on(like.device, product_dtype(like)):
-        why = "{} maps of {} x {} stay out of memory: a chunk at a time, on the CPU faster than sdpa"
-        return Choice("cpu", why, sizes)
-    return Choice("sdpa", "{} maps of {} x {} stay out of memory with fused attention", sizes)
+        return Choice("cpu", "a chunk at a time, not stored; on the CPU faster than sdpa", sizes)
+    return Choice("sdpa", "fused attention does not store them", sizes)
 
 
 def too_large(weight: Tensor) -> bool:

@@ -14,6 +14,7 @@ from sagan_fast.choices import (
     Device,
     DiffAugment,
     EvalMode,
+    Float64Device,
     GradientCompression,
     Loss,
     MicroBatchSize,
@@ -82,7 +83,7 @@ class TrainConfig:
     seed: int = 0
     """random seed of the weights, the image order, the noise and the labels"""
     device: Device = "auto"
-    """where to train; auto takes cuda if available"""
+    """where to train; auto takes cuda if available, else cpu. mps (Apple GPUs) is untested"""
     precision: Precision = "auto"
     """precision of matrix products and convolutions; auto takes bf16 on CUDA devices that support it, else fp32"""
     loss: Loss = "hinge"
@@ -157,8 +158,8 @@ class TrainConfig:
     """scores to compute: fid, and any of is,kid,prdc,intra_fid"""
     eval_mode: EvalMode = "inline"
     """inline: evaluate between two steps; background: evaluate in a second process"""
-    eval_device: Device = "auto"
-    """device of background evaluations; auto takes the device of the run"""
+    eval_device: Float64Device = "auto"
+    """device of background evaluations; auto takes the device of the run, or cpu for mps"""
 
     def __post_init__(self) -> None:
         check_least(1, self, "steps", "batch_size", "log_every", "sample_every", "checkpoint_every")

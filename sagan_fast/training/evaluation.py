@@ -57,7 +57,7 @@ class Evaluations:
             opened = functools.partial(open_extractor, config.eval_features, resize=self.protocol.feature_resize)
             world.by_main(opened)
             if config.eval_mode == "inline":
-                self.extractor: Extractor = world.together(lambda: opened(device=world.device))
+                self.extractor: Extractor = world.together(lambda: opened(device=_scored_on(world.device)))
             self.dataset = run.dataset
             if config.eval_data:
                 self.dataset = world.together(self._open_eval_data)
@@ -191,7 +191,7 @@ class _Beside:
             "metrics": config.eval_metrics,
             "on-broken": config.on_broken,
             "unlabelled": "true" if config.unlabelled and not config.eval_data else "false",
-            "device": config.eval_device if config.eval_device != "auto" else run.world.device.type,
+            "device": config.eval_device if config.eval_device != "auto" else str(_scored_on(run.world.device).type),
         }
         command = [sys.executable, "-m", "sagan_fast.cli", "evaluate", str(self.snapshot)]
         command += [f"--{name}={value}" for name, value in options.items() if value is not None]
@@ -230,6 +230,11 @@ class _Beside:
             self.process.kill()
             self.process.wait()
         self.snapshot.unlink(missing_ok=True)
+
+
+def _scored_on(device: torch.device) -> torch.device:
+    """Return where a run on `device` is scored: scores are sums in float64, which mps does not have."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _undisturbed(device: torch.device) -> AbstractContextManager[None]:

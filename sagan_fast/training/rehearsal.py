@@ -164,3 +164,5 @@ def _end(config: TrainConfig, seconds: float) -> str:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

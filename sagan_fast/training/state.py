@@ -13,7 +13,7 @@ from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import SpectralNormGroup, fuse_spectral_norm
 from sagan_fast.layers.synced_batch_norm import sync_batch_norms
 from sagan_fast.models.discriminator import Discriminator
-from sagan_fast.models.generator import Generator
+from sagan_fast.models.generator import Generator, memory_format_on
 from sagan_fast.ops.backends import choose
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import LeCam
@@ -136,7 +136,7 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     torch.set_rng_state(rng)
     for model in (generator, discriminator):
         model.checkpoint_activations = config.checkpoint_activations
-        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(device, memory_format=memory_format_on(device))  # type: ignore[call-overload]
     ema = copy.deepcopy(generator).requires_grad_(False).eval()
     if config.sync_batch_norm:
         sync_batch_norms(generator)

@@ -80,7 +80,7 @@ class Noise:
         return list(self._mine(lambda count, rng: torch.rand(count, sets, NUMBERS, generator=rng)).unbind(1))
 
     def _mine(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        return self.on_host(draw).to(self.device, non_blocking=True)
+        return self.on_host(draw).to(self.device, non_blocking=self.device.type == "cuda")
 
     def on_host(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         """Return what `draw(count, generator)` draws for the images of this process, in the CPU's memory."""
@@ -94,11 +94,11 @@ class Noise:
 
 def prepare_batch(images: Tensor, labels: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
     """Return images (B, 3, R, R) in [-1, 1], flipped if the run says so, and labels (B,), on the device."""
-    device = noise.device
-    pixels = images.to(device, non_blocking=True).float() * (2.0 / 255.0) - 1.0
+    device, is_cuda = noise.device, noise.device.type == "cuda"
+    pixels = images.to(device, non_blocking=is_cuda).float() * (2.0 / 255.0) - 1.0
     if noise.config.flip:
         pixels = torch.where(noise.flips()[:, None, None, None], pixels.flip(3), pixels)
-    return pixels, labels.to(device, non_blocking=True) if noise.config.num_classes else None
+    return pixels, labels.to(device, non_blocking=is_cuda) if noise.config.num_classes else None
 
 
 def train_step(

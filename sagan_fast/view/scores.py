@@ -49,7 +49,7 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
     notes = dict.fromkeys(note for result in results for note in result.get("notes", []))
     listed = "".join(f"<li>{escape(str(note))}</li>" for note in notes)
     return (
-        f'<p class="note">{escape(_summary(results[-1]["protocol"]))}.</p><div class="scroll"><table>'
+        f'<p class="note">{escape(summary(results[-1]["protocol"]))}.</p><div class="scroll"><table>'
         f'<thead><tr><th scope="col">Step</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         + (f'<ul class="note">{listed}</ul>' if notes else "")
         + f"<details><summary>The whole protocol</summary><dl>{entries(results[-1]['protocol'])}</dl></details>"
@@ -65,7 +65,7 @@ def _cell(result: Mapping[str, Any], key: str, best: float | None) -> str:
     return f'<td class="best">{text}</td>' if value == best else f"<td>{text}</td>"
 
 
-def _summary(protocol: Mapping[str, Any]) -> str:
+def summary(protocol: Mapping[str, Any]) -> str:
     """Return in one line what matters most when two scores are compared."""
     features, real = _part(protocol, "features"), _part(protocol, "real")
     parts = [

@@ -18,6 +18,8 @@ from sagan_fast.visualize.grids import to_uint8
 
 PANEL = 160
 """Smallest width of a panel in pixels; small images are enlarged without smoothing."""
+LARGE_PANEL = 240
+"""The same in an animation of one column: two panels are some 500 pixels wide."""
 GAP = 6
 LETTERS = 13
 FOOTER = "Each map shows where the dot of its colour looks. Peak: largest weight relative to even attention."
@@ -86,7 +88,7 @@ def sweep_frames(images: Tensor, layer: SelfAttention2d, xs: Tensor, frames: int
     """
     map_size = (xs.shape[2], xs.shape[3])
     path = sweep_path(map_size, frames)
-    pictures = drawing.enlarged(to_uint8(images), PANEL)
+    pictures = drawing.enlarged(to_uint8(images), PANEL if len(images) > 2 else LARGE_PANEL)
     size = pictures.shape[2:]
     moving: list[list[Tensor]] = [[] for _ in path]
     for picture, x in zip(pictures, xs, strict=True):

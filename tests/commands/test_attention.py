@@ -56,7 +56,7 @@ def test_an_exported_generator_and_one_class(run, tiny_run, tmp_path, sentence):
     ("args", "message"),
     [
         (["--out", "x.jpg"], "--out must name a .png file, got x.jpg"),
-        (["--out", "x.png", "--sweep", "x.mp4"], "--sweep must name a .gif or .apng file, got x.mp4"),
+        (["--out", "x.png", "--sweep", "x.avi"], "--sweep must name a .gif, .apng, .png or .mp4 file, got x.avi"),
         (["--out", "x.png", "--points", "3"], "points must be auto or pairs of pixels such as '12,40 30,8', got '3'"),
         (["--out", "x.png", "--points", "3,32"], "points must lie in the image, x and y in 0 to 31, got 3,32"),
         (["--out", "x.png", "--count", "0"], "--count must be at least 1, got 0"),

@@ -17,7 +17,12 @@ def test_an_imported_folder_is_used_like_an_exported_one(tmp_path, capsys, monke
     folder = tmp_path / "in" / "e"
     assert cli.main(["import", str(tmp_path / "ckpt.pth"), "--out", str(folder)]) == 0
     assert "generator of 32x32, 5 classes, channels 24,16,8,8, attention at 8x8" in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "samples.png",
+    ]
     assert json.loads((folder / "config.json").read_text())["origin"] == "Imported from `ckpt.pth`"
     ours = sagan_fast.Generator.from_pretrained(folder)
     z, y = export.example(ours, 4)

@@ -86,7 +86,9 @@ def test_the_docstrings_are_the_help(capsys):
         read("--help")
     said = " ".join(capsys.readouterr().out.split())
     assert "Do something. Then something else." in said and "-h, --help" in said
-    assert "--device {auto,cpu,cuda} where (default: auto) --network {auto,cpu,cuda} which --last a flag" in said
+    assert (
+        "--device {auto,cpu,cuda,mps} where (default: auto) --network {auto,cpu,cuda,mps} which --last a flag" in said
+    )
     assert "--count N how many --share X a part (default: 0.5) --at-most N the highest (default: 7)" in said
     assert "[folder]" in said and "Literal" not in said and "null" not in said and "type:" not in said
 
@@ -97,8 +99,8 @@ def test_the_docstrings_are_the_help(capsys):
         (["r", "--out=o", "--count=z"], "--count must be a whole number, got 'z'"),
         (["r", "--out=o", "--count=1.5"], "--count must be a whole number, got '1.5'"),
         (["r", "--out=o", "--share=z"], "--share must be a number, got 'z'"),
-        (["r", "--out=o", "--device=tpu"], "--device must be one of auto, cpu, cuda, got 'tpu'"),
-        (["r", "--out=o", "--network=tpu"], "--network must be one of auto, cpu, cuda, got 'tpu'"),
+        (["r", "--out=o", "--device=tpu"], "--device must be one of auto, cpu, cuda, mps, got 'tpu'"),
+        (["r", "--out=o", "--network=tpu"], "--network must be one of auto, cpu, cuda, mps, got 'tpu'"),
         (["r"], "--out must be given"),
         (["--out=o"], "run must be given"),
         (["r", "--ou=o"], "unknown option --ou: did you mean '--out'?"),

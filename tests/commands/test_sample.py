@@ -80,7 +80,7 @@ def test_sample_writes_a_grid_or_single_images(tiny_run, tmp_path, capsys):
             ["--out", "x", "--class-id", "tench"],
             "there is no class 'tench': classes are circle, square, triangle, ring",
         ),
-        (["--out", "x.jpg", "--interpolate"], "--out must name a .png or .gif or .apng file with --interpolate"),
+        (["--out", "x.jpg", "--interpolate"], "--out must name a .gif, .apng, .png or .mp4 file, got x.jpg"),
     ],
 )
 def test_bad_sampling_options(args, message, tiny_run, tmp_path, monkeypatch, sentence):

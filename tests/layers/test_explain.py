@@ -21,7 +21,7 @@ def test_explain_says_which_and_why(generator):
 
 def test_explain_speaks_about_spectral_norm():
     model = nn.Sequential(spectral_norm(nn.Linear(8, 6)), nn.utils.spectral_norm(nn.Linear(6, 4)), nn.Linear(4, 2))
-    assert explain(model).startswith("spectral norm of 1 weights: one at a time")
+    assert explain(model).startswith("spectral norm of 1 weight: one at a time")
     fuse_spectral_norm(model)
     assert explain(model).splitlines() == [
         "spectral norm of 0: eager (the weights are on cpu)",

@@ -155,21 +155,6 @@ def test_without_onnx_there_is_a_sentence(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_card_says_how_to_use_each_file(model, unconditional, tmp_path):
-    about = {"step": 7, "weights": "averaged", "data": "shapes"}
-    export.save_folder(model, tmp_path, about)
-    export.save_card(model, tmp_path, about, [export.WEIGHTS, export.ONNX, export.TORCHSCRIPT])
-    card = (tmp_path / "README.md").read_text()
-    assert "Averaged weights after 7 steps on `shapes`" in card and "9 class no. 9" in card
-    code = card.split("```python\n")[1].split("```")[0].replace(f'"{tmp_path.name}"', repr(str(tmp_path)))
-    names = {}
-    exec(code, names)
-    assert names["images"].shape == (8, 3, 32, 32)
-    export.save_card(unconditional, tmp_path, about, [export.WEIGHTS])
-    card = (tmp_path / "README.md").read_text()
-    assert "no classes" in card and "randint" not in card and "onnx" not in card
-
-
 def damaged(folder, tmp_path, change=None, weights=None):
     config = json.loads((folder / "config.json").read_text())
     if change:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sagan_fast import Discriminator, Generator
+from sagan_fast.models.generator import memory_format_on
 
 
 def test_parameter_counts_are_the_official_ones():
@@ -97,3 +98,8 @@ def test_errors():
         model(torch.zeros(2, 128))
     with pytest.raises(ValueError, match="did you mean 'num_classes'?"):
         Generator.from_preset("shapes-32", num_class=3)
+
+
+def test_networks_are_channels_last_where_gradients_are_right_in_it():
+    assert memory_format_on("cpu") == memory_format_on(torch.device("cuda", 1)) == torch.channels_last
+    assert memory_format_on("mps") == torch.contiguous_format

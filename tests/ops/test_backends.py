@@ -21,7 +21,16 @@ def test_auto_on_the_cpu_goes_by_size():
     assert choose("attention", "auto", q.bfloat16(), 4, 4096, 4096, 8, 64).backend == "sdpa"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).backend == "sdpa"
-    assert "4096 x 4096" in choose("attention", "auto", q, 4, 4096, 4096, 8, 64).reason
+    assert choose("attention", "auto", q, 4, 4096, 4096, 8, 64).reason.startswith(
+        "4 maps of 4096 x 4096: a chunk at a time"
+    )
+    assert choose("attention", "auto", q, 1, 256, 64, 8, 32).reason.startswith("1 map of 256 x 64: small ones")
+
+
+def test_auto_on_an_apple_gpu_is_eager():
+    like = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32, is_cuda=False, is_cpu=False)
+    for N in (16, 4096):
+        assert choose("attention", "auto", like, 4, N, N, 8, 64).backend == "eager"
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])

@@ -42,7 +42,7 @@ def test_nested_overrides_keep_the_rest():
         ({"generator": {"z_dim": 1.5}}, "generator.z_dim must be a whole number, got 1.5"),
         ({"g_lr": -1.0}, "g_lr must be positive, got -1.0"),
         ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
-        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
+        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, mps, got 'tpu'"),
         ({"on_broken": "ignore"}, "on_broken must be one of fail, skip, got 'ignore'"),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
     ],

@@ -179,3 +179,8 @@ def test_other_classes_of_eval_data_are_refused_at_once(tmp_path, settings):
     settings["eval_reference_count"] = 2
     train(tmp_path / "other", eval_data=f"folder:{tmp_path / 'flat'}", **settings)
     assert "eval/fid" in scores(tmp_path / "other")[4]
+
+
+def test_scores_of_a_run_on_an_apple_gpu_are_summed_on_the_cpu():
+    assert evaluation._scored_on(torch.device("mps")) == torch.device("cpu")
+    assert evaluation._scored_on(torch.device("cuda", 1)) == torch.device("cuda", 1)

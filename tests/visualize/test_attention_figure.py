@@ -62,6 +62,8 @@ def test_the_light_follows_the_dot():
         light = (seen > 90).nonzero().float().mean(0)
         y, x_ = ((n // 2 * 2 + 1) * 20.0 for n in divmod(query, 8))
         assert (light - torch.tensor([y, x_])).abs().max() < 16
+    (alone,) = sweep_frames(images[:1], block, x, 1)
+    assert alone.shape[2] > 2 * 240  # one image fills the animation too
 
 
 def test_even_attention_is_said_and_not_drawn_black():
