@@ -71,7 +71,7 @@ def batches(
 ) -> Generator[tuple[Tensor, list[Tensor]]]:
     """Yield images (B, 3, S, S) and the faces of each, for the steps from `first` to before `last`.
 
-    `say` gets each sentence about a picture that is left out once. Raises InputError as `Samples` does.
+    `say` gets one sentence about each picture that is left out. Raises InputError as `Samples` does.
     """
     wanted = (list(range(step * batch_size, (step + 1) * batch_size)) for step in range(first, last))
     said = set[str]()
@@ -83,5 +83,5 @@ def batches(
             for sentence in left_out:
                 if sentence not in said:
                     said.add(sentence)
-                    say(sentence)
+                    say(f"left out: {sentence}")
             yield images, faces

@@ -193,7 +193,7 @@ def score(
         except InputError as error:
             if on_broken == "fail":
                 raise
-            say(str(error))
+            say(f"left out: {error}")
             continue
         faces.append(torch.from_numpy(picture.faces))
     return accuracy([b for b, _ in found], [s for _, s in found], faces)

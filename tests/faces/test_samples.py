@@ -56,7 +56,7 @@ def test_another_picture_for_one_that_is_gone(pictures, gone, workers):
     pictures = [pictures[0], gone, pictures[1]]
     said = []
     found = list(batches(Samples(pictures, 64, 0, "skip"), 3, 0, 4, workers, said.append))
-    assert len(found) == 4 and said == [f"{gone.path} cannot be read: No such file or directory"]
+    assert len(found) == 4 and said == [f"left out: {gone.path} cannot be read: No such file or directory"]
     index = list(epoch_order(3, 0, 0)).index(1)
     whole = Samples([pictures[0], pictures[2], pictures[2]], 64, 0)
     assert torch.equal(found[0][0][index], whole[index][0])  # the next in the list

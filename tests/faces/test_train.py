@@ -76,7 +76,7 @@ def test_a_picture_that_cannot_be_read_is_one_sentence_and_nothing_is_lost(tmp_p
     assert train(pictures, one, **kwargs)[1] == 4
     assert said == [
         f"{tmp_path / 'run' / LAST}: going on at step 2",
-        f"{gone.path} cannot be read: No such file or directory",
+        f"left out: {gone.path} cannot be read: No such file or directory",
     ]
 
 
@@ -86,7 +86,9 @@ def test_a_score_without_the_pictures_that_cannot_be_read(tmp_path, rng, trained
     with pytest.raises(InputError, match="gone.jpg cannot be read"):
         score(trained, [*pictures, gone])
     found = score(trained, [*pictures, gone], on_broken="skip", say=said.append)
-    assert found == score(trained, pictures) and said == [f"{gone.path} cannot be read: No such file or directory"]
+    assert found == score(trained, pictures) and said == [
+        f"left out: {gone.path} cannot be read: No such file or directory"
+    ]
 
 
 def test_what_cannot_be_trained(tmp_path, rng):
