@@ -21,13 +21,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 
 
 .PHONY: demo test test-all test-seeds sanitize sanitize-all gates lint format clean bench gpu gpu-cache gpu-train gpu-path report
 
-## demo: train SAGAN on drawn shapes for a few minutes on the CPU; pictures in runs/demo/samples
+## demo: train SAGAN on drawn shapes for two minutes on the CPU; pictures in runs/demo/samples, and a score by class
 demo: $(STAMP)
 	rm -rf runs/demo
-	$(BIN)/sagan-fast train --preset shapes-32 --data shapes --out runs/demo --device cpu
+	$(BIN)/sagan-fast train --preset demo-32 --data shapes --out runs/demo --device cpu
 	$(BIN)/sagan-fast sample runs/demo --out runs/demo/samples/by_class.png --count 80 --grid --seed 1
 	$(BIN)/sagan-fast attention runs/demo --out runs/demo/samples/attention.png --class-id 6 --count 3
 	@echo "Look at runs/demo/samples/by_class.png (one row a class) and attention.png; curves: $(BIN)/tensorboard --logdir runs/demo"
+	$(BIN)/sagan-fast evaluate runs/demo --data shapes --metrics gan-test --count 1000 --device cpu
 
 ## test: the tests of a few minutes
 test: $(STAMP)

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import sagan_fast
 
+PARTS = ("attention", "spectral_norm", "batch_norm")
 VARIANTS = {
     "theirs": None,
-    "attention": {"spectral_norm": False},
-    "spectral norm": {"attention": False},
-    "both": {},
+    **{part.replace("_", " "): {other: other == part for other in PARTS} for part in PARTS},
+    "all": {},
 }
 
 

@@ -44,7 +44,7 @@ class VoletivNorm(nn.Module):
 class StudioNorm(nn.Module):
     def __init__(self, C, linear=True):
         super().__init__()
-        self.bn, self.linear = nn.BatchNorm2d(C, eps=1e-4, affine=False), linear
+        self.bn = nn.BatchNorm2d(C, eps=1e-4, affine=False)
         names = ("gain", "bias") if linear else ("embed0", "embed1")
         for name in names:
             layer = nn.Linear(CLASSES, C, bias=False) if linear else nn.Embedding(CLASSES, C)
@@ -52,7 +52,6 @@ class StudioNorm(nn.Module):
         self.names = names
 
     def forward(self, x, y):
-        y = F.one_hot(y, CLASSES).to(x.dtype) if self.linear else y
         gain, bias = (getattr(self, name)(y)[:, :, None, None] for name in self.names)
         return self.bn(x) * (1 + gain) + bias
 
@@ -115,7 +114,7 @@ KINDS["studiogan-embeddings"] = {**KINDS["studiogan"], "norm": lambda C: StudioN
 class GBlock(nn.Module):
     def __init__(self, kind, inputs, outputs):
         super().__init__()
-        made, self.names = KINDS[kind], KINDS[kind]["block"]
+        made, self.names, self.one_hot = KINDS[kind], KINDS[kind]["block"], kind == "studiogan"
         first, second, shortcut, norm1, norm2 = self.names
         setattr(self, first, conv3(made["conv"], inputs, outputs))
         setattr(self, second, conv3(made["conv"], outputs, outputs))
@@ -125,6 +124,7 @@ class GBlock(nn.Module):
 
     def forward(self, x, y):
         first, second, shortcut, norm1, norm2 = (getattr(self, name) for name in self.names)
+        y = F.one_hot(y, CLASSES).to(x.dtype) if self.one_hot else y
         h = first(F.interpolate(F.relu(norm1(x, y)), scale_factor=2))
         return second(F.relu(norm2(h, y))) + shortcut(F.interpolate(x, scale_factor=2))
 

@@ -42,6 +42,18 @@ def test_pictures_and_presets_exist():
         assert f"`{name}`" in README, name
 
 
+def test_the_lines_of_the_demo_are_those_of_its_preset_and_classes():
+    from sagan_fast.data.shapes import CLASS_NAMES
+    from sagan_fast.training.config import TrainConfig
+
+    steps = TrainConfig.from_preset("demo-32", out="x").steps
+    assert re.findall(r"runs/demo: .* step (?:0 of )?(\d+)[\n;]", README) == [str(steps)] * 2
+    (line,) = re.findall(r"^gan-test: 0\.\d+ of \d+ .*", README, re.MULTILINE)
+    shares = re.findall(r"([a-z ]+) (\d\.\d\d)", line.partition("by class: ")[2])
+    assert [name.strip() for name, _ in shares] == list(CLASS_NAMES)
+    assert "--preset demo-32" in (ROOT / "Makefile").read_text()
+
+
 def test_the_estimate_of_several_gpus_follows_from_its_own_numbers():
     page = (ROOT / "docs" / "multi-node.md").read_text()
     found = re.search(r"`official-128-feat64`.*G ([\d,]+) parameters, D ([\d,]+)\)", README)

@@ -36,8 +36,11 @@ SCORES = (
     ("coverage", None, "coverage", "higher"),
     ("intra_fid", None, "intra-FID", "lower"),
 )
-FACE_RATE = "face-rate"
-"""The metric that needs the weights of a face detector, and so is not one of "all"."""
+BESIDE = FACE_RATE, GAN_TEST = "face-rate", "gan-test"
+"""The metrics that need another network, and so are not of "all": a face detector, a classifier of the real images."""
+OTHER_NAMES = {"face_rate": FACE_RATE, "gan_test": GAN_TEST, "intra-fid": "intra_fid"}
+LISTED = 12
+"""Up to so many classes, the GAN-test of each is printed; of more classes, that of the worst three."""
 
 
 @dataclass
@@ -66,8 +69,9 @@ class Options:
     inception_weights: str | None = None
     """file with the weights of inception (torch-fidelity's) or dinov2 (ViT-L/14); default: download them"""
     metrics: str = "all"
-    """scores to compute: all, or some of fid,is,kid,prdc,intra_fid,face-rate; the last is the share of images with a
-    face, needs --face-weights and is not part of all"""
+    """scores to compute: all, or some of fid,is,kid,prdc,intra_fid,gan-test,face-rate; the last two are not part of
+    all. gan-test is the share of images whose class a classifier trained on --data recognises (Shmelkov et al. 2018).
+    face-rate is the share of images with a face and needs --face-weights"""
     face_weights: str | None = None
     """file of FaceBoxes weights for the metric face-rate"""
     last: bool = False
@@ -99,7 +103,7 @@ def run(args: list[str]) -> None:
 
     with connected(options.device, TIMEOUT) as world:
         what = world.together(lambda: _opened(options, overrides, str(world.device)))
-        faces = what.pop("faces")
+        faces, gan_test = what.pop("faces"), what.pop("gan_test")
         with _progress(world.is_main) as progress:
             result: dict[str, Any] | None = {}
             if what["metrics"]:
@@ -109,6 +113,11 @@ def run(args: list[str]) -> None:
 
                 scores = result
                 result = world.together(lambda: with_face_rates(scores, what, faces, world, progress))
+            if gan_test:
+                from sagan_fast.evaluation.gan_test import with_gan_test
+
+                so_far = result
+                result = world.together(lambda: with_gan_test(so_far, what, world, progress))
     if result is None:
         return
     if target is not None:
@@ -139,10 +148,10 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     from sagan_fast.evaluation.features import open_extractor
     from sagan_fast.evaluation.streams import GeneratedImages, Images, StoredImages
 
-    names = options.metrics.replace("face_rate", FACE_RATE).replace("intra-fid", "intra_fid").split(",")
+    names = [OTHER_NAMES.get(name, name) for name in options.metrics.split(",")]
     asked = list(dict.fromkeys(one for name in names for one in (METRICS if name == "all" else [name])))
     faces = _face_detector(options, device) if FACE_RATE in asked else None
-    metrics = check_metrics((name for name in asked if name != FACE_RATE), beside=[FACE_RATE])
+    metrics = check_metrics((name for name in asked if name not in BESIDE), beside=BESIDE)
     spec = _spec(options.generated)
     reading: Any = {
         "on_broken": options.on_broken, "classes": options.classes or "", "unlabelled": options.unlabelled == "true",
@@ -179,7 +188,7 @@ def _opened(options: Options, overrides: dict[str, Any], device: str) -> dict[st
     ) if metrics else None  # fmt: skip
     return {
         "generated": images, "dataset": dataset, "extractor": extractor, "protocol": protocol, "source": source,
-        "faces": faces, "metrics": metrics, "num_workers": options.num_workers,
+        "faces": faces, "gan_test": GAN_TEST in asked, "metrics": metrics, "num_workers": options.num_workers,
     }  # fmt: skip
 
 
@@ -263,6 +272,16 @@ def _print(result: dict[str, Any]) -> None:
     for key, which in (("face_rate", "generated"), ("face_rate_real", "real")):
         if key in result:
             print(f"face-rate: {result[key]:.4f} of {result[f'{key}_of']} {which} images have a face")
+    if "gan_test" in result:
+        shares = list(result["gan_test_per_class"].items())
+        shown = "by class" if len(shares) <= LISTED else "worst"
+        if shown == "worst":
+            shares = sorted(shares, key=lambda pair: pair[1])[:3]
+        print(
+            f"gan-test: {result['gan_test']:.3f} of {result['gan_test_of']} generated images show their class to a "
+            f"classifier that knows {result['gan_test_real']:.3f} of held-out real images; {shown}: "
+            + ", ".join(f"{name} {share:.2f}" for name, share in shares)
+        )
     protocol = result["protocol"]
     if "features" not in protocol:
         return

@@ -68,7 +68,7 @@ def evaluate(
     fixed = dataset.gaussian if isinstance(dataset, StatisticsFile) else None
     if fixed is not None:
         metrics = _of_statistics(dataset.name, fixed, metrics, extractor)
-    pairs = _shared_classes(generated, dataset)
+    pairs = shared_classes(generated, dataset)
     per_class = "intra_fid" in metrics and bool(pairs)
     with_score = "is" in metrics and extractor.num_logits > 0
     if with_score:
@@ -230,7 +230,22 @@ def dataset_source(dataset: ImageDataset) -> dict[str, Any]:
     return {"data": dataset.name, "preprocessing": dataset.preprocessing, "fingerprint": dataset.fingerprint()}
 
 
-def _shared_classes(generated: Images, dataset: ImageDataset) -> dict[int, int]:
+def with_scores(
+    result: dict[str, Any], what: Mapping[str, Any], scores: Mapping[str, Any], **measured: Any
+) -> dict[str, Any]:
+    """Return `result` of `evaluate` with more `scores`; the protocol's entries `measured` say how they were measured.
+
+    `what` holds the arguments of `evaluate`: an empty `result` gets a protocol of its own from them.
+    """
+    generated, dataset, protocol = what["generated"], what["dataset"], what["protocol"]
+    known = result.get("protocol") or {
+        "name": protocol.name, "seed": protocol.seed, "count": generated.count, "quantise": protocol.quantise,
+        "generated": dict(what["source"]), "real": {"data": dataset.name}, "versions": versions(),
+    }  # fmt: skip
+    return {**result, **scores, "notes": result.get("notes", []), "protocol": {**known, **measured}}
+
+
+def shared_classes(generated: Images, dataset: ImageDataset) -> dict[int, int]:
     """Return the labels of `generated`, each with the label of the same class in `dataset`."""
     if generated.class_names:
         places = {name: label for label, name in enumerate(dataset.class_names)}

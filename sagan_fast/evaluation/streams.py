@@ -101,6 +101,8 @@ class GeneratedImages(Images):
 class StoredImages(Images):
     """`count` images of a data set (None: all), in order of class; fewer than all are a fixed random choice.
 
+    `per_class`, in place of `count`, chooses at most so many images of each class.
+
     Raises InputError if there are not as many, and (from `units`) if one cannot be read.
     """
 
@@ -109,6 +111,7 @@ class StoredImages(Images):
         dataset: ImageDataset,
         count: int | None = None,
         *,
+        per_class: int | None = None,
         seed: int = 0,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -118,6 +121,10 @@ class StoredImages(Images):
         chosen = np.arange(len(dataset), dtype=np.int64)
         if count is not None and count < len(dataset):
             chosen = np.sort(epoch_order(len(dataset), seed, 0)[:count])
+        elif per_class is not None:
+            order = epoch_order(len(dataset), seed, 0)
+            each = [order[dataset.labels[order] == label][:per_class] for label in np.unique(dataset.labels)]
+            chosen = np.sort(np.concatenate(each))
         self.indices: npt.NDArray[np.int64] = chosen[np.argsort(dataset.labels[chosen], kind="stable")]
         super().__init__(torch.from_numpy(dataset.labels[self.indices]), dataset.num_classes, batch_size)
         self.class_names = dataset.class_names

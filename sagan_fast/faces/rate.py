@@ -9,8 +9,7 @@ import torch.nn.functional as F
 
 from sagan_fast.distributed import World
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation.evaluate import Progress
-from sagan_fast.evaluation.protocol import versions
+from sagan_fast.evaluation.evaluate import Progress, with_scores
 from sagan_fast.evaluation.statistics_file import StatisticsFile
 from sagan_fast.evaluation.streams import Images, StoredImages
 from sagan_fast.faces.detector import Detector
@@ -68,9 +67,5 @@ def with_face_rates(
         rates[key], rates[f"{key}_of"] = face_rate(images, detector, world, progress("faces", images.count))
     if result is None or not world.is_main:
         return None
-    known = result.get("protocol") or {
-        "name": protocol.name, "seed": protocol.seed, "count": generated.count, "quantise": protocol.quantise,
-        "generated": dict(what["source"]), "real": {"data": dataset.name}, "versions": versions(),
-    }  # fmt: skip
     faces = {"detector": "FaceBoxes", "sha256": detector.sha256, "min_score": detector.min_score, "size": SIDE}
-    return {**result, **rates, "notes": result.get("notes", []), "protocol": {**known, "faces": faces}}
+    return with_scores(result, what, rates, faces=faces)

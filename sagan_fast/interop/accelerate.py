@@ -1,4 +1,4 @@
-"""`accelerate`: attention and spectral norm of other people's models, computed by ours in place."""
+"""`accelerate`: attention, conditional batch norm and spectral norm of others' models, by ours in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sagan_fast.interop.attention_forms import FusedAttention, at, convolution_path
+from sagan_fast.interop.batch_norm_forms import FusedNorm, parts_of
+from sagan_fast.interop.batch_norm_trials import norm_form
 from sagan_fast.interop.trials import Mismatch, attention_form, spectral_norm_difference
+from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
 from sagan_fast.layers.effective_weight import has_hooks, is_direct, is_pointwise
 from sagan_fast.layers.foreign_spectral_norm import foreign_norms, unrecognised
 from sagan_fast.layers.instance_class import change_class, restore_class
@@ -19,6 +22,9 @@ from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import GroupedForward, group_members, group_of
 from sagan_fast.layers.spectral_norm_group import SpectralNormGroup
 from sagan_fast.words import counted
+
+SUMMED = {"batch norm": ("module", "one op each"), "spectral norm": ("weight", "in one pass")}
+"""What the report shows in one line, however many there are: what they are, and how they are computed now."""
 
 _LOOKS_LIKE_ATTENTION = re.compile(r"attn|attention|non_?local|query|theta", re.IGNORECASE)
 
@@ -49,7 +55,7 @@ class Report:
 
     @property
     def left(self) -> dict[str, str]:
-        """Names of the modules that look like attention or spectral norm and stay as they are, with the reasons."""
+        """Names of the modules that look like one of the three and stay as they are, with the reasons."""
         return {row.name: row.why for row in self.rows if not row.swapped}
 
     @property
@@ -63,34 +69,37 @@ class Report:
             group.undo()
         for module in self._changed:
             restore_class(module)
-            for name in ("_attention_form", "_attention_choice"):
+            for name in ("_attention_form", "_attention_choice", "_norm_form"):
                 module.__dict__.pop(name, None)
         self.groups, self._changed = [], []
 
     def __str__(self) -> str:
-        normed = [row for row in self.rows if row.swapped and row.what == "spectral norm"]
-        shown = [row for row in self.rows if row not in normed]
+        shown = [row for row in self.rows if not (row.swapped and row.what in SUMMED)]
         lines = [(row.name, row.what, row.why if row.swapped else f"left alone: {row.why}") for row in shown]
-        if normed:
-            worst = max(row.difference for row in normed)
-            lines.append(
-                (counted(len(normed), "weight"), "spectral norm", f"in one pass; largest difference {worst:.1g}")
-            )
+        for what, (thing, how) in SUMMED.items():
+            found = [row.difference for row in self.rows if row.swapped and row.what == what]
+            if found:
+                lines.append((counted(len(found), thing), what, f"{how}; largest difference {max(found):.1g}"))
         if not lines:
-            return "accelerate found no attention and no spectral norm"
+            return "accelerate found no attention, conditional batch norm or spectral norm"
         lines.insert(0, ("module", "what", "result"))
         widths = [max(len(line[i]) for line in lines) for i in range(2)]
         return "\n".join(f"{name:{widths[0]}}  {what:{widths[1]}}  {said}" for name, what, said in lines)
 
 
-def accelerate(model: nn.Module, *, attention: bool = True, spectral_norm: bool = True, strict: bool = False) -> Report:
-    """Let sagan_fast compute the self-attention and the spectral norm of `model`, in place; return what was done.
+def accelerate(
+    model: nn.Module, *, attention: bool = True, spectral_norm: bool = True, batch_norm: bool = True,
+    strict: bool = False,
+) -> Report:  # fmt: skip
+    """Let sagan_fast compute self-attention, spectral norm and conditional batch norm of `model`, in place.
 
-    Attention blocks are found by their structure: 1x1 convolutions to queries, keys and values, perhaps one for the
-    output, and a scalar. Spectral norm is that of torch (both), BigGAN-PyTorch, mmgeneration, mimicry, and the older
-    wrapper and hook. Each is tried in float64 on a copy, on random weights and a map that is not square, and changed
-    only if outputs and gradients agree to 1e-10; otherwise it stays as it is, and the report says why. u and v move at
-    every use in training, as before (`fuse_spectral_norm(update="forward")`).
+    Returns what was done. Attention blocks are found by their structure: 1x1 convolutions to queries, keys and values,
+    perhaps one for the output, and a scalar. So is conditional batch norm: linear layers or embeddings give gain and
+    bias, and a batch norm without them, or the module itself, keeps running averages. Spectral norm is that of torch
+    (both), BigGAN-PyTorch, mmgeneration, mimicry, and the older wrapper and hook. Each is tried in float64 on a copy,
+    on random weights and a map that is not square, and changed only if outputs, gradients and running averages agree to
+    1e-10; otherwise it stays as it is, and the report says why. u and v move at every use in training, as before
+    (`fuse_spectral_norm(update="forward")`).
 
     Modules, parameters, optimizers, keys of the state dict, hooks, `isinstance`, copies and replicas stay what they
     are. A map that a block returns beside its output is computed only if it is used.
@@ -100,12 +109,17 @@ def accelerate(model: nn.Module, *, attention: bool = True, spectral_norm: bool 
     report = Report()
     if attention:
         _accelerate_attention(model, report)
+    if batch_norm:
+        _accelerate_batch_norm(model, report)
     if spectral_norm:
         _accelerate_spectral_norm(model, report)
     if strict and report.left:
         report.undo()
         left = "; ".join(f"{name}: {why}" for name, why in report.left.items())
-        raise ValueError(f"accelerate: model must have no attention or spectral norm of another form, got {left}")
+        raise ValueError(
+            "accelerate: model must have no attention, conditional batch norm or spectral norm of another form, got "
+            + left
+        )
     return report
 
 
@@ -133,6 +147,23 @@ def _accelerate_attention(model: nn.Module, report: Report) -> None:
         said += ", with an output projection" if form.o else ""
         said += ", its map on demand" if form.returns else ""
         report.rows.append(Row(name, "attention", True, f"{said}; largest difference {difference:.1g}", difference))
+
+
+def _accelerate_batch_norm(model: nn.Module, report: Report) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, (ConditionalBatchNorm2d, FusedNorm)) or (parts := parts_of(module)) is None:
+            continue
+        name = name or type(module).__name__
+        try:
+            form, difference = norm_form(module, parts)
+        except Mismatch as mismatch:
+            report.rows.append(Row(name, "batch norm", False, str(mismatch)))
+            continue
+        module._norm_form = form  # type: ignore[assignment]
+        change_class(module, FusedNorm)
+        report._changed.append(module)
+        said = "1 + gain" if form.one_plus else "gain"
+        report.rows.append(Row(name, "batch norm", True, f"{said}; largest difference {difference:.1g}", difference))
 
 
 def _convolution(module: nn.Module, path: tuple[str, ...]) -> nn.Module:

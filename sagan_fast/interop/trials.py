@@ -46,7 +46,7 @@ def float64_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo).to("cpu", torch.float64)
 
 
-class _State:
+class State:
     """The parameters and buffers of a module, to be put back: those that a hook replaced, too."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -69,6 +69,11 @@ def relative(found: Tensor, expected: Tensor) -> float:
         return math.inf
     scale = expected.detach().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((found.detach() - expected.detach()).abs().max() / scale)
+
+
+def worst_of(*differences: float) -> float:
+    """Return the largest of `differences`; it is not a number if one of them is not."""
+    return float(torch.tensor(differences, dtype=torch.float64).max())
 
 
 def attention_form(module: nn.Module, paths: list[tuple[str, ...]], gammas: list[str]) -> tuple[Form, float]:
@@ -95,7 +100,7 @@ def attention_form(module: nn.Module, paths: list[tuple[str, ...]], gammas: list
     try:
         for _ in range(5):  # random u and v of spectral norm come to rest
             own(x)
-        state = _State(double)
+        state = State(double)
         largest = 0.0
         form: Form | None = None
         for training in (True, False):
@@ -114,7 +119,7 @@ def attention_form(module: nn.Module, paths: list[tuple[str, ...]], gammas: list
     return form, largest
 
 
-def _run(state: _State, function: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, ...]:
+def _run(state: State, function: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, ...]:
     state.restore()
     out = function(x)
     out = out if isinstance(out, (tuple, list)) else (out,)
@@ -123,7 +128,7 @@ def _run(state: _State, function: Callable[[Tensor], Any], x: Tensor) -> tuple[A
     return tuple(out)
 
 
-def _find(double: nn.Module, state: _State, forms: Any, x: Tensor, expected: Any, reads_more: bool) -> Form:
+def _find(double: nn.Module, state: State, forms: Any, x: Tensor, expected: Any, reads_more: bool) -> Form:
     forms, nearest = list(forms), math.inf
     for form in forms:
         difference = relative(_run(state, partial(fused_forward, double, form), x)[0], expected[0])
@@ -142,7 +147,7 @@ def _find(double: nn.Module, state: _State, forms: Any, x: Tensor, expected: Any
     raise Mismatch(_deviation(double, state, forms, x, expected[0], nearest))
 
 
-def _deviation(double: Any, state: _State, forms: list[Form], x: Tensor, expected: Tensor, nearest: float) -> str:
+def _deviation(double: Any, state: State, forms: list[Form], x: Tensor, expected: Tensor, nearest: float) -> str:
     """Return the known deviation from the block that gives `expected`, or how far the nearest form is from it."""
     for form in forms:
         state.restore()
@@ -168,7 +173,7 @@ def _deviation(double: Any, state: _State, forms: list[Form], x: Tensor, expecte
     return f"its output is not that of the block: {far}"
 
 
-def _compare(double: nn.Module, state: _State, form: Form, own: Callable[[Tensor], Any], x: Tensor) -> float:
+def _compare(double: nn.Module, state: State, form: Form, own: Callable[[Tensor], Any], x: Tensor) -> float:
     """Return the largest difference of outputs and gradients; Mismatch if it is over the limit."""
     inputs = [x, *(p for p in double.parameters() if p.requires_grad)]
     found = []
@@ -179,7 +184,7 @@ def _compare(double: nn.Module, state: _State, form: Form, own: Callable[[Tensor
     scale = max(float(g.abs().max()) for g in found[0][1:])
     worst = relative(found[1][0], found[0][0])
     for ours, theirs in zip(found[1][1:], found[0][1:], strict=True):
-        worst = max(worst, float((ours - theirs).abs().max()) / scale)
+        worst = worst_of(worst, float((ours - theirs).abs().max()) / scale)
     if not worst <= LIMIT:
         raise Mismatch(f"its output or gradient differs by {worst:.2g} from that of the block")
     return worst
@@ -226,7 +231,7 @@ def spectral_norm_difference(module: nn.Module, tensor: str = "weight") -> float
             results.append([weight, *grads, *vectors])
         if len(results[0]) != len(results[1]):
             raise Mismatch("its tensors change when it is fused")
-        worst = max(worst, *(relative(a, b) for a, b in zip(*results, strict=True)))
+        worst = worst_of(worst, *(relative(a, b) for a, b in zip(*results, strict=True)))
     if not worst <= LIMIT:
         raise Mismatch(f"its spectral norm differs by {worst:.2g} from the power iteration of one vector")
     return worst

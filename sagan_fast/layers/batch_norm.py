@@ -23,26 +23,20 @@ def batch_norm_relu(norm: nn.BatchNorm2d, x: Tensor, backend: str = "auto") -> T
 
 def fused(
     norm: nn.BatchNorm2d, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None = None,
-    *, relu: bool = False, backend: str = "auto",
+    *, relu: bool = False, one_plus: bool = False, backend: str = "auto",
 ) -> Tensor | None:  # fmt: skip
     """Return gain * normalised x + bias, or its ReLU, by our kernels; None where they do not run here.
 
     `norm` gives the statistics, and its running averages move as in its own forward, over all processes for a
-    `SyncedBatchNorm2d`; its own gain and bias are left out. `gain`, `bias` and classes `y` are as in
-    `functional.conditional_batch_norm`. With hooks on `norm`, in a subclass of another's, and where its own forward
-    would raise an error, the result is None.
+    `SyncedBatchNorm2d`; its own gain and bias are left out. `gain`, `bias`, classes `y` and `one_plus` are as in
+    `functional.conditional_batch_norm`. The result is None where `fused_backend` is, and for tables of another length.
     """
-    chosen = "eager" if is_plain() else choose_batch_norm(_OP, backend, x).backend
-    if chosen == "eager" or not _fits(norm, x, gain, y):
+    chosen = fused_backend(norm, x, backend)
+    rows = y if y is not None else gain if gain is not None and gain.ndim == 2 else None
+    if chosen is None or (rows is not None and len(rows) != len(x)):
         return None
     training = norm.training or norm.running_mean is None
-    sync = None
-    if type(norm) is SyncedBatchNorm2d and norm.training and dist.is_initialized():
-        if norm.momentum is None:
-            return None
-        sync = Sync(of_all, dist.all_reduce)
-    elif training and x.numel() == x.shape[1]:
-        return None
+    sync = Sync(of_all, dist.all_reduce) if _is_synced(norm) else None
     momentum = norm.momentum or 0.0
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -50,14 +44,26 @@ def fused(
             momentum = 1.0 / float(norm.num_batches_tracked)
     moves = not norm.training or norm.track_running_stats
     running = (norm.running_mean, norm.running_var) if moves else (None, None)
-    options = Options(training, momentum, norm.eps, relu, sync=sync, backend=chosen)
+    options = Options(training, momentum, norm.eps, relu, one_plus, sync, chosen)
     return fused_batch_norm(x, gain, bias, y, *running, options)
 
 
-def _fits(norm: nn.BatchNorm2d, x: Tensor, gain: Tensor | None, y: Tensor | None) -> bool:
-    if type(norm) not in (nn.BatchNorm2d, SyncedBatchNorm2d) or is_watched(norm):
-        return False
+def fused_backend(norm: nn.BatchNorm2d, x: Tensor, backend: str = "auto") -> str | None:
+    """Return the backend by which `fused` computes `norm` of `x`, "triton" or "cpu"; None where `norm` does so itself.
+
+    That is where no kernel runs, with hooks on `norm`, in a subclass of another's, and where its own forward would
+    raise an error.
+    """
+    chosen = "eager" if is_plain() else choose_batch_norm(_OP, backend, x).backend
+    if chosen == "eager" or type(norm) not in (nn.BatchNorm2d, SyncedBatchNorm2d) or is_watched(norm):
+        return None
     if x.ndim != 4 or x.shape[1] != norm.num_features:
-        return False
-    rows = y if y is not None else gain if gain is not None and gain.ndim == 2 else None
-    return rows is None or len(rows) == len(x)
+        return None
+    if _is_synced(norm):
+        return None if norm.momentum is None else chosen
+    single = x.numel() == x.shape[1] and (norm.training or norm.running_mean is None)
+    return None if single else chosen
+
+
+def _is_synced(norm: nn.BatchNorm2d) -> bool:
+    return type(norm) is SyncedBatchNorm2d and norm.training and dist.is_initialized()

@@ -124,10 +124,10 @@ def test_a_mis_sized_image_is_refused_by_name_or_resized_when_asked(tmp_path, fe
         (["--features", "F", "--protocol", "dirty"], "protocol must be one of clean, official, got 'dirty'"),
         (
             ["--features", "F", "--metrics", "fid,ssim"],
-            "--metrics must be all, or some of fid,is,kid,prdc,intra_fid,face-rate, got ssim",
+            "--metrics must be all, or some of fid,is,kid,prdc,intra_fid,face-rate,gan-test, got ssim",
         ),
         (["--features", "F", "--metrics", "fid,face_rat"], "got face_rat: did you mean 'face-rate'?"),
-        (["--features", "F", "--metrics", "all,ssim"], "face-rate, got ssim"),
+        (["--features", "F", "--metrics", "all,ssim"], "face-rate,gan-test, got ssim"),
         (["--features", "F", "--metrics", "is", "--count", "5"], "--splits must be at most the count, got 10 for 5"),
         (["--features", "F", "--truncation", "-1"], "truncation must be positive"),
         (["--features", "F", "--resolution", "16"], "--resolution is for folders of images"),
@@ -313,3 +313,26 @@ def test_face_rate_without_weights_is_refused(tmp_path, features, sentence):
     what = ["evaluate", str(pictures(tmp_path / "a")), "--data", "shapes", "--metrics", "face-rate"]
     assert cli.main(what) == 2
     assert "the metric face-rate needs --face-weights FILE: the published FaceBoxesProd.pth is described" in sentence()
+
+
+def test_gan_test_alone_needs_no_features_and_beside_others_joins_them(tmp_path, features, capsys, monkeypatch):
+    monkeypatch.setattr("sagan_fast.evaluation.gan_test.IMAGES_SEEN", 300)
+    for label, folder in enumerate(("a", "b")):
+        pictures(tmp_path / "real" / folder, 10, seed=label)
+    what = ["evaluate", f"folder:{tmp_path / 'real'}", "--data", f"folder:{tmp_path / 'real'}", "--resolution", "8"]
+    what += ["--json", str(tmp_path / "s.json"), "--splits", "1", "--metrics"]
+    assert cli.main([*what, "gan-test"]) == 0
+    alone = json.loads((tmp_path / "s.json").read_text())
+    assert "fid" not in alone and alone["gan_test_of"] == 20 and set(alone["gan_test_per_class"]) == {"a", "b"}
+    last = capsys.readouterr().out.splitlines()[-2]
+    assert (
+        last.startswith(f"gan-test: {alone['gan_test']:.3f} of 20 generated images show their class") and "b " in last
+    )
+    assert cli.main([*what, "gan_test,fid", "--features", features]) == 0
+    both = json.loads((tmp_path / "s.json").read_text())
+    assert both["gan_test"] == alone["gan_test"] and both["fid"] == pytest.approx(0, abs=1e-3)
+
+
+def test_gan_test_of_images_without_classes_is_refused(tmp_path, sentence):
+    assert cli.main(["evaluate", str(pictures(tmp_path / "a")), "--data", "shapes", "--metrics", "gan-test"]) == 2
+    assert "gan-test needs generated images with classes, and these have none" in sentence()

@@ -121,7 +121,7 @@ def test_broken_image_ends_with_its_sentence_at_its_batch(folder, num_workers):
     batch_of_it = epoch_order(12, 5, 0).tolist().index(9) // 2
     stream = batches(dataset, batch_size=2, seed=5, num_workers=num_workers)
     assert len(take(batch_of_it, stream)) == batch_of_it
-    said = r"^\S+b.3\.png cannot be read: it is not an image that Pillow can read; on_broken=skip leaves such images out$"
+    said = r"^\S+b.3\.png cannot be read: .*; on_broken=skip leaves such images out$"
     with pytest.raises(InputError, match=said):
         next(stream)
 

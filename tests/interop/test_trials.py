@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from normed_net import is_same, state_of
 from torch import nn
 from torch.nn.utils.spectral_norm import spectral_norm as legacy
 
-from sagan_fast.interop.trials import Mismatch, attention_form, float64_copy, relative, spectral_norm_difference
+from sagan_fast.interop.trials import (
+    Mismatch,
+    attention_form,
+    float64_copy,
+    relative,
+    spectral_norm_difference,
+    worst_of,
+)
 
 
 def test_the_copy_is_in_float64_without_hooks_and_the_original_untouched():
@@ -43,6 +51,7 @@ def test_the_form_says_names_pool_and_what_the_forward_reads():
 
 
 def test_relative_differences_and_shapes():
+    assert worst_of(0.0, 2.0, 1.0) == 2.0 and math.isnan(worst_of(1.0, math.nan, 2.0))
     assert relative(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0])) == 0.25
     assert relative(torch.zeros(2), torch.zeros(3)) == float("inf")
 

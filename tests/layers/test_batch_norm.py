@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sagan_fast.layers.batch_norm import batch_norm_relu, fused, is_watched
+from sagan_fast.layers.batch_norm import batch_norm_relu, fused, fused_backend, is_watched
 from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
 from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d, sync_batch_norms
 from shared_by_tests import randn, run_ranks
@@ -71,6 +71,16 @@ def test_on_the_cpu_it_is_what_pytorch_computes(training, generator):
     tail = drawn(nn.BatchNorm2d(3), generator).double().eval()
     torch.testing.assert_close(batch_norm_relu(tail, x), F.relu(tail(x)))
     assert fused(layer.norm, x.detach().bfloat16(), None, None) is None
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_one_is_added_to_gains_by_image(backend, generator):
+    norm = nn.BatchNorm2d(3, affine=False).double()
+    x, gain, bias = (randn(*shape, generator=generator) for shape in ((4, 3, 2, 5), (4, 3), (4, 3)))
+    found = fused(norm, x, gain, bias, one_plus=True, backend=backend)
+    torch.testing.assert_close(found, norm(x) * (1 + gain)[:, :, None, None] + bias[:, :, None, None])
+    assert fused_backend(norm, x) == "cpu" and fused_backend(norm, x[:1, :, :1, :1]) is None
+    assert fused(norm, x, gain[:1], bias[:1]) is None
 
 
 class Another(nn.BatchNorm2d):

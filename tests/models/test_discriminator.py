@@ -14,7 +14,7 @@ def test_parameter_counts_are_the_official_ones():
     assert counts == {"official-128-feat32": 39_463_618, "official-128-feat64": 39_448_258}
 
 
-@pytest.mark.parametrize("name", ["shapes-32", "cifar-32", "tiny-imagenet-64"])
+@pytest.mark.parametrize("name", ["demo-32", "shapes-32", "cifar-32", "tiny-imagenet-64"])
 def test_one_logit_an_image(name):
     model = Discriminator.from_preset(name, base_channels=4)
     size = model.config.resolution

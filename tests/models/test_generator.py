@@ -13,7 +13,7 @@ def test_parameter_counts_are_the_official_ones():
     assert counts == {"official-128-feat32": 42_078_852, "official-128-feat64": 42_017_412}
 
 
-@pytest.mark.parametrize("name", ["shapes-32", "cifar-32", "tiny-imagenet-64"])
+@pytest.mark.parametrize("name", ["demo-32", "shapes-32", "cifar-32", "tiny-imagenet-64"])
 def test_images_are_of_the_presets_size_and_in_range(name):
     model = Generator.from_preset(name, base_channels=4)
     out = model(torch.randn(3, 128), torch.tensor([0, 1, 2]))

@@ -17,11 +17,11 @@ def test_a_dry_run_says_what_the_run_will_be_like(tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert cli.main([*TINY, "--cuda-graph=true", "--out", "runs/a"]) == 0
     said = capsys.readouterr().out
-    for part in ("data          5000 images of shapes, 10 classes", "625.0 steps of 8 images an epoch; 1250 steps: 2.0 epochs",
+    for part in ("data          5000 images of shapes, 10 classes", "625.0 steps of 8 images an epoch; 1250 steps: 2.0",
                  "generator     ", " parameters", "attention     G: attentions.16: eager (8 maps of 256 x 64 are small",
                  "attention     D: attentions.16: eager", "memory        ", "speed         ", " s a step, ",
                  "cuda graph    none: the run is on cpu",
-                 "end           1250 steps take ", "nothing was written: leave out --dry-run to start"):  # fmt: skip
+                 "end           1250 steps in ", "nothing was written: leave out --dry-run to start"):  # fmt: skip
         assert part in said, part
     assert list(tmp_path.iterdir()) == []
 
