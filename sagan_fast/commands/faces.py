@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,11 @@ from sagan_fast.words import counted, nearest
 if TYPE_CHECKING:
     from sagan_fast.faces import Detector
     from sagan_fast.faces.crops import Cropped
+    from sagan_fast.faces.wider import Picture
 
 MAX_SIDE = 1080
 """Default of the commands. Faces under about 20 pixels are missed in a smaller picture, those over 1000 in a larger."""
+STOPPING = "stopping after this step; Ctrl-C again to stop now and lose what came after the last write of last.pth"
 
 
 @dataclass
@@ -123,7 +127,8 @@ class Train:
     """Train FaceBoxes on annotated pictures, with the recipe of the paper and of the released code by default.
 
     The annotations have the format of WIDER FACE's wider_face_train_bbx_gt.txt. The output folder gets last.pth, which
-    --weights of the other commands takes, and log.jsonl.
+    --weights of the other commands takes, and log.jsonl. Ctrl-C ends the training after the step under way and writes
+    last.pth; --resume goes on from there.
     """
 
     annotations: str
@@ -146,15 +151,15 @@ class Train:
     """number of steps between two writes of last.pth"""
     num_workers: int = 0
     """number of processes that read and augment pictures"""
+    on_broken: OnBroken = "fail"
+    """what to do with a picture that cannot be read: fail, or take another instead and say so"""
     device: Float64Device = "auto"
     """where to compute; auto takes cuda if available"""
 
 
 def _train(args: list[str]) -> None:
-    from sagan_fast.faces.average_precision import Accuracy
     from sagan_fast.faces.network import FaceBoxes
     from sagan_fast.faces.train import LAST, Recipe, score, train
-    from sagan_fast.faces.wider import read_annotations
     from sagan_fast.training.signals import stop_on_signals
 
     options, recipe = _read("train", args, (Train, Recipe))
@@ -165,28 +170,46 @@ def _train(args: list[str]) -> None:
     out = Path(options.out).expanduser()
     if (out / LAST).exists() and not options.resume:
         raise InputError(f"{out} holds a training already: continue it with --resume, or give another folder")
-    pictures = read_annotations(options.annotations, options.images)
-    held_out = read_annotations(options.val_annotations, options.val_images) if options.val_annotations else []
-    print(
-        f"{counted(len(pictures), 'picture')} with {counted(sum(len(p.faces) for p in pictures), 'face')}",
-        flush=True,
-    )
-
-    def say(step: int, values: dict[str, float]) -> None:
-        if step % options.log_every == 0 or step == recipe.steps:
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            print(f"step {step}/{recipe.steps}  {shown}", flush=True)
-
+    pictures = _annotated("training", options.annotations, options.images, options.on_broken)
+    held_out = []
+    if options.val_annotations and options.val_images:
+        held_out = _annotated("validation", options.val_annotations, options.val_images, options.on_broken)
     start = None if options.weights is None else FaceBoxes().load_weights(options.weights)
-    with stop_on_signals() as stopped:
-        net = train(
-            pictures, recipe, out=out, net=start, device=options.device, num_workers=options.num_workers,
-            resume=options.resume, save_every=options.save_every, on_step=say, stop=lambda: bool(stopped),
-        )  # fmt: skip
-    print(f"weights in {out / LAST}")
+    say = functools.partial(print, flush=True)
+
+    def show(step: int, line: dict[str, float]) -> None:
+        shown = "  ".join(f"{name} {line[name]:.4g}" for name in ("loss", "location", "confidence", "lr"))
+        left = timedelta(seconds=round(line["seconds"] * (recipe.steps - step)))
+        say(f"step {step}/{recipe.steps}  {shown}  {line['seconds']:.2f} s a step, {left} left")
+
+    try:
+        with stop_on_signals(STOPPING) as stopped:
+            net, step = train(
+                pictures, recipe, out=out, net=start, device=options.device, num_workers=options.num_workers,
+                resume=options.resume, on_broken=options.on_broken, log_every=options.log_every,
+                save_every=options.save_every, on_line=show, say=say, stop=lambda: bool(stopped),
+            )  # fmt: skip
+    except KeyboardInterrupt as error:
+        kept = "--resume goes on from last.pth" if (out / LAST).exists() else "nothing was saved yet"
+        raise KeyboardInterrupt(f"{out}: interrupted; {kept}") from error
+    if step < recipe.steps:
+        print(f"{out}: stopped as asked at step {step}; the same command with --resume goes on")
+        return
+    print(f"{out}: done at step {step}; use it with --weights {out / LAST}")
     if held_out:
-        found: Accuracy = score(net.cpu(), held_out)
+        found = score(net.cpu(), held_out, on_broken=options.on_broken, say=say)
         print(f"AP@.5 {found.average_precision:.3f}, recall {found.recall:.3f} of {counted(found.faces, 'face')}")
+
+
+def _annotated(what: str, annotations: str, images: str, on_broken: OnBroken) -> list[Picture]:
+    """Return the annotated pictures and say how many there are."""
+    from sagan_fast.faces.wider import read_annotations
+
+    found = read_annotations(annotations, images, on_broken)
+    faces = counted(sum(len(picture.faces) for picture in found), "face")
+    empty = sum(not len(picture.faces) for picture in found)
+    print(f"{what}: {counted(len(found), 'picture')} with {faces}, {counted(empty, 'picture')} without", flush=True)
+    return found
 
 
 def _detect(args: list[str]) -> None:
@@ -201,9 +224,7 @@ def _detect(args: list[str]) -> None:
     detector, out = _detector(finding, options.min_score), Path(options.out).expanduser()
     pictures = Path(options.pictures).expanduser()
     if pictures.is_dir() and out.resolve().is_relative_to(pictures.resolve()):
-        raise InputError(
-            f"{out} is in {pictures}: drawings there would be searched for faces too; choose another --out"
-        )
+        raise InputError(f"{out} is in {pictures}: drawings there would be searched for faces; choose another --out")
     listed, broken, total = photographs(options.pictures), dict[str, str](), 0
     images = []
     for name, pixels, faces in detections(listed, detector, finding.on_broken, broken):
@@ -213,13 +234,11 @@ def _detect(args: list[str]) -> None:
         images.append({"file": name, "width": width, "height": height, "faces": boxes})
         total += len(faces)
     with written(out / "faces.json") as file:
-        settings: dict[str, object] = {
-            "weights_sha256": detector.sha256,
-            "min_score": options.min_score,
-            "max_side": finding.max_side,
-        }
-        settings |= {"enlarge": finding.enlarge, "precision": finding.precision}
-        file.write(json.dumps({**settings, "images": images, "broken": broken}, indent=1).encode() + b"\n")
+        report = {
+            "weights_sha256": detector.sha256, "min_score": options.min_score, "max_side": finding.max_side,
+            "enlarge": finding.enlarge, "precision": finding.precision, "images": images, "broken": broken,
+        }  # fmt: skip
+        file.write(json.dumps(report, indent=1).encode() + b"\n")
     print(f"{counted(total, 'face')} in {counted(len(images), 'picture')}: {out / 'faces.json'}")
     _say_broken(broken)
 
@@ -232,12 +251,8 @@ def _crop(args: list[str]) -> None:
 
     def show(done: Cropped, total: int) -> None:
         if sys.stderr.isatty():
-            print(
-                f"\r{done.photographs}/{total} photographs, {counted(done.crops, 'crop')}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            sys.stderr.write(f"\r{done.photographs}/{total} photographs, {counted(done.crops, 'crop')}")
+            sys.stderr.flush()
 
     done = crop_folder(
         options.photographs, out, _detector(finding, options.min_score), size=options.size, margin=options.margin,
@@ -245,11 +260,9 @@ def _crop(args: list[str]) -> None:
     )  # fmt: skip
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    crops, photographs = counted(done.crops, "crop"), counted(done.photographs, "photograph")
     small = f", {counted(done.too_small, 'face')} too small" if done.too_small else ""
-    print(
-        f"{counted(done.crops, 'crop')} of {counted(done.photographs, 'photograph')}, {done.without} without a "
-        f"face{small}: {out / MANIFEST}"
-    )
+    print(f"{crops} of {photographs}, {done.without} without a face{small}: {out / MANIFEST}")
     if done.crops:
         print(f"train with: sagan-fast train --preset faces-64 --data folder:{out} --out RUN")
     _say_broken(done.broken)
@@ -324,9 +337,8 @@ ACTIONS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 def run(args: list[str]) -> None:
     """Parse and run `sagan-fast faces ACTION`."""
     if not args or args[0] in ("-h", "--help"):
-        print(
-            f"usage: sagan-fast faces {{{','.join(ACTIONS)}}} ...\n\nFind faces with FaceBoxes (Zhang et al. 2017).\n"
-        )
+        print(f"usage: sagan-fast faces {{{','.join(ACTIONS)}}} ...\n")
+        print("Find faces with FaceBoxes (Zhang et al. 2017).\n")
         for name, (_, what) in ACTIONS.items():
             print(f"  {name:7} {what}")
         print("\nsagan-fast faces ACTION --help shows its options.")

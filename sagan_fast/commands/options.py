@@ -24,7 +24,8 @@ METAVARS: dict[Any, str] = {
     "init_from": "RUN", "resume_from": "STEP", "json": "FILE", "class_id": "CLASS",
     "to_class": "CLASS", "eval_data": "SPEC", "wandb": "PROJECT", "save_statistics": "FILE",
     "inception_weights": "FILE", "face_weights": "FILE", "weights": "FILE", "classes": "FILE", "sweep": "FILE",
-    "features": "NAME", "micro_batch_size": "N",
+    "features": "NAME", "micro_batch_size": "N", "annotations": "FILE", "images": "FOLDER", "val_annotations": "FILE",
+    "val_images": "FOLDER",
 }  # fmt: skip
 """What stands for a value in the help, by the type or the name of the option."""
 OPTIONS: set[str] = set()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sagan_fast.choices import OnBroken
 from sagan_fast.data.listing import EXTENSIONS
 from sagan_fast.errors import InputError
 from sagan_fast.faces.pictures import Pixels, read_picture
@@ -37,11 +38,12 @@ class Picture:
         return read_picture(self.path) if self.pixels is None else self.pixels
 
 
-def read_annotations(file: str | Path, images: str | Path) -> list[Picture]:
+def read_annotations(file: str | Path, images: str | Path, on_broken: OnBroken = "fail") -> list[Picture]:
     """Return the pictures that the annotation `file` lists, their paths relative to the folder `images`.
 
     Faces that are marked invalid or have no area are left out; pictures without faces are kept. Raises InputError, with
-    the number of the line, for anything that is not in the format, and for a list whose first picture is not there.
+    the number of the line, for anything that is not in the format, and for pictures that do not exist; with `on_broken`
+    "skip" only if none exists.
     """
     file, images = Path(file).expanduser(), Path(images).expanduser()
     with explained(f"the annotations {file} cannot be read", kinds=(OSError, UnicodeDecodeError)):
@@ -65,8 +67,14 @@ def read_annotations(file: str | Path, images: str | Path) -> list[Picture]:
         pictures.append(Picture(images / name, faces))
     if not pictures:
         raise InputError(f"the annotations {file} list no pictures")
-    if not pictures[0].path.is_file():
-        raise InputError(f"{file} lists {pictures[0].path}, which does not exist: check the folder of the images")
+    missing = [picture.path for picture in pictures if not picture.path.is_file()]
+    if len(missing) == len(pictures):
+        raise InputError(f"{file} lists {missing[0]}, which does not exist: check the folder of the images")
+    if missing and on_broken == "fail":
+        raise InputError(
+            f"{len(missing)} of the {len(pictures)} pictures in {file} do not exist, such as {missing[0]}: "
+            "--on-broken skip does without them"
+        )
     return pictures
 
 

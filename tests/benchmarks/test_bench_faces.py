@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_rows_take_turns_and_a_dead_one_says_why(tmp_path):
     for row in rows:
         row.process.kill()
         row.process.wait()
+
+
+def test_records_of_a_kind_are_written_before_the_next_is_measured(tmp_path, monkeypatch):
+    row = Row("ours", "file", answering("print('{\"\": [9, 0.001]}', flush=True)"), None, {})
+    row.ask("")
+    monkeypatch.setattr(bench_faces, "rows", lambda *args: [row])
+    options = Namespace(threads=torch.get_num_threads(), rounds=1, only="", out=tmp_path)
+    shown = bench_faces.measured(tmp_path, "file", options)
+    assert shown[0][:3] == [f"file-{options.threads}", "ours", pytest.approx(1)] and row.process.returncode is not None
+    (record,) = [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
+    assert record["provider"] == "ours" and record["p50_us"] == pytest.approx(1000)
 
 
 def test_a_row_of_several_kinds_has_a_record_of_each():

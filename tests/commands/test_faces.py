@@ -1,6 +1,7 @@
 """`sagan-fast faces` end to end, with random weights: they find whatever they find."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from sagan_fast import cli
 from sagan_fast.faces import FaceBoxes
+from sagan_fast.faces.augment import augment
 from sagan_fast.faces.weights import PUBLISHED, PUBLISHED_SHA256
 
 
@@ -32,7 +34,7 @@ def album(tmp_path, rng):
 def test_drawings_are_not_searched_for_faces(weights, album, sentence):
     for out in (album, album / "found"):
         assert cli.main(["faces", "detect", str(album), "--out", str(out), "--weights", weights]) == 2
-        assert "drawings there would be searched for faces too" in sentence()
+        assert "drawings there would be searched for faces" in sentence()
 
 
 def test_detect_draws_and_lists(weights, album, tmp_path, capsys):
@@ -63,23 +65,47 @@ def test_crop_makes_a_folder_to_train_on(weights, album, tmp_path, capsys):
     assert all(Image.open(out / line["file"]).size == (32, 32) for line in lines)
 
 
-def test_train_then_use_what_was_trained(tmp_path, rng, capsys):
+@pytest.fixture
+def to_train(tmp_path, rng):
+    """Options of a tiny training, on a picture with a face and one without, which has WIDER FACE's line of zeros."""
     images = tmp_path / "images"
     images.mkdir()
-    Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(images / "x.jpg")
-    (tmp_path / "gt.txt").write_text("x.jpg\n1\n10 10 60 60 0 0 0 0 0 0\n")
-    data = ["--annotations", str(tmp_path / "gt.txt"), "--images", str(images)]
-    val = ["--val-annotations", str(tmp_path / "gt.txt"), "--val-images", str(images)]
-    args = ["faces", "train", *data, *val, "--out", str(tmp_path / "run"), "--size", "64", "--batch-size", "2"]
-    args += ["--device", "cpu", "--log-every", "1", "--decay-at", "[2]"]
-    assert cli.main([*args, "--steps", "2"]) == 0
+    for name in "xy":
+        Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(images / f"{name}.jpg")
+    (tmp_path / "gt.txt").write_text("x.jpg\n1\n10 10 60 60 0 0 0 0 0 0\ny.jpg\n0\n0 0 0 0 0 0 0 0 0 0\n")
+    args = ["faces", "train", "--annotations", str(tmp_path / "gt.txt"), "--images", str(images)]
+    args += ["--out", str(tmp_path / "run"), "--size", "64", "--batch-size", "2"]
+    return [*args, "--device", "cpu", "--log-every", "1", "--decay-at", "[2]"]
+
+
+def test_train_then_use_what_was_trained(to_train, tmp_path, capsys):
+    val = ["--val-annotations", str(tmp_path / "gt.txt"), "--val-images", str(tmp_path / "images")]
+    assert cli.main([*to_train, *val, "--steps", "2"]) == 0
     said = capsys.readouterr().out
-    assert "1 picture with 1 face" in said and "step 2/2" in said and "AP@.5" in said
-    assert cli.main([*args, "--steps", "3", "--resume"]) == 0
-    assert "step 3/3" in (said := capsys.readouterr().out) and "step 2/3" not in said
+    assert "training: 2 pictures with 1 face, 1 picture without" in said and "validation: 2 pictures" in said
+    assert "step 2/2" in said and "AP@.5" in said and "0:00:00 left" in said
+    assert cli.main([*to_train, "--steps", "3", "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "step 3/3" in said and "step 2/3" not in said and "last.pth: going on at step 2; steps 2 is now 3" in said
     trained = str(tmp_path / "run" / "last.pth")
-    found = ["faces", "detect", str(images), "--out", str(tmp_path / "found"), "--weights", trained, "--device", "cpu"]
-    assert cli.main(found) == 0
+    found = ["faces", "detect", str(tmp_path / "images"), "--out", str(tmp_path / "found"), "--weights", trained]
+    assert cli.main([*found, "--device", "cpu"]) == 0
+
+
+def test_ctrl_c_loses_nothing(to_train, tmp_path, monkeypatch, capfd):
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return augment(*args)
+
+    monkeypatch.setattr("sagan_fast.faces.samples.augment", interrupted)
+    assert cli.main([*to_train, "--steps", "9"]) == 0  # the second signal at once is the echo of the first
+    said = capfd.readouterr()
+    assert "stopping after this step" in said.err
+    assert f"{tmp_path / 'run'}: stopped as asked at step 1; the same command with --resume goes on" in said.out
+    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] == 1
+    monkeypatch.setattr("sagan_fast.training.signals.IMPATIENCE", -1.0)
+    assert cli.main([*to_train, "--steps", "9", "--resume"]) == 130
+    assert "run: interrupted; --resume goes on from last.pth" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 import torch
 from face_pictures import composed, drawn_picture
 
+from sagan_fast.data.loader import epoch_order
 from sagan_fast.errors import Diverged, InputError
 from sagan_fast.faces import FaceBoxes
-from sagan_fast.faces.train import LAST, Augmented, Recipe, score, train
+from sagan_fast.faces.train import LAST, Lines, Recipe, score, train
 from sagan_fast.faces.wider import Picture
 
 TINY = Recipe(steps=4, batch_size=2, size=64, lr=1e-3, decay_at=(2,), warmup=2)
@@ -33,32 +34,61 @@ def test_the_learning_rate_steps_down():
 
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, rng):
     pictures = drawn(5, rng)
-    told = []
-    whole = train(pictures, TINY, out=tmp_path / "whole", on_step=lambda step, values: told.append((step, values)))
-    assert [step for step, _ in told] == [1, 2, 3, 4] and not whole.training
+    told, said = [], []
+    whole, step = train(pictures, TINY, out=tmp_path / "whole", log_every=1, on_line=lambda *line: told.append(line))
+    assert [step for step, _ in told] == [1, 2, 3, 4] and step == 4 and not whole.training
     assert told[0][1]["loss"] == pytest.approx(2 * told[0][1]["location"] + told[0][1]["confidence"])
-    calls = iter([False, True])
-    train(pictures, TINY, out=tmp_path / "cut", stop=lambda: next(calls))
-    resumed = train(pictures, TINY, out=tmp_path / "cut", resume=True)
-    assert same(whole, resumed)
+    calls, cut = iter([False, True]), tmp_path / "cut"
+    assert train(pictures, TINY, out=cut, stop=lambda: next(calls))[1] == 2
+    with (cut / "log.jsonl").open("a") as log:  # of steps after the last write, and of a line that was cut off
+        log.write('{"step": 3}\n{"ste')
+    resumed, step = train(pictures, TINY, out=cut, resume=True, say=said.append)
+    assert same(whole, resumed) and step == 4 and said == [f"{cut / LAST}: going on at step 2"]
     assert same(whole, FaceBoxes().load_weights(tmp_path / "whole" / LAST))
-    assert [json.loads(x)["step"] for x in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()] == [2, 4]
+    assert [json.loads(x)["step"] for x in (cut / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    faster = dataclasses.replace(TINY, lr=2e-3)
+    assert same(train(pictures, faster, out=cut, resume=True, say=said.append)[0], resumed)
+    assert said[-1] == f"{cut / LAST}: going on at step 4; lr 0.001 is now 0.002"
 
 
-def test_samples_depend_on_seed_and_place_alone(rng):
-    pictures = drawn(3, rng)
-    a, b, c = (Augmented(pictures, 64, seed) for seed in (1, 1, 2))
-    b[0]
-    assert torch.equal(a[5][0], b[5][0]) and not torch.equal(a[5][0], c[5][0])
-    seen = {next(i for i, p in enumerate(pictures) if p is pictures[int(k)]) for k in range(3)}
-    assert seen == {0, 1, 2}
+def test_a_line_has_the_means_since_the_line_before(tmp_path):
+    told = []
+    lines = Lines(tmp_path, 3, lambda *line: told.append(line))
+    for step, loss in enumerate((6.0, 1.0, 3.0, 7.0, 9.0), 1):
+        lines.add(step, {"loss": loss}, lr=step / 10, due=step in (1, 5))
+    assert [(step, line["loss"], line["lr"]) for step, line in told] == [(1, 6, 0.1), (3, 2, 0.3), (5, 8, 0.5)]
+    assert [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [6, 2, 8]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_one_sentence(tmp_path, rng, workers):
+def test_a_picture_that_cannot_be_read_is_one_sentence_and_nothing_is_lost(tmp_path, rng, workers):
     gone = Picture(tmp_path / "gone.jpg", np.array([[1, 2, 30, 40]], np.float32))
-    with pytest.raises(InputError, match=r"^\S*gone.jpg cannot be read: No such file or directory$"):
+    with pytest.raises(InputError, match=r"^\S*gone.jpg cannot be read: No such file or directory; --on-broken skip"):
         train([gone], TINY, num_workers=workers)
+    pictures, one = drawn(3, rng), dataclasses.replace(TINY, batch_size=1, size=160)
+    order = epoch_order(4, one.seed, 0)
+    pictures.insert(int(order[2]), gone)  # the third step needs it
+    with pytest.raises(InputError, match=r"gone.jpg cannot be read"):
+        train(pictures, one, out=tmp_path / "run", num_workers=workers)
+    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["step"] == 2
+    said = []
+    kwargs = {"out": tmp_path / "run", "num_workers": workers, "resume": True, "on_broken": "skip", "say": said.append}
+    assert train(pictures, one, **kwargs)[1] == 4
+    assert said == [
+        f"{tmp_path / 'run' / LAST}: going on at step 2",
+        f"left out: {gone.path} cannot be read: No such file or directory",
+    ]
+
+
+def test_a_score_without_the_pictures_that_cannot_be_read(tmp_path, rng, trained):
+    gone, said = Picture(tmp_path / "gone.jpg", np.array([[1, 2, 30, 40]], np.float32)), []
+    pictures = drawn(2, rng, 64)
+    with pytest.raises(InputError, match="gone.jpg cannot be read"):
+        score(trained, [*pictures, gone])
+    found = score(trained, [*pictures, gone], on_broken="skip", say=said.append)
+    assert found == score(trained, pictures) and said == [
+        f"left out: {gone.path} cannot be read: No such file or directory"
+    ]
 
 
 def test_what_cannot_be_trained(tmp_path, rng):
@@ -69,7 +99,9 @@ def test_what_cannot_be_trained(tmp_path, rng):
     torch.save(FaceBoxes().state_dict(), tmp_path / LAST)
     with pytest.raises(InputError, match="without the state of a training"):
         train(drawn(1, rng), TINY, out=tmp_path, resume=True)
-    for wrong in ({"lr": 0}, {"steps": 0}, {"size": 16}):
+    with pytest.raises(InputError, match=f"cannot write to {tmp_path / LAST}: "):  # before the first step
+        train(drawn(1, rng), TINY, out=tmp_path / LAST)
+    for wrong in ({"lr": 0}, {"steps": 0}, {"size": 16}, {"batch_size": 1, "size": 128}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             Recipe(**wrong)
 
@@ -84,8 +116,8 @@ def test_eight_drawn_pictures_are_learned_by_heart(rng, monkeypatch):
 
         return as_input(pixels)[0].flip(0), torch.from_numpy(faces)
 
-    monkeypatch.setattr("sagan_fast.faces.train.augment", whole)
-    net = train(pictures, Recipe(steps=120, batch_size=8, size=256, lr=0.02, decay_at=(90,), warmup=10))
+    monkeypatch.setattr("sagan_fast.faces.samples.augment", whole)
+    net, _ = train(pictures, Recipe(steps=120, batch_size=8, size=256, lr=0.02, decay_at=(90,), warmup=10))
     found = score(net, pictures, min_score=0.5)
     assert found.recall == 1 and found.wrong == 0, found
 
@@ -95,6 +127,6 @@ def test_from_nothing_to_faces_never_seen(photographs, rng):
     """Faces and backgrounds of the score are held out; minutes on two cores."""
     pictures = composed(photographs, True, 400, 320, (28, 130), rng)
     unseen = composed(photographs, False, 60, 256, (28, 120), rng)
-    net = train(pictures, Recipe(steps=1000, batch_size=16, size=256, lr=0.02, decay_at=(750, 920), warmup=50))
+    net, _ = train(pictures, Recipe(steps=1000, batch_size=16, size=256, lr=0.02, decay_at=(750, 920), warmup=50))
     found = score(net, unseen)
     assert found.average_precision >= 0.7, found

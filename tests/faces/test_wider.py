@@ -28,15 +28,19 @@ def read(tmp_path):
     (tmp_path / "0--Parade").mkdir()
     Image.fromarray(np.zeros((60, 50, 3), np.uint8)).save(tmp_path / "0--Parade" / "a.jpg")
 
-    def read(text):
+    def read(text, on_broken="fail"):
         (tmp_path / "gt.txt").write_text(text)
-        return read_annotations(tmp_path / "gt.txt", tmp_path)
+        return read_annotations(tmp_path / "gt.txt", tmp_path, on_broken)
 
     return read
 
 
 def test_the_format(read, tmp_path):
-    pictures = read(GOOD)
+    with pytest.raises(
+        InputError, match=r"3 of the 4 pictures in \S*gt.txt do not exist, such as \S*b.jpg: --on-broken"
+    ):
+        read(GOOD)
+    pictures = read(GOOD, "skip")
     assert [str(p.path.relative_to(tmp_path)) for p in pictures] == [
         "0--Parade/a.jpg",
         "0--Parade/b.jpg",
@@ -58,7 +62,7 @@ def test_the_format(read, tmp_path):
         ("0--Parade/a.jpg\n2\n1 2 3 4\n", "line 4 must be x y width height of a face, got ''"),
         ("0--Parade/a.jpg\n1\n1 2 3 x\n", "line 3 must be x y width height of a face, got '1 2 3 x'"),
         ("0--Parade/a.jpg\n1\n1 2 nan 4\n", "line 3 must be x y width height"),
-        ("gone.jpg\n0\n", "lists .*gone.jpg, which does not exist: check the folder of the images"),
+        ("gone.jpg\n0\nlost.jpg\n0\n", "lists .*gone.jpg, which does not exist: check the folder of the images"),
     ],
 )
 def test_what_does_not_fit(read, text, message):
