@@ -123,7 +123,7 @@ def _second_fake(
 
 
 def _second_by(chosen: str, q: Tensor, v: Tensor) -> str:
-    """Return what second gradients run on: "cpu" also where every tile of the kernel spills, in wide float32."""
+    """Return what second gradients run on: "cpu" also where no tile of the kernel fits, in wide float32."""
     widths = q.shape[2], v.shape[2]
     return chosen if chosen != "triton" or has_rows("attention_second_dkv", precision_of(q.dtype), *widths) else "cpu"
 
