@@ -1,6 +1,6 @@
 """The launches that the gates compile, the hash of their code, and which records are about today's code.
 
-    python -m benchmarks.gates < RECORDS        those lines of executed.jsonl that are about today's code
+    python -m benchmarks.gates bf16/90 fp32/gfx942        the hashes of today's kernels, as JSON
 
 Needs torch and triton, but no GPU. Kernels are imported by the functions alone: pytest imports this file before it
 chooses whether the interpreter runs them.
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.records import ROOT
@@ -30,11 +31,36 @@ BATCH_NORMS = (
 """Maps of batch norm, how their gains come (`batch_norm_plans`), whether they are channels_last, and training."""
 
 
+_planned: dict[tuple[Any, ...], list[Any]] = {}
+"""The launches by precision and `choices`: planning one takes a third of a second, and many chips have the same."""
+
+
 def shipped_plans(dtype: str, arch: Any) -> list[Any]:
     """Return the launches at all widths on `arch`, for "fp32" after those of spectral norm. Each piece of code once.
 
     On compute capabilities that the other kernels refuse, only spectral norm is left.
     """
+    key = dtype, *choices(dtype, arch)
+    if key not in _planned:
+        _planned[key] = plan_all(dtype, arch)
+    return _planned[key]
+
+
+def choices(dtype: str, arch: Any) -> tuple[Any, ...]:
+    """Return all that launchers ask about `arch`. Where two have equal answers, they have the same launches."""
+    from sagan_fast.kernels.configs import MIN_ARCH, SMALL, _configs, lookup, row_precision
+
+    if not (is_amd := isinstance(arch, str)) and arch < MIN_ARCH:
+        return ()
+    rows = sorted({(row[0], *row[3:]) for row in _configs() if row[2] == row_precision(dtype)})
+    positions = {"any": None, "small": SMALL, "large": SMALL + 1}
+    return is_amd, *(
+        lookup(name, arch, dtype, *map(int, width.split("x")), positions[size]) for name, width, size in rows
+    )
+
+
+def plan_all(dtype: str, arch: Any) -> list[Any]:
+    """Return the same as `shipped_plans`, planned anew."""
     from benchmarks.compile import compile_key
     from benchmarks.shapes import BlockShape
     from benchmarks.shipped import (
@@ -92,36 +118,47 @@ def launches_by_name(dtype: str, arch: Any) -> dict[str, tuple[str, list[Any]]]:
     return {name: (hashlib.sha256(texts[name].encode()).hexdigest()[:12], same) for name, same in plans.items()}
 
 
-@functools.cache
-def _codes(dtype: str, arch: Any) -> dict[str, str]:
-    return {name: code for name, (code, _) in launches_by_name(dtype, arch).items()}
+@dataclass(frozen=True)
+class Today:
+    """The hashes of today's kernels, by name.
+
+    `sources` are of the code alone, `codes` of the code with its configs, by precision and chip ("bf16/90").
+    """
+
+    sources: dict[str, str]
+    codes: dict[str, dict[str, str]]
+
+    def said(self, record: dict[str, Any]) -> bool:
+        """Return whether the kernel that the record is about has the same code today. Without a hash it has not."""
+        codes = self.codes[case_of(record)] if record["evidence"] == "compiled" else self.sources
+        return "code" in record and record["code"] == codes.get(record["kernel"])
+
+
+def case_of(record: dict[str, Any]) -> str:
+    """Return precision and chip of a record of a compiled kernel ("bf16/90")."""
+    return f"{record['dtype']}/{record['arch']}"
+
+
+def hash_today(cases: Iterable[str]) -> Today:
+    """Return the hashes of today's kernels for these precisions and chips. Interpreted kernels have none."""
+    codes = {}
+    for case in cases:
+        dtype, _, chip = case.partition("/")
+        launches = launches_by_name(dtype, int(chip) if chip.isdigit() else chip)
+        codes[case] = {name: code for name, (code, _) in launches.items()}
+    plans = [plan for dtype in ("bf16", "fp32") for plan in shipped_plans(dtype, 90)]
+    return Today({plan.name: source_of(plan.kernel) for plan in plans}, codes)
 
 
 @functools.cache
-def _sources() -> dict[str, str]:
-    return {plan.name: source_of(plan.kernel) for dtype in ("bf16", "fp32") for plan in shipped_plans(dtype, 90)}
-
-
-def is_today(record: dict[str, Any]) -> bool:
-    """Return whether the kernel that the record is about has the same code today. Without a hash it has not."""
-    codes = _codes(record["dtype"], record["arch"]) if record["evidence"] == "compiled" else _sources()
-    return "code" in record and record["code"] == codes.get(record["kernel"])
-
-
-def of_today(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records about today's code. A process of its own asks: interpreted kernels have no hash."""
-    lines = "\n".join(json.dumps(record) for record in records if "code" in record)
-    if not lines:
-        return []
+def today(cases: frozenset[str]) -> Today:
+    """Return what `hash_today` does. A process of its own asks, because here kernels may be interpreted."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gates"],
-        input=lines, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "0"},
+        [sys.executable, "-m", "benchmarks.gates", *sorted(cases)],
+        stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return Today(**json.loads(done.stdout))
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        if is_today(json.loads(line)):
-            print(line, end="" if line.endswith("\n") else "\n")
+    print(json.dumps(asdict(hash_today(sys.argv[1:]))))

@@ -140,7 +140,7 @@ def readme_block(folder: Path) -> str:
         "sentryward proved that no two threads of its sm_80 machine code race. Triton compiled all widths for the "
         "compute capabilities and AMD chips named; \\* marks those where some width does not fit, or spills: on "
         "NVIDIA's over 32 bytes a thread or in an innermost loop, on AMD's at all. "
-        "The second table says which version of Triton compiled which precision.",
+        "The second table says for which chips a version of Triton compiled all kernels in a precision.",
         evidence_table(folder),
     ]
     return "\n\n".join(parts)

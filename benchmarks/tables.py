@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_loader import IMAGES
-from benchmarks.gates import of_today
+from benchmarks.gates import Today, case_of, today
 from benchmarks.records import EXECUTED, MODES, OURS
 from benchmarks.shipped import BLOCK_DTYPES as DTYPES
 from benchmarks.text import table
@@ -133,12 +133,17 @@ def derivatives_table(records: Sequence[Found]) -> str:
 def evidence_table(folder: Path) -> str:
     """Return what each kernel went through without a GPU, and what each Triton compiled (tests/evidence.py).
 
-    The last record of each kind counts, of those about today's code.
+    The last record of each kind counts, of those about today's code. Of a Triton only the chips are named for which it
+    compiled all kernels of the family.
     """
     path = folder / f"{EXECUTED}.jsonl"
     found = [json.loads(line) for line in (path.read_text().splitlines() if path.exists() else ())]
+    found = [r for r in found if r["evidence"] != "gradients" and "code" in r]
+    if not found:
+        return MISSING
+    now = today(frozenset(case_of(r) for r in found if r["evidence"] == "compiled"))
     latest: dict[tuple[str, ...], Found] = {}
-    for record in of_today(r for r in found if r["evidence"] != "gradients"):
+    for record in filter(now.said, found):
         names = ("kernel", "evidence", "triton") if "arch" in record else ("kernel", "evidence")
         latest[tuple(str(record.get(name)) for name in (*names, "arch", "dtype", "dtypes"))] = record
 
@@ -151,11 +156,27 @@ def evidence_table(folder: Path) -> str:
         rows.append([f"`{kernel}`", ran or "no", free or "no", _chips(compiled)])
     cells: dict[tuple[str, str], dict[str, list[Found]]] = {}
     for r in sorted(of["compiled"], key=lambda r: str(r["triton"])):
-        family = next((name for name in ("spectral_norm", "batch_norm") if r["kernel"].startswith(name)), "attention")
-        cells.setdefault((r["triton"], family), {}).setdefault(r["dtype"], []).append(r)
-    tritons = [[*which, *(_chips(cell.get(dtype, [])) for dtype in DTYPES)] for which, cell in sorted(cells.items())]
+        cells.setdefault((r["triton"], _family(r["kernel"])), {}).setdefault(r["dtype"], []).append(r)
+    tritons = [
+        [*which, *(_chips_of_all(cell.get(dtype, []), which[1], now) for dtype in DTYPES)]
+        for which, cell in sorted(cells.items())
+    ]
     kernels = markdown("kernel | executed as compiled IR | race-free by proof on sm_80 | compiled for", rows)
     return kernels + "\n\n" + markdown(f"Triton | kernels | {' | '.join(DTYPES)}", tritons)
+
+
+def _family(kernel: str) -> str:
+    return next((name for name in ("spectral_norm", "batch_norm") if kernel.startswith(name)), "attention")
+
+
+def _chips_of_all(records: Sequence[Found], family: str, now: Today) -> str:
+    """Return the chips for which each of today's kernels of the family is among the records."""
+    kernels: dict[str, set[str]] = {}
+    for r in records:
+        kernels.setdefault(case_of(r), set()).add(r["kernel"])
+    needed = {case: {name for name in now.codes[case] if _family(name) == family} for case in kernels}
+    whole = [r for r in records if needed[case_of(r)] <= kernels[case_of(r)]]
+    return _chips(whole) if whole or not records else "not all kernels"
 
 
 def _chips(records: Sequence[Found]) -> str:

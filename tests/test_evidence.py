@@ -2,6 +2,7 @@
 
 import importlib.metadata as metadata
 import json
+from types import SimpleNamespace
 
 import evidence
 import pytest
@@ -17,7 +18,7 @@ def compiled(monkeypatch, tmp_path):
     plans = {arch: gates.shipped_plans("bf16", arch)[:3] for arch in (86, "gfx942")}
     file = tmp_path / f"{records.EXECUTED}.jsonl"
     file.write_text('{"kernel": "an older line, without the code", "arch": 86, "dtype": "bf16", "faults": []}\n')
-    monkeypatch.setattr(gates, "shipped_plans", lambda dtype, arch: plans[arch])
+    monkeypatch.setattr(gates, "shipped_plans", lambda dtype, arch: plans.get(arch, []))
     monkeypatch.setattr(records, "RESULTS", tmp_path)
 
     def run(arch, stack=0, shared=1000, footprint=None, looped=0):
@@ -79,24 +80,42 @@ def test_batch_norm_is_compiled_too_and_for_tf32_as_for_fp32():
 
 
 def test_a_record_is_of_today_only_with_the_hash_of_today_s_code(compiled):
-    gates._codes.cache_clear()
-    gates._sources.cache_clear()
     _, lines = compiled("86")
-    assert lines and all(map(gates.is_today, lines))
-    assert not any(gates.is_today({**line, "code": "of before"}) for line in lines)
-    assert not any(gates.is_today({name: line[name] for name in line if name != "code"}) for line in lines)
-    gates._codes.cache_clear()
-    gates._sources.cache_clear()
+    now = gates.hash_today(["bf16/86"])
+    assert lines and all(map(now.said, lines))
+    assert not any(now.said({**line, "code": "of before"}) for line in lines)
+    assert not any(now.said({name: line[name] for name in line if name != "code"}) for line in lines)
 
 
-def test_what_was_executed_counts_by_its_source_alone(monkeypatch):
-    monkeypatch.setattr(gates, "_sources", lambda: {"sweep": "abc"})
-    assert gates.is_today({"kernel": "sweep", "evidence": "executed", "code": "abc"})
-    assert not gates.is_today({"kernel": "sweep", "evidence": "proved", "dtype": "fp32", "code": "abd"})
-    assert not gates.is_today({"kernel": "another", "evidence": "executed", "code": "abc"})
+def test_what_was_executed_counts_by_its_source_alone():
+    now = gates.Today({"sweep": "abc"}, {})
+    assert now.said({"kernel": "sweep", "evidence": "executed", "code": "abc"})
+    assert not now.said({"kernel": "sweep", "evidence": "proved", "dtype": "fp32", "code": "abd"})
+    assert not now.said({"kernel": "another", "evidence": "executed", "code": "abc"})
 
 
-def test_the_table_leaves_out_what_was_said_of_other_code(tmp_path, monkeypatch):
+def test_chips_with_the_same_rows_have_the_same_launches_and_others_have_others():
+    for dtype, one, other in (("bf16", 100, 110), ("fp32", "gfx90a", "gfx1201")):
+        assert gates.choices(dtype, one) == gates.choices(dtype, other)
+        assert gates.plan_all(dtype, one) == gates.plan_all(dtype, other)
+    assert len({gates.choices("bf16", arch) for arch in (75, 80, 86, 90, 100, 120, "gfx942")}) == 7
+    assert gates.choices("fp32", 90) != gates.choices("tf32", 90)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A function that returns the tables of given records, where today's code of every kernel has the hash "now"."""
+
+    def write(lines, kernels):
+        (tmp_path / f"{records.EXECUTED}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        names = dict.fromkeys(kernels, "now")
+        monkeypatch.setattr(tables, "today", lambda cases: gates.Today(names, dict.fromkeys(cases, names)))
+        return tables.evidence_table(tmp_path)
+
+    return write
+
+
+def test_the_table_leaves_out_what_was_said_of_other_code(table):
     said = {"kernel": "sweep", "triton": "3.8.0"}
     lines = [
         {**said, "evidence": "executed", "code": "now", "dtypes": ["fp16"]},
@@ -106,6 +125,38 @@ def test_the_table_leaves_out_what_was_said_of_other_code(tmp_path, monkeypatch)
         {**said, "evidence": "compiled", "code": "then", "arch": 90, "dtype": "fp32", "faults": ["spills"]},
         {**said, "evidence": "compiled", "code": "then", "arch": 80, "dtype": "fp32", "faults": []},
     ]
-    (tmp_path / f"{records.EXECUTED}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(tables, "of_today", lambda found: [line for line in found if line["code"] == "now"])
-    assert "| `sweep` | fp16, fp32 | no | 9.0 |" in tables.evidence_table(tmp_path)
+    assert "| `sweep` | fp16, fp32 | no | 9.0 |" in table(lines, ["sweep"])
+
+
+def test_a_triton_has_a_chip_only_with_all_kernels_of_the_family_that_today_s_code_has(table):
+    lines = [
+        {"kernel": kernel, "triton": triton, "arch": arch, "dtype": "bf16", "faults": faults}
+        for triton, arch, kernels in (
+            ("3.6.0", 80, "fwd"), ("3.6.0", 90, "fwd"), ("3.8.0", 80, "fwd bwd"), ("3.8.0", 90, "fwd then"),
+            ("3.8.0", "gfx942", "fwd bwd"), ("3.9.0", 80, "batch_norm_fwd"),
+        )
+        for kernel in kernels.split()
+        for faults in ([["spills"] if kernel == "bwd" and arch == "gfx942" else []])
+    ]  # fmt: skip
+    lines = [{**line, "evidence": "compiled", "code": "now"} for line in lines]
+    found = table(lines, ["fwd", "bwd", "batch_norm_fwd"])
+    assert "| `fwd` | no | no | 8.0, 9.0, gfx942 |" in found
+    assert "| 3.6.0 | attention | not all kernels | no record |" in found
+    assert "| 3.8.0 | attention | 8.0, gfx942\\* | no record |" in found, "and the other families do not matter"
+    assert "| 3.9.0 | batch_norm | 8.0 | no record |" in found
+    assert "3.9.0 | attention" not in found
+
+
+def test_the_hashes_of_today_come_from_a_process_that_does_not_interpret(monkeypatch):
+    asked = []
+
+    def run(command, **options):
+        asked.append(command[1:])
+        assert options["env"]["TRITON_INTERPRET"] == "0"
+        return SimpleNamespace(stdout='{"sources": {"fwd": "abc"}, "codes": {"fp32/75": {}}}')
+
+    monkeypatch.setattr(gates.subprocess, "run", run)
+    for _ in range(2):
+        assert gates.today(frozenset(["fp32/75"])) == gates.Today({"fwd": "abc"}, {"fp32/75": {}})
+    assert asked == [["-m", "benchmarks.gates", "fp32/75"]], "once a process"
+    gates.today.cache_clear()

@@ -1,5 +1,6 @@
 """Faults planted in copies of the kernels are found by ttsem, or show against float64: `make sanitize`."""
 
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ from sagan_fast.kernels.spectral_norm.reference import norm_of_update
 from sagan_fast.kernels.spectral_norm.tables import offsets
 from shared_by_tests import randn, spectral_norm_inputs, spectral_norm_truth
 
-pytestmark = pytest.mark.skipif("ttsem" not in sys.modules, reason="runs under ttsem: make sanitize")
+under_ttsem = pytest.mark.skipif("ttsem" not in sys.modules, reason="runs under ttsem: make sanitize")
 
 
 def run_attention(generator):
@@ -297,25 +298,48 @@ def largest_error(found, truths):
 RUNS = [run_attention, run_second, run_block, run_unpooled, run_batch_norm, run_spectral_norm, run_norms]
 
 
+@under_ttsem
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
 def test_without_a_fault_all_is_right(run, generator):
     assert largest_error(*run(generator)) < 1e-4
 
 
+def plant(fault):
+    """Return the kernel's module, and its source with the fault. Raises LookupError where the text is not found."""
+    module, right, wrong, _ = PLANTED[fault]
+    source = Path(module.__file__).read_text()
+    planted = source.replace(right, wrong)
+    if planted == source:
+        raise LookupError(f"{fault}: {Path(module.__file__).name} must have the text {right!r}: plant the fault anew")
+    return module, planted
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_every_fault_has_its_place_in_a_kernel(fault):
+    module, planted = plant(fault)
+    before = ast.dump(ast.parse(Path(module.__file__).read_text()))
+    assert ast.dump(ast.parse(planted)) != before, "a comment alone differs"
+
+
+def test_a_fault_without_a_place_is_an_error(monkeypatch):
+    monkeypatch.setitem(PLANTED, "gone", (forward, "a text that no kernel has", "pass", run_attention))
+    with pytest.raises(LookupError, match="gone: forward.py must have the text 'a text that no kernel has'"):
+        plant("gone")
+
+
+@under_ttsem
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_found(fault, generator, monkeypatch, tmp_path):
-    module, right, wrong, run = PLANTED[fault]
-    source = Path(module.__file__).read_text()
-    assert right in source, "the kernel has changed: plant the fault anew"
+    module, source = plant(fault)
     path = tmp_path / "planted.py"
-    path.write_text(source.replace(right, wrong))
+    path.write_text(source)
     spec = importlib.util.spec_from_file_location(f"{module.__package__}.planted", path)
     planted = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(planted)
     for name in [name for name in vars(module) if name.endswith("_kernel")]:
         monkeypatch.setattr(module, name, getattr(planted, name))
     try:
-        error = largest_error(*run(generator))
+        error = largest_error(*PLANTED[fault][-1](generator))
     except Exception as stopped:
         if type(stopped).__name__ != "KernelFault":  # the class of the ttsem that is the main program
             raise
