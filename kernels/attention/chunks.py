@@ -29,7 +29,7 @@ class Buffer:
     """Memory for the largest chunk of a part, handed out as (images, rows, M) with a gap behind each row.
 
     Rows an odd number of cache lines apart: where M is a power of two, all rows without a gap would compete for the
-    same few places of the caches, and a product of narrow q and k takes twice the time.
+    same few places of the caches. What that costs: docs/log.md, "Attention on the CPU".
     """
 
     def __init__(self, like: Tensor, part: Sequence[Chunk], M: int) -> None:

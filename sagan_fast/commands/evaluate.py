@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sagan_fast.choices import Float64Device, OnBroken, ProtocolName
 from sagan_fast.commands.options import add_options, command_parser, said_once
 from sagan_fast.errors import InputError
-from sagan_fast.evaluation.protocol import METRICS, Protocol, check_metrics
+from sagan_fast.evaluation.protocol import BESIDE, FACE_RATE, GAN_TEST, METRICS, Protocol, check_metrics
 from sagan_fast.files import RUN, check_exists, explained, written
 from sagan_fast.words import counted
 
@@ -36,8 +36,6 @@ SCORES = (
     ("coverage", None, "coverage", "higher"),
     ("intra_fid", None, "intra-FID", "lower"),
 )
-BESIDE = FACE_RATE, GAN_TEST = "face-rate", "gan-test"
-"""The metrics that need another network, and so are not of "all": a face detector, a classifier of the real images."""
 OTHER_NAMES = {"face_rate": FACE_RATE, "gan_test": GAN_TEST, "intra-fid": "intra_fid"}
 LISTED = 12
 """Up to so many classes, the GAN-test of each is printed; of more classes, that of the worst three."""

@@ -19,12 +19,11 @@ from sagan_fast.data.loader import epoch_order
 from sagan_fast.distributed import World
 from sagan_fast.errors import InputError
 from sagan_fast.evaluation.evaluate import Progress, shared_classes, with_scores
+from sagan_fast.evaluation.protocol import GAN_TEST
 from sagan_fast.evaluation.statistics_file import StatisticsFile
 from sagan_fast.evaluation.streams import Images, StoredImages
 from sagan_fast.words import list_some
 
-GAN_TEST = "gan-test"
-"""The metric's name. It needs labelled images and trains a network, and so is not one of "all"."""
 SIDE = 64
 """Larger images are reduced to this many pixels for the classifier."""
 MAX_REAL = 20_000

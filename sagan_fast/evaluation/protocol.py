@@ -24,6 +24,8 @@ from sagan_fast.version import __version__
 from sagan_fast.words import counted, nearest
 
 METRICS = get_args(Metric)
+BESIDE = FACE_RATE, GAN_TEST = "face-rate", "gan-test"
+"""The metrics that need another network, and so are not of "all": a face detector, a classifier of the real images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,11 @@ class Report:
         """The largest relative difference of what was swapped."""
         return max((row.difference for row in self.rows if row.swapped), default=0.0)
 
+    def _swap(self, module: nn.Module, cls: type, name: str, what: str, said: str, difference: float) -> None:
+        change_class(module, cls)
+        self._changed.append(module)
+        self.rows.append(Row(name, what, True, f"{said}; largest difference {difference:.1g}", difference))
+
     def undo(self) -> None:
         """Give every module back what computed it before; u and v stay where training has moved them."""
         for group in self.groups:
@@ -140,13 +145,11 @@ def _accelerate_attention(model: nn.Module, report: Report) -> None:
         except Mismatch as mismatch:
             report.rows.append(Row(name, "attention", False, str(mismatch)))
             continue
-        module._attention_form = form  # type: ignore[assignment]
-        change_class(module, FusedAttention)
-        report._changed.append(module)
         said = "pooled" if form.pool else "unpooled"
         said += ", with an output projection" if form.o else ""
         said += ", its map on demand" if form.returns else ""
-        report.rows.append(Row(name, "attention", True, f"{said}; largest difference {difference:.1g}", difference))
+        module._attention_form = form  # type: ignore[assignment]
+        report._swap(module, FusedAttention, name, "attention", said, difference)
 
 
 def _accelerate_batch_norm(model: nn.Module, report: Report) -> None:
@@ -160,10 +163,7 @@ def _accelerate_batch_norm(model: nn.Module, report: Report) -> None:
             report.rows.append(Row(name, "batch norm", False, str(mismatch)))
             continue
         module._norm_form = form  # type: ignore[assignment]
-        change_class(module, FusedNorm)
-        report._changed.append(module)
-        said = "1 + gain" if form.one_plus else "gain"
-        report.rows.append(Row(name, "batch norm", True, f"{said}; largest difference {difference:.1g}", difference))
+        report._swap(module, FusedNorm, name, "batch norm", "1 + gain" if form.one_plus else "gain", difference)
 
 
 def _convolution(module: nn.Module, path: tuple[str, ...]) -> nn.Module:

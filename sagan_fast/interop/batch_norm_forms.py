@@ -77,7 +77,7 @@ def parts_of(module: nn.Module) -> Parts | None:
     if any(child.state_dict() for name, child in children.items() if name not in layers + norms):
         return None
     C = channels_of(children[norms[0]] if norms else module)
-    if C is None or any(_outputs_of(children[name]) * len(layers) != 2 * C for name in layers):
+    if C is None or any(outputs_of(children[name]) * len(layers) != 2 * C for name in layers):
         return None
     condition = _second_argument(module)
     if condition is None:
@@ -97,11 +97,6 @@ def channels_of(module: Any) -> int | None:
 def _statistics(module: Any) -> tuple[str, ...]:
     own = module._buffers.items()
     return tuple(key for key, b in own if b is not None and b.ndim == 1 and b.is_floating_point() and b.numel() > 1)
-
-
-def _outputs_of(child: Any) -> int:
-    layer = layer_of(child)
-    return layer.embedding_dim if isinstance(layer, nn.Embedding) else layer.out_features  # type: ignore[union-attr]
 
 
 def _second_argument(module: nn.Module) -> str | None:
