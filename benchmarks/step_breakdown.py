@@ -29,8 +29,9 @@ from benchmarks.step_options import OPTIONS, config_of, step_of
 from benchmarks.text import table
 
 FLOAT = 4
+CONV = "sagan_fast::conv_windows"
 GROUPS: dict[str, tuple[str, ...]] = {
-    "convolutions": ("mkldnn_convolution", "_convolution", "convolution_backward", "slow_conv"),
+    "convolutions": ("mkldnn_convolution", "_convolution", "convolution_backward", "slow_conv", CONV),
     "attention": (
         "sagan_fast::attention", "sagan_fast::attention_gradients", "bmm", "baddbmm_", "exp2_", "log2_", "_softmax",
         "max_pool2d", "slice_backward", "constant_pad_nd",
@@ -67,14 +68,20 @@ def group_of(name: str) -> str:
     return max(fits, default=(0, OTHER))[1]
 
 
-def flops_of(name: str, shapes: Sequence[Any], masks: Any) -> float:
+def flops_of(name: str, shapes: Sequence[Any], last: Any) -> float:
     """Return the FLOP of one call with inputs of these `shapes`; 0 where it has no products.
 
-    `masks` say which gradients `convolution_backward` computes.
+    `last` is the last argument: which gradients `convolution_backward` computes, or the stride of an op of ours.
     """
     short = name.removeprefix("aten::")
+    if short == f"{CONV}_weight":
+        grad, x = shapes[:2]
+        return 2.0 * math.prod(grad) * x[1] * (int(last) + 2) ** 2  # 3x3 with stride 1, 4x4 with stride 2
+    if short.startswith(CONV):
+        x, weight = shapes[:2]
+        return 2.0 * math.prod(x) / x[1] / (1 if "transpose" in short else int(last) ** 2) * math.prod(weight)
     if short == "convolution_backward":
-        (grad, x, weight), wanted = shapes[:3], sum(bool(each) for each in list(masks)[:2])
+        (grad, x, weight), wanted = shapes[:3], sum(bool(each) for each in list(last)[:2])
         # a 4x4 one has its 16 products at each pixel of the smaller map
         pixels = min(math.prod(grad) / grad[1], math.prod(x) / x[1])
         return 2.0 * wanted * pixels * math.prod(weight)
@@ -99,18 +106,20 @@ def breakdown(batch: int, channels: int = 32, classes: int = 100) -> dict[str, G
     for event in found.events():
         if not event.name.startswith(("aten::", "sagan_fast::")):
             continue
-        group = groups[group_of(event.name)]
-        group.seconds += event.self_cpu_time_total / 1e6
-        is_view = event.name.endswith(VIEWS)
-        parent = event.cpu_parent
+        parent = above = event.cpu_parent
         while parent is not None and not parent.name.startswith(("aten::", "sagan_fast::")):
             parent = parent.cpu_parent
+        while above is not None and not above.name.startswith(CONV):
+            above = above.cpu_parent
+        group = groups[group_of(event.name if above is None else above.name)]
+        group.seconds += event.self_cpu_time_total / 1e6
+        is_view = event.name.endswith(VIEWS)
         group.calls += parent is None and not is_view
         if event.name == "aten::_convolution" and any("mkldnn" in child.name for child in event.cpu_children):
             continue  # counted there
         shapes = [shape for shape in event.input_shapes if all(isinstance(side, int) for side in shape)]
-        masks = (event.concrete_inputs or [(True, True)])[-1]
-        group.done += flops_of(event.name, event.input_shapes, masks)
+        last = (event.concrete_inputs or [(True, True)])[-1]
+        group.done += flops_of(event.name, event.input_shapes, last)
         if event.self_cpu_time_total and not is_view:
             group.nbytes += FLOAT * sum(math.prod(shape) for shape in shapes if shape)
     config = config_of(options, batch)

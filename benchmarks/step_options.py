@@ -36,12 +36,18 @@ from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import Noise, prepare_batch, train_step
 
+_PLAIN = {"resizing": "plain", "in_place": False, "backend": "eager", "products": False}
+_FOLDED = {**_PLAIN, "resizing": "auto"}
+_IN_PLACE = {**_FOLDED, "in_place": True}
+_NORM = {**_IN_PLACE, "backend": "auto"}
+_ALL = {**_NORM, "products": True}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "not folded": {"resizing": "plain", "in_place": False, "backend": "eager"},
-    "folded": {"resizing": "auto", "in_place": False, "backend": "eager"},
-    "folded, in place": {"resizing": "auto", "in_place": True, "backend": "eager"},
-    "folded, in place, batch norm and ReLU as one": {"resizing": "auto", "in_place": True, "backend": "auto"},
-    "all that, memory kept": {"resizing": "auto", "in_place": True, "backend": "auto"},
+    "not folded": _PLAIN,
+    "folded": _FOLDED,
+    "folded, in place": _IN_PLACE,
+    "folded, in place, batch norm and ReLU as one": _NORM,
+    "all that, convolutions as products": _ALL,
+    "all that, memory kept": _ALL,
 }
 """Attributes of the residual blocks and, "backend", of their batch norms; each row adds one option to the row above.
 

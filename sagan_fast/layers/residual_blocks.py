@@ -13,6 +13,7 @@ from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
+from sagan_fast.ops.convolution import conv2d
 from sagan_fast.ops.library import is_transformed
 from sagan_fast.ops.resized_conv import Direction, conv2d_down, is_folded, up_conv2d
 
@@ -27,11 +28,12 @@ class GeneratorBlock(nn.Module):
     """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1.
 
     `resizing` says whether the first convolution up-samples, with weights made of its own for that. With `in_place`
-    maps that only the block has seen are written over.
+    maps that only the block has seen are written over. With `products` ops.convolution may compute the convolutions.
     """
 
     resizing: Resizing = "auto"
     in_place = True
+    products = True
 
     def __init__(
         self, in_channels: int, out_channels: int, num_classes: int, sn_eps: float = 1e-12, momentum: float = 0.1,
@@ -49,10 +51,10 @@ class GeneratorBlock(nn.Module):
         """Return the block's output for `x` (B, in, H, W) and classes `y` (B,)."""
         h = _normalised(self, self.norm1, x, y)
         if _folds(self.resizing, self.conv1, h, "up"):
-            h = up_conv2d(h, self.folded_weight.get(self.conv1.weight), self.conv1.bias)
+            h = up_conv2d(h, self.folded_weight.get(self.conv1.weight), self.conv1.bias, self.products)
         else:
             h = self.conv1(F.interpolate(h, scale_factor=2, mode="nearest"))
-        h = self.conv2(_normalised(self, self.norm2, h, y))
+        h = _convolved(self, self.conv2, _normalised(self, self.norm2, h, y))
         # a 1x1 convolution and nearest up-sampling commute: convolving first is a quarter of the work
         return _plus(self, h, F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest"))
 
@@ -63,11 +65,12 @@ class DiscriminatorBlock(nn.Module):
     The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
     The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
     `resizing` says whether the second convolution pools, with weights made of its own for that. With `in_place` maps
-    that only the block has seen are written over.
+    that only the block has seen are written over. With `products` ops.convolution may compute the convolutions.
     """
 
     resizing: Resizing = "auto"
     in_place = True
+    products = True
 
     def __init__(
         self, in_channels: int, out_channels: int, downsample: bool = True, first: bool = False, sn_eps: float = 1e-12,
@@ -84,11 +87,11 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output for `x` (B, in, H, W)."""
         rectified = x if self.first else F.relu(x)
-        h = _rectified(self, self.conv1, self.conv1(rectified))
+        h = _rectified(self, self.conv1, _convolved(self, self.conv1, rectified))
         if self.downsample and _folds(self.resizing, self.conv2, h, "down"):
-            h = conv2d_down(h, self.folded_weight.get(self.conv2.weight), self.conv2.bias)
+            h = conv2d_down(h, self.folded_weight.get(self.conv2.weight), self.conv2.bias, self.products)
         else:
-            h = self.conv2(h)
+            h = _convolved(self, self.conv2, h)
             h = F.avg_pool2d(h, 2) if self.downsample else h
         if self.rectified:
             x = rectified
@@ -103,6 +106,14 @@ def _folds(resizing: Resizing, conv: nn.Conv2d, x: Tensor, direction: Direction)
     if resizing == "auto":
         return is_folded(x, direction) and is_foldable(conv)
     return resizing == "folded"
+
+
+def _convolved(block: GeneratorBlock | DiscriminatorBlock, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return `conv(x)`, with the gradients of `ops.convolution` where nobody watches the layer."""
+    if block.products and is_foldable(conv):
+        return conv2d(x, conv.weight, conv.bias, 1)
+    out: Tensor = conv(x)
+    return out
 
 
 def _normalised(block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, y: Tensor | None) -> Tensor:

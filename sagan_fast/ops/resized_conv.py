@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sagan_fast.ops.convolution import conv2d, conv_transpose2d
 from sagan_fast.ops.library import is_transformed
 
 Direction = Literal["up", "down"]
@@ -38,14 +38,14 @@ def is_folded(x: Tensor, direction: Direction) -> bool:
     return x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS[x.dtype] * (4 if direction == "down" else 1)
 
 
-def up_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def up_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, products: bool = True) -> Tensor:
     """Return conv2d(x up-sampled, w, bias, padding=1), (B, O, 2H, 2W), with `weight` = `folded(w, "up")`."""
-    return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+    return conv_transpose2d(x, weight, bias, products)
 
 
-def conv2d_down(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv2d_down(x: Tensor, weight: Tensor, bias: Tensor | None = None, products: bool = True) -> Tensor:
     """Return conv2d(x, w, bias, padding=1) average-pooled, (B, O, H//2, W//2), with `weight` = `folded(w, "down")`."""
-    return F.conv2d(x, weight, bias, stride=2, padding=1)
+    return conv2d(x, weight, bias, 2, products)
 
 
 def folded(weight: Tensor, direction: Direction, value: Tensor | None = None) -> Tensor:

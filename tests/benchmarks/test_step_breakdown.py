@@ -18,12 +18,19 @@ def test_flops_of_a_call_follow_from_its_shapes():
     grad = [2, 5, 4, 4]
     assert flops_of("aten::convolution_backward", [grad, x, [5, 3, 4, 4]], (True, True, True)) == 4 * 2 * 16 * 5 * 48
     assert flops_of("aten::convolution_backward", [[2, 5, 8, 8], x, weight], (False, True, True)) == 4 * 64 * 5 * 27
+    w4 = [5, 3, 4, 4]
+    assert flops_of("sagan_fast::conv_windows", [x, w4, []], 2) == 2 * 2 * 16 * 5 * 48
+    assert flops_of("sagan_fast::conv_windows_transpose", [grad, w4, []], 2) == 2 * 2 * 16 * 5 * 48
+    assert flops_of("sagan_fast::conv_windows_weight", [grad, x, [], []], 2) == 2 * 2 * 16 * 5 * 48
+    assert flops_of("sagan_fast::conv_windows_weight", [[2, 5, 8, 8], x, [], []], 1) == 2 * 2 * 64 * 5 * 27
     assert flops_of("aten::bmm", [[2, 3, 4], [2, 4, 5]], ()) == 2 * 2 * 3 * 4 * 5
     assert flops_of("aten::add", [x, x], ()) == 0
 
 
-def test_a_step_does_the_work_that_it_needs(monkeypatch):
+@pytest.mark.parametrize("least_channels", [1, 10**9])
+def test_a_step_does_the_work_that_it_needs(monkeypatch, least_channels):
     monkeypatch.undo()  # the poisoned torch.empty does not know the device meta
+    monkeypatch.setattr("sagan_fast.ops.convolution.LEAST_CHANNELS", least_channels)
     groups = breakdown(4, channels=4, classes=3)
     convolutions = groups["convolutions"]
     # the smallest maps are not folded

@@ -1,0 +1,152 @@
+"""Convolutions as products of matrices against PyTorch's: values and all derivatives, in chunks of any size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sagan_fast.ops import convolution
+from shared_by_tests import randn
+
+FORMS = {"3x3": (3, 1, False), "4x4": (4, 2, False), "4x4 transposed": (4, 2, True)}
+WANTED = [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+SIZES = [(2, 2), (4, 6), (8, 2)]
+
+
+@pytest.fixture(params=["all directions", "weights only"])
+def by_products(request, monkeypatch):
+    """Products for every size, in chunks of a few rows, with both rules."""
+    monkeypatch.setattr(convolution, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "LEAST_PAIRS", 1 if request.param == "all directions" else 10**9)
+    monkeypatch.setattr(convolution, "CHUNK", 100)
+    monkeypatch.setattr(convolution, "LEAST_ROWS", 20)
+
+
+def drawn(generator, form, size, channels=(3, 5), batch=3, dtype=torch.float64):
+    kernel, _, transposed = FORMS[form]
+    x = randn(batch, channels[0], *size, generator=generator, dtype=dtype)
+    pair = channels if transposed else channels[::-1]
+    weight = randn(*pair, kernel, kernel, generator=generator, dtype=dtype)
+    return x, weight, randn(channels[1], generator=generator, dtype=dtype)
+
+
+def ours(x, weight, bias, form, products=True):
+    _, stride, transposed = FORMS[form]
+    if transposed:
+        return convolution.conv_transpose2d(x, weight, bias, products)
+    return convolution.conv2d(x, weight, bias, stride, products)
+
+
+def pytorch(x, weight, bias, form):
+    _, stride, transposed = FORMS[form]
+    return (F.conv_transpose2d if transposed else F.conv2d)(x, weight, bias, stride, 1)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("by_products")
+def test_values_and_all_derivatives_are_those_of_pytorch(form, size, layout, generator):
+    drew, results = drawn(generator, form, size), []
+    for run in (pytorch, ours):
+        inputs = [t.contiguous(memory_format=layout) if t.ndim == 4 else t for t in drew]
+        inputs = [t.detach().clone().requires_grad_() for t in inputs]
+        out = run(*inputs, form)
+        cotangent = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).view(out.shape)
+        first = torch.autograd.grad(out, inputs, cotangent, retain_graph=True)
+        graphed = torch.autograd.grad(out, inputs, cotangent, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in graphed), inputs, materialize_grads=True)
+        results.append([out, *first, *graphed, *second])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("by_products")
+def test_only_the_gradients_asked_for_come_out(form, wanted, generator):
+    x, weight, bias = drawn(generator, form, (4, 4))
+    found = []
+    for run in (pytorch, ours):
+        inputs = [t.clone().requires_grad_(want) for t, want in zip((x, weight, bias), wanted, strict=True)]
+        run(*inputs, form).square().sum().backward()
+        found.append([t.grad for t in inputs])
+    for one, other, want in zip(*found, wanted, strict=True):
+        assert (other is not None) == want
+        if want:
+            torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("by_products")
+def test_without_a_bias(form, generator):
+    x, weight, _ = drawn(generator, form, (4, 4))
+    found = []
+    for run in (pytorch, ours):
+        inputs = [t.clone().requires_grad_() for t in (x, weight)]
+        out = run(*inputs, None, form)
+        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("by_products")
+def test_the_result_may_be_written_over(generator):
+    x, weight, bias = (t.requires_grad_() for t in drawn(generator, "4x4", (4, 4)))
+    out = ours(x.to(memory_format=torch.channels_last), weight, bias, "4x4")
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    doubled = torch.autograd.grad(out.add_(out.detach().clone()).sum(), weight)
+    torch.testing.assert_close(doubled, torch.autograd.grad(pytorch(x, weight, bias, "4x4").sum(), weight))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("by_products")
+def test_transforms_and_forward_mode_differentiate_it(form, generator):
+    x, weight, bias = drawn(generator, form, (4, 4))
+    weight.requires_grad_()  # as a parameter is
+    tangent = torch.ones_like(x)
+    for transform in (
+        lambda run: torch.func.jvp(lambda x: run(x, weight, bias, form), (x,), (tangent,))[1],
+        lambda run: torch.func.grad(lambda w: run(x, w, bias, form).square().sum())(weight),
+        lambda run: torch.func.vmap(lambda x: run(x[None], weight, bias, form))(x),
+    ):
+        torch.testing.assert_close(transform(ours), transform(pytorch), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("by_products")
+def test_odd_maps_and_what_products_are_not_for_go_to_pytorch(generator):
+    x, weight, bias = drawn(generator, "4x4", (5, 4))
+    weight.requires_grad_()
+    torch.testing.assert_close(ours(x, weight, bias, "4x4"), pytorch(x, weight, bias, "4x4"))
+    assert not convolution._is_faster(x, weight, 2)
+    assert convolution._is_faster(x[:, :, :4], weight, 2)
+    assert not convolution._is_faster(x[:, :, :4].bfloat16(), weight, 2)
+    assert not convolution._is_faster(x[:0, :, :4], weight, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not convolution._is_faster(x[:, :, :4].float(), weight.float(), 2)
+    assert ours(x[:, :, :4], weight, bias, "4x4", products=False).grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_the_rules_are_those_that_were_measured():
+    x = torch.ones(1, 1, 8, 8)
+    for channels, size, wants_gradient, expected in [
+        ((64, 64), 3, True, True),
+        ((64, 64), 3, False, False),
+        ((32, 512), 3, True, False),
+        ((512, 512), 3, False, False),
+        ((512, 512), 4, False, True),
+        ((256, 512), 4, False, False),
+    ]:
+        weight = torch.ones(*channels, size, size, requires_grad=wants_gradient)
+        assert convolution._is_faster(x, weight, size - 2 if size == 4 else 1) is expected
+
+
+def test_in_float32_at_a_real_width_it_is_as_exact_as_pytorch(generator):
+    x, weight, bias = drawn(generator, "4x4", (8, 8), (512, 512), batch=2, dtype=torch.float32)
+    truth, theirs, own = [], [], []
+    for found, run, dtype in ((truth, pytorch, torch.float64), (theirs, pytorch, None), (own, ours, None)):
+        inputs = [t.to(dtype or t.dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
+        out = run(*inputs, "4x4")
+        found += [out.detach(), *torch.autograd.grad(out.sin().sum(), inputs)]
+    for exact, one, other in zip(truth, theirs, own, strict=True):
+        scale = exact.abs().max()
+        assert (other - exact).abs().max() / scale < max(3 * (one - exact).abs().max() / scale, 1e-5)
