@@ -53,6 +53,12 @@ def described(path: Path) -> list[str]:
     ]
 
 
+def _in_features(config: dict[str, Any]) -> str:
+    """Return which features a score is of, where they are not those of papers."""
+    features = config.get("eval_features", "inception")
+    return "" if features == "inception" else f" in the features of {features}"
+
+
 def _run(path: Path) -> list[str]:
     from sagan_fast.training.config import read_yaml
 
@@ -66,7 +72,8 @@ def _run(path: Path) -> list[str]:
         lines.append(f"checkpoints {', '.join(kept)}")
     best = _read_json(folder / "best.json")
     lines.append(
-        f"best {best['metric'].upper():7}{best['score']:.4g} at step {best['step']}, checkpoints/best.pt"
+        f"best {best['metric'].upper():7}{best['score']:.4g}{_in_features(config)} at step {best['step']}, "
+        "checkpoints/best.pt"
         if best
         else "best FID    not evaluated; --eval-every N scores during training, `sagan-fast evaluate` afterwards"
     )

@@ -16,10 +16,15 @@ from torch import Tensor
 
 from sagan_fast.ops.library import LIBRARY, define, is_plain
 
-LEAST_CHANNELS = 64
-"""Channels on both sides from which the weights' gradient is faster as products (docs/log.md, "Weights' gradients")."""
-LEAST_PAIRS = 2**18
+LEAST_CHANNELS, LEAST_PAIRS = 64, 2**13
+"""Channels on each side, and pairs of them, from which the weights' gradient is clearly faster as products.
+
+docs/log.md, "Weights' gradients of convolutions", has the times. With 64 channels on both sides they are about equal.
+"""
+MANY_PAIRS = 2**18
 """Pairs of channels from which a 4x4 convolution of stride 2 is faster as products in every direction."""
+IS_MEASURED = torch.backends.cpu.get_cpu_capability() == "AVX2"
+"""Whether this is a processor of the kind that was measured: with AVX-512 oneDNN has other kernels."""
 CHUNK, LEAST_ROWS = 2**20, 512
 """Elements and rows of the matrix of windows at a time: what caches hold, but enough rows for each sum."""
 
@@ -50,19 +55,23 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, products: b
 
 def _is_faster(x: Tensor, weight: Tensor, stride: int) -> bool:
     """Return whether some direction of this convolution is faster as products, as far as it was measured."""
-    if is_plain() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.ndim != 4 or x.numel() == 0:
+    if not IS_MEASURED or is_plain() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.ndim != 4 or x.numel() == 0:
         return False
     if x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
         return False
     if (stride, *weight.shape[2:]) not in ((1, 3, 3), (2, 4, 4)) or x.shape[2] % stride or x.shape[3] % stride:
         return False
     has_gradient = torch.is_grad_enabled() and weight.requires_grad
-    return _is_all_products(weight) or has_gradient and min(weight.shape[:2]) >= LEAST_CHANNELS
+    return _is_all_products(weight) or has_gradient and _is_weight_product(weight)
 
 
 def _is_all_products(weight: Tensor) -> bool:
     """Return whether both directions between the maps are faster as products too."""
-    return weight.shape[2] == 4 and weight.shape[0] * weight.shape[1] >= LEAST_PAIRS
+    return weight.shape[2] == 4 and weight.shape[0] * weight.shape[1] >= MANY_PAIRS
+
+
+def _is_weight_product(weight: Tensor) -> bool:
+    return min(weight.shape[:2]) >= LEAST_CHANNELS and weight.shape[0] * weight.shape[1] >= LEAST_PAIRS
 
 
 class _Conv(torch.autograd.Function):
@@ -82,8 +91,7 @@ class _Conv(torch.autograd.Function):
         (stride, _), _, _, transposed, _, _ = ctx.form
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         by_products = not torch.is_grad_enabled()  # else by what PyTorch knows the derivatives of
-        by_products &= min(weight.shape[:2]) >= LEAST_CHANNELS
-        if not by_products:
+        if not (by_products and _is_weight_product(weight)):
             return *_by_pytorch(grad, x, weight, ctx.bias_sizes, *ctx.form, [for_x, for_weight, for_bias]), None, None
         d_x = d_weight = None
         if for_x and _is_all_products(weight):

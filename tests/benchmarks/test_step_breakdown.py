@@ -30,7 +30,8 @@ def test_flops_of_a_call_follow_from_its_shapes():
 @pytest.mark.parametrize("least_channels", [1, 10**9])
 def test_a_step_does_the_work_that_it_needs(monkeypatch, least_channels):
     monkeypatch.undo()  # the poisoned torch.empty does not know the device meta
-    monkeypatch.setattr("sagan_fast.ops.convolution.LEAST_CHANNELS", least_channels)
+    for name, value in (("IS_MEASURED", True), ("LEAST_CHANNELS", least_channels), ("LEAST_PAIRS", 1)):
+        monkeypatch.setattr(f"sagan_fast.ops.convolution.{name}", value)
     groups = breakdown(4, channels=4, classes=3)
     convolutions = groups["convolutions"]
     # the smallest maps are not folded

@@ -35,6 +35,16 @@ def test_a_run_is_described(tiny_run, tmp_path, capsys):
     assert "10: 0 circle" in said and "not evaluated; --eval-every N" in said
 
 
+def test_a_score_in_other_features_than_those_of_papers_says_so(tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "checkpoints" / "best.json").write_text(json.dumps({"step": 2, "metric": "fid", "score": 34.25}))
+    config = (run / "config.yaml").read_text()
+    assert "eval_features: inception" in config
+    (run / "config.yaml").write_text(config.replace("eval_features: inception", "eval_features: dinov2"))
+    assert cli.main(["info", str(run)]) == 0
+    assert "best FID    34.25 in the features of dinov2 at step 2, checkpoints/best.pt" in capsys.readouterr().out
+
+
 def test_an_exported_generator_is_described(tiny_run, tmp_path, capsys):
     assert cli.main(["export", str(tiny_run), "--out", str(tmp_path / "g")]) == 0
     capsys.readouterr()

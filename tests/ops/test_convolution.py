@@ -14,9 +14,11 @@ SIZES = [(2, 2), (4, 6), (8, 2)]
 
 @pytest.fixture(params=["all directions", "weights only"])
 def by_products(request, monkeypatch):
-    """Products for every size, in chunks of a few rows, with both rules."""
+    """Products for every size and processor, in chunks of a few rows, with both rules."""
+    monkeypatch.setattr(convolution, "IS_MEASURED", True)
     monkeypatch.setattr(convolution, "LEAST_CHANNELS", 1)
-    monkeypatch.setattr(convolution, "LEAST_PAIRS", 1 if request.param == "all directions" else 10**9)
+    monkeypatch.setattr(convolution, "LEAST_PAIRS", 1)
+    monkeypatch.setattr(convolution, "MANY_PAIRS", 1 if request.param == "all directions" else 10**9)
     monkeypatch.setattr(convolution, "CHUNK", 100)
     monkeypatch.setattr(convolution, "LEAST_ROWS", 20)
 
@@ -126,11 +128,13 @@ def test_odd_maps_and_what_products_are_not_for_go_to_pytorch(generator):
     assert ours(x[:, :, :4], weight, bias, "4x4", products=False).grad_fn.name() == "ConvolutionBackward0"
 
 
-def test_the_rules_are_those_that_were_measured():
+def test_the_rules_are_those_that_were_measured(monkeypatch):
+    monkeypatch.setattr(convolution, "IS_MEASURED", True)
     x = torch.ones(1, 1, 8, 8)
     for channels, size, wants_gradient, expected in [
-        ((64, 64), 3, True, True),
-        ((64, 64), 3, False, False),
+        ((64, 128), 3, True, True),
+        ((64, 64), 3, True, False),
+        ((64, 128), 3, False, False),
         ((32, 512), 3, True, False),
         ((512, 512), 3, False, False),
         ((512, 512), 4, False, True),

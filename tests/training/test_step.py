@@ -195,11 +195,13 @@ def test_the_first_steps_forget_the_random_weights():
     torch.testing.assert_close(average.weight.item(), 1 - 2 / 11)
 
 
-def test_twenty_steps_are_the_same_folded_and_in_place_or_not(generator, monkeypatch):
+def test_twenty_steps_are_the_same_folded_in_place_and_by_products_or_not(generator, monkeypatch):
     # In float64: Adam makes whole steps of float32's noise.
     monkeypatch.setattr(step_module, "prepare_batch", lambda *args: (prepare_batch(*args)[0].double(), args[1]))
     images = [batch(4, generator) for _ in range(20)]
     ahead_of_norm = re.compile(r"blocks\.\d+\.(conv1|conv2|shortcut)\.bias")
+    for name, value in (("IS_MEASURED", True), ("LEAST_CHANNELS", 1), ("LEAST_PAIRS", 1), ("MANY_PAIRS", 64)):
+        monkeypatch.setattr(f"sagan_fast.ops.convolution.{name}", value)
     torch.set_default_dtype(torch.float64)
     try:
         found = []
@@ -210,7 +212,7 @@ def test_twenty_steps_are_the_same_folded_and_in_place_or_not(generator, monkeyp
                 model.double()
             for module in (*state.generator.modules(), *state.discriminator.modules()):
                 if isinstance(module, (GeneratorBlock, DiscriminatorBlock)):
-                    module.resizing, module.in_place = resizing, in_place
+                    module.resizing, module.in_place, module.products = resizing, in_place, in_place
             values = [train_step(state, config, *some, CPU) for some in images]
             # The gradient of a bias ahead of a batch norm is zero but for rounding, which Adam makes steps of.
             weights = [p for name, p in state.generator.named_parameters() if not ahead_of_norm.match(name)]
