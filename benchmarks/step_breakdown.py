@@ -120,7 +120,7 @@ def breakdown(batch: int, channels: int = 32, classes: int = 100) -> dict[str, G
         shapes = [shape for shape in event.input_shapes if all(isinstance(side, int) for side in shape)]
         last = (event.concrete_inputs or [(True, True)])[-1]
         group.done += flops_of(event.name, event.input_shapes, last)
-        if event.self_cpu_time_total and not is_view:
+        if event.self_cpu_time_total and not is_view and above is None:
             group.nbytes += FLOAT * sum(math.prod(shape) for shape in shapes if shape)
     config = config_of(options, batch)
     for operator, flops in flops_by_operator(config, "folded").items():

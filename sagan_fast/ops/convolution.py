@@ -55,9 +55,9 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, products: b
 
 def _is_faster(x: Tensor, weight: Tensor, stride: int) -> bool:
     """Return whether some direction of this convolution is faster as products, as far as it was measured."""
-    if not IS_MEASURED or is_plain() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.ndim != 4 or x.numel() == 0:
+    if not IS_MEASURED or is_plain() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    if x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
+    if x.ndim != 4 or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
         return False
     if (stride, *weight.shape[2:]) not in ((1, 3, 3), (2, 4, 4)) or x.shape[2] % stride or x.shape[3] % stride:
         return False
