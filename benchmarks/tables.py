@@ -84,7 +84,7 @@ def ddp_table(records: Sequence[Found]) -> str:
         if r["p50_us"]:
             groups.setdefault(r["shape"], {})[r["provider"]] = r
     rows = []
-    for found in groups.values():
+    for found in sorted(groups.values(), key=lambda found: next(iter(found.values()))["config"]["processes"]):
         c = next(iter(found.values()))["config"]
         names = ("compute", "one-all-reduce", "ours", "ours-bf16")
         compute, one, ours, half = (found[name]["p20_us"] / 1e3 if name in found else math.nan for name in names)

@@ -13,7 +13,7 @@ from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
-from sagan_fast.ops.convolution import conv2d
+from sagan_fast.ops.convolution import conv2d, may_be_rectified
 from sagan_fast.ops.library import is_transformed
 from sagan_fast.ops.resized_conv import Direction, conv2d_down, is_folded, up_conv2d
 
@@ -28,7 +28,7 @@ class GeneratorBlock(nn.Module):
     """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1.
 
     `resizing` says whether the first convolution up-samples, with weights made of its own for that. With `in_place`
-    maps that only the block has seen are written over. With `products` ops.convolution may compute the convolutions.
+    maps that only the block has seen are written over. With `products` ops.convolution computes the convolutions.
     """
 
     resizing: Resizing = "auto"
@@ -65,7 +65,7 @@ class DiscriminatorBlock(nn.Module):
     The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
     The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
     `resizing` says whether the second convolution pools, with weights made of its own for that. With `in_place` maps
-    that only the block has seen are written over. With `products` ops.convolution may compute the convolutions.
+    that only the block has seen are written over. With `products` ops.convolution computes the convolutions.
     """
 
     resizing: Resizing = "auto"
@@ -87,11 +87,17 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output for `x` (B, in, H, W)."""
         rectified = x if self.first else F.relu(x)
-        h = _rectified(self, self.conv1, _convolved(self, self.conv1, rectified))
-        if self.downsample and _folds(self.resizing, self.conv2, h, "down"):
-            h = conv2d_down(h, self.folded_weight.get(self.conv2.weight), self.conv2.bias, self.products)
+        h = _convolved(self, self.conv1, rectified)
+        unseen = self._is_own(h)
+        if unseen:
+            h.detach().relu_()
         else:
-            h = _convolved(self, self.conv2, h)
+            h = F.relu(h, inplace=self.in_place and not is_watched(self.conv1))
+        if self.downsample and _folds(self.resizing, self.conv2, h, "down"):
+            weight = self.folded_weight.get(self.conv2.weight)
+            h = conv2d_down(h, weight, self.conv2.bias, self.products, rectified=unseen)
+        else:
+            h = _convolved(self, self.conv2, h, rectified=unseen)
             h = F.avg_pool2d(h, 2) if self.downsample else h
         if self.rectified:
             x = rectified
@@ -101,6 +107,11 @@ class DiscriminatorBlock(nn.Module):
             residual = self.shortcut(residual)
         return _plus(self, h, residual)
 
+    def _is_own(self, h: Tensor) -> bool:
+        """Return whether the ReLU of `h`, between the convolutions, can be left to the second one's gradient."""
+        free = self.in_place and self.products and not is_watched(self.conv1) and is_foldable(self.conv2)
+        return free and may_be_rectified(h, self.conv2.weight)
+
 
 def _folds(resizing: Resizing, conv: nn.Conv2d, x: Tensor, direction: Direction) -> bool:
     if resizing == "auto":
@@ -108,10 +119,12 @@ def _folds(resizing: Resizing, conv: nn.Conv2d, x: Tensor, direction: Direction)
     return resizing == "folded"
 
 
-def _convolved(block: GeneratorBlock | DiscriminatorBlock, conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _convolved(
+    block: GeneratorBlock | DiscriminatorBlock, conv: nn.Conv2d, x: Tensor, rectified: bool = False
+) -> Tensor:
     """Return `conv(x)`, with the gradients of `ops.convolution` where nobody watches the layer."""
     if block.products and is_foldable(conv):
-        return conv2d(x, conv.weight, conv.bias, 1)
+        return conv2d(x, conv.weight, conv.bias, 1, rectified=rectified)
     out: Tensor = conv(x)
     return out
 
@@ -122,11 +135,6 @@ def _normalised(block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, 
         return F.relu(norm(x, y))
     out: Tensor = norm(x, y, relu=True, in_place=block.in_place)
     return out
-
-
-def _rectified(block: GeneratorBlock | DiscriminatorBlock, layer: nn.Module, h: Tensor) -> Tensor:
-    """Return ReLU of `h`, the result of `layer`, in its memory where nobody else has seen it."""
-    return F.relu(h, inplace=block.in_place and not is_watched(layer))
 
 
 def _plus(block: GeneratorBlock | DiscriminatorBlock, h: Tensor, residual: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Convolutions whose gradients are products of matrices where those were measured to be faster, on the CPU.
+"""Convolutions with faster gradients on the CPU: products of matrices where those were measured to be faster.
 
 oneDNN has no fast float32 kernel for the gradient of the weights in channels_last with AVX2. It is half as fast as the
 forward. Here the windows of each pixel are copied into the rows of a matrix (im2col), some images at a time, and MKL
@@ -33,15 +33,19 @@ define("conv_windows_transpose(Tensor x, Tensor weight, int stride) -> Tensor")
 define("conv_windows_weight(Tensor grad, Tensor x, int size, int stride) -> Tensor")
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, products: bool = True) -> Tensor:
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, products: bool = True, rectified: bool = False
+) -> Tensor:
     """Return `F.conv2d(x, weight, bias, stride, padding=1)`, differentiable any number of times.
 
     With `products` as products of matrices where that is faster: `weight` (O, I, 3, 3) with stride 1, or (O, I, 4, 4)
-    with stride 2 for `x` (B, I, H, W) of even height and width.
+    with stride 2 for `x` (B, I, H, W) of even height and width. If `x` is `rectified`, a ReLU has been written over it
+    that autograd does not know: the gradient is that of what `x` held before. `may_be_rectified` must allow it.
     """
-    if not (products and _is_faster(x, weight, stride)):
+    products = products and _is_faster(x, weight, stride)
+    if not (products or rectified):
         return F.conv2d(x, weight, bias, stride, 1)
-    out: Tensor = _Conv.apply(x, weight, bias, stride, False)
+    out: Tensor = _Conv.apply(x, weight, bias, stride, False, products, rectified)
     return out
 
 
@@ -49,15 +53,23 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, products: b
     """Return `F.conv_transpose2d(x, weight, bias, stride=2, padding=1)` for `weight` (I, O, 4, 4), as `conv2d` does."""
     if not (products and _is_faster(x, weight, 2)):
         return F.conv_transpose2d(x, weight, bias, 2, 1)
-    out: Tensor = _Conv.apply(x, weight, bias, 2, True)
+    out: Tensor = _Conv.apply(x, weight, bias, 2, True, True, False)
     return out
+
+
+def may_be_rectified(x: Tensor, weight: Tensor) -> bool:
+    """Return whether `conv2d` of `x`, or of as large a map, with such a `weight` takes `rectified`.
+
+    On the CPU: the ReLU's gradient is then written over the convolution's, which saves a map at the peak of memory.
+    """
+    if is_plain() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.ndim == 4 and x.numel() > 0 and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
 
 
 def _is_faster(x: Tensor, weight: Tensor, stride: int) -> bool:
     """Return whether some direction of this convolution is faster as products, as far as it was measured."""
-    if not IS_MEASURED or is_plain() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.ndim != 4 or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
+    if not (IS_MEASURED and may_be_rectified(x, weight)):
         return False
     if (stride, *weight.shape[2:]) not in ((1, 3, 3), (2, 4, 4)) or x.shape[2] % stride or x.shape[3] % stride:
         return False
@@ -76,34 +88,50 @@ def _is_weight_product(weight: Tensor) -> bool:
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transposed: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transposed: bool, products: bool,
+        rectified: bool,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
         ctx.form = [stride] * 2, [1, 1], [1, 1], transposed, [0, 0], 1
-        if not _is_all_products(weight):
+        ctx.products, ctx.rectified = products, rectified
+        if not (products and _is_all_products(weight)):
             return torch.ops.aten.convolution.default(x, weight, bias, *ctx.form)
         out = _transpose(x, weight, stride) if transposed else _forward(x, weight, stride)
         return out if bias is None else out.add_(bias[:, None, None])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        (stride, _), _, _, transposed, _, _ = ctx.form
-        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
-        by_products = not torch.is_grad_enabled()  # else by what PyTorch knows the derivatives of
-        if not (by_products and _is_weight_product(weight)):
-            return *_by_pytorch(grad, x, weight, ctx.bias_sizes, *ctx.form, [for_x, for_weight, for_bias]), None, None
-        d_x = d_weight = None
-        if for_x and _is_all_products(weight):
-            d_x = _forward(grad, weight, stride) if transposed else _transpose(grad, weight, stride)
-        elif for_x:
-            d_x = _by_pytorch(grad, x, weight, None, *ctx.form, [True, False, False])[0]
-        if for_weight:
-            d_weight = _weight(*((x, grad) if transposed else (grad, x)), weight.shape[2], stride)
-        d_bias = grad.sum((0, 2, 3)) if for_bias else None  # PyTorch's backward would compute d_weight for it
-        return d_x, d_weight, d_bias, None, None
+        wanted = list(ctx.needs_input_grad[:3])
+        if torch.is_grad_enabled():  # PyTorch knows the derivatives of its own backward
+            before = F.relu(x) if ctx.rectified else x  # the same numbers, but their gradient passes a ReLU
+            d_x, *rest = _by_pytorch(grad, before, weight, ctx.bias_sizes, *ctx.form, wanted)
+            d_x = _through_relu(d_x, x, 0) if ctx.rectified and wanted[0] else d_x
+            return d_x, *rest, None, None, None, None
+        if ctx.products and _is_weight_product(weight):
+            d_x, *rest = _by_products(ctx, grad, x, weight, wanted)
+        else:
+            d_x, *rest = _by_pytorch(grad, x, weight, ctx.bias_sizes, *ctx.form, wanted)
+        if ctx.rectified and wanted[0]:
+            _through_relu(d_x, x, 0, grad_input=d_x)
+        return d_x, *rest, None, None, None, None
 
 
+def _by_products(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    (stride, _), _, _, transposed, _, _ = ctx.form
+    d_x = d_weight = None
+    if wanted[0] and _is_all_products(weight):
+        d_x = _forward(grad, weight, stride) if transposed else _transpose(grad, weight, stride)
+    elif wanted[0]:
+        d_x = _by_pytorch(grad, x, weight, None, *ctx.form, [True, False, False])[0]
+    if wanted[1]:
+        d_weight = _weight(*((x, grad) if transposed else (grad, x)), weight.shape[2], stride)
+    return d_x, d_weight, grad.sum((0, 2, 3)) if wanted[2] else None  # PyTorch's d_bias costs a d_weight
+
+
+_through_relu = torch.ops.aten.threshold_backward
 _by_pytorch = torch.ops.aten.convolution_backward.default
 _forward = torch.ops.sagan_fast.conv_windows.default
 _transpose = torch.ops.sagan_fast.conv_windows_transpose.default

@@ -43,9 +43,14 @@ def up_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, products: b
     return conv_transpose2d(x, weight, bias, products)
 
 
-def conv2d_down(x: Tensor, weight: Tensor, bias: Tensor | None = None, products: bool = True) -> Tensor:
-    """Return conv2d(x, w, bias, padding=1) average-pooled, (B, O, H//2, W//2), with `weight` = `folded(w, "down")`."""
-    return conv2d(x, weight, bias, 2, products)
+def conv2d_down(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, products: bool = True, rectified: bool = False
+) -> Tensor:
+    """Return conv2d(x, w, bias, padding=1) average-pooled, (B, O, H//2, W//2), with `weight` = `folded(w, "down")`.
+
+    `products` and `rectified` are as in ops.convolution, here and in `up_conv2d`.
+    """
+    return conv2d(x, weight, bias, 2, products, rectified)
 
 
 def folded(weight: Tensor, direction: Direction, value: Tensor | None = None) -> Tensor:

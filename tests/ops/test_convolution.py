@@ -100,6 +100,30 @@ def test_the_result_may_be_written_over(generator):
     torch.testing.assert_close(doubled, torch.autograd.grad(pytorch(x, weight, bias, "4x4").sum(), weight))
 
 
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("form", ["3x3", "4x4"])
+@pytest.mark.usefixtures("by_products")
+def test_a_relu_that_autograd_does_not_know_has_its_derivatives(form, products, generator):
+    drew, results = drawn(generator, form, (4, 6)), []
+
+    def unseen(x, weight, bias, form):
+        h = x * 1.0
+        assert convolution.may_be_rectified(h, weight)
+        h.detach().relu_()
+        return convolution.conv2d(h, weight, bias, FORMS[form][1], products, rectified=True)
+
+    for run in (lambda x, *rest: pytorch(F.relu(x), *rest), unseen):
+        inputs = [t.clone().requires_grad_() for t in drew]
+        out = run(*inputs, form)
+        first = torch.autograd.grad(out.sin().sum(), inputs, retain_graph=True)
+        only_x = torch.autograd.grad(out.sin().sum(), inputs[0], retain_graph=True)
+        graphed = torch.autograd.grad(out.sin().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in graphed), inputs)
+        results.append([out, *first, *only_x, *graphed, *second])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.usefixtures("by_products")
 def test_transforms_and_forward_mode_differentiate_it(form, generator):
