@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch 2.14.1 (2026), CPU: a convolution whose bias alone is trained computes the gradient of its weights, and drops it.
 #
-# Who freezes weights and trains biases, as BitFit does, pays for the whole backward. ONEDNN_VERBOSE=1 shows which
-# primitives of oneDNN run: the gradient of the bias comes out of `backward_weights`, which does the weights' products
-# too. The sum of the gradient over images and pixels is the same number. The input's gradient alone costs nothing more.
+# Who freezes weights and trains biases, as BitFit does, pays for the weights' gradient too. oneDNN prints which of its
+# primitives run: the gradient of the bias comes out of `backward_weights`, which does the weights' products as well.
+# The sum of the gradient over images and pixels is the same. The gradient of the input alone does not run it.
 #
 # Seen, Linux x86-64, Python 3.11; the trained tensors, the primitives that ran in backward, and what came out:
 #   weight,bias: 1 backward_weights, torch 2.14.1+cu130, gradients of weight and bias

@@ -77,8 +77,9 @@ def _place(weight: Tensor) -> tuple[Any, ...]:
 def is_foldable(conv: nn.Conv2d) -> bool:
     """Return whether `conv` is a plain 3x3 convolution of padding 1 that nobody watches."""
     return (
-        type(conv).forward is nn.Conv2d.forward
+        all(getattr(type(conv), name) is getattr(nn.Conv2d, name) for name in ("forward", "_conv_forward", "__call__"))
         and "forward" not in conv.__dict__
+        and "_conv_forward" not in conv.__dict__
         and not conv._forward_pre_hooks
         and not is_watched(conv)
         and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))

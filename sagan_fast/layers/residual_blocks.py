@@ -13,7 +13,7 @@ from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
-from sagan_fast.ops.convolution import conv2d, may_be_rectified
+from sagan_fast.ops.convolution import can_hide_relu, conv2d
 from sagan_fast.ops.library import is_transformed
 from sagan_fast.ops.resized_conv import Direction, conv2d_down, is_folded, up_conv2d
 
@@ -28,7 +28,7 @@ class GeneratorBlock(nn.Module):
     """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1.
 
     `resizing` says whether the first convolution up-samples, with weights made of its own for that. With `in_place`
-    maps that only the block has seen are written over. With `products` ops.convolution computes the convolutions.
+    maps that only the block has seen are written over. `products` allows the faster gradients of ops.convolution.
     """
 
     resizing: Resizing = "auto"
@@ -65,7 +65,7 @@ class DiscriminatorBlock(nn.Module):
     The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
     The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
     `resizing` says whether the second convolution pools, with weights made of its own for that. With `in_place` maps
-    that only the block has seen are written over. With `products` ops.convolution computes the convolutions.
+    that only the block has seen are written over. `products` allows the faster gradients of ops.convolution.
     """
 
     resizing: Resizing = "auto"
@@ -109,8 +109,8 @@ class DiscriminatorBlock(nn.Module):
 
     def _is_own(self, h: Tensor) -> bool:
         """Return whether the ReLU of `h`, between the convolutions, can be left to the second one's gradient."""
-        free = self.in_place and self.products and not is_watched(self.conv1) and is_foldable(self.conv2)
-        return free and may_be_rectified(h, self.conv2.weight)
+        free = self.in_place and self.products and is_foldable(self.conv1) and is_foldable(self.conv2)
+        return free and can_hide_relu(h)
 
 
 def _folds(resizing: Resizing, conv: nn.Conv2d, x: Tensor, direction: Direction) -> bool:

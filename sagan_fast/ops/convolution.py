@@ -1,14 +1,14 @@
 """Convolutions with faster gradients on the CPU: products of matrices where those were measured to be faster.
 
 oneDNN has no fast float32 kernel for the gradient of the weights in channels_last with AVX2. It is half as fast as the
-forward. Here the windows of each pixel are copied into the rows of a matrix (im2col), some images at a time, and MKL
-multiplies. For few pixels of many channels the same holds for 4x4 convolutions of stride 2 in the other directions.
+forward. Here the windows of each pixel are copied into the rows of a matrix (im2col), some images at a time, and
+PyTorch multiplies. 4x4 convolutions of stride 2 between small maps of many channels are faster so in each direction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,12 @@ from sagan_fast.ops.library import LIBRARY, define, is_plain
 LEAST_CHANNELS, LEAST_PAIRS = 64, 2**13
 """Channels on each side, and pairs of them, from which the weights' gradient is clearly faster as products.
 
-docs/log.md, "Weights' gradients of convolutions", has the times. With 64 channels on both sides they are about equal.
+docs/log.md, "Weights' gradients of convolutions", has the times. With 64 channels on both sides small maps gain none.
 """
-MANY_PAIRS = 2**18
-"""Pairs of channels from which a 4x4 convolution of stride 2 is faster as products in every direction."""
+MANY_PAIRS, MOST_PIXELS = 2**18, 1024
+"""Pairs of channels, and pixels of the smaller map over all images, for which a 4x4 one is faster in each direction."""
+MOST_WINDOWS = 2**23
+"""Elements of one image's windows up to which products are taken: above, they would need much memory."""
 IS_MEASURED = torch.backends.cpu.get_cpu_capability() == "AVX2"
 """Whether this is a processor of the kind that was measured: with AVX-512 oneDNN has other kernels."""
 CHUNK, LEAST_ROWS = 2**20, 512
@@ -39,96 +41,127 @@ def conv2d(
     """Return `F.conv2d(x, weight, bias, stride, padding=1)`, differentiable any number of times.
 
     With `products` as products of matrices where that is faster: `weight` (O, I, 3, 3) with stride 1, or (O, I, 4, 4)
-    with stride 2 for `x` (B, I, H, W) of even height and width. If `x` is `rectified`, a ReLU has been written over it
-    that autograd does not know: the gradient is that of what `x` held before. `may_be_rectified` must allow it.
+    with stride 2 for `x` (B, I, H, W) of even height and width. `rectified` says that the caller has applied ReLU to
+    `x` in place, hidden from autograd, where `can_hide_relu` allows it. The gradient of `x` then includes the ReLU's.
     """
-    products = products and _is_faster(x, weight, stride)
-    if not (products or rectified):
+    form = _form(x, weight, bias, stride, False, products)
+    if not (form.weight_by_products or form.all_by_products or rectified):
         return F.conv2d(x, weight, bias, stride, 1)
-    out: Tensor = _Conv.apply(x, weight, bias, stride, False, products, rectified)
+    out: Tensor = _Conv.apply(x, weight, bias, form, rectified)
     return out
 
 
 def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, products: bool = True) -> Tensor:
     """Return `F.conv_transpose2d(x, weight, bias, stride=2, padding=1)` for `weight` (I, O, 4, 4), as `conv2d` does."""
-    if not (products and _is_faster(x, weight, 2)):
+    form = _form(x, weight, bias, 2, True, products)
+    if not (form.weight_by_products or form.all_by_products):
         return F.conv_transpose2d(x, weight, bias, 2, 1)
-    out: Tensor = _Conv.apply(x, weight, bias, 2, True, True, False)
+    out: Tensor = _Conv.apply(x, weight, bias, form, False)
     return out
 
 
-def may_be_rectified(x: Tensor, weight: Tensor) -> bool:
-    """Return whether `conv2d` of `x`, or of as large a map, with such a `weight` takes `rectified`.
+def can_hide_relu(x: Tensor) -> bool:
+    """Return whether a ReLU of `x` in place can be hidden from autograd, and left to the `conv2d` behind it.
 
-    On the CPU: the ReLU's gradient is then written over the convolution's, which saves a map at the peak of memory.
+    `conv2d` writes the ReLU's gradient over its own gradient of `x`. That saves a map at the peak of memory. Only on
+    the CPU, without autocast, and neither in a transform nor while compiling.
     """
     if is_plain() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    return x.ndim == 4 and x.numel() > 0 and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return x.ndim == 4 and x.numel() > 0 and x.dtype in (torch.float32, torch.float64)
 
 
-def _is_faster(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Return whether some direction of this convolution is faster as products, as far as it was measured."""
-    if not (IS_MEASURED and may_be_rectified(x, weight)):
-        return False
-    if (stride, *weight.shape[2:]) not in ((1, 3, 3), (2, 4, 4)) or x.shape[2] % stride or x.shape[3] % stride:
-        return False
+class _Form(NamedTuple):
+    """A convolution: its stride and direction, and what of it is faster as products."""
+
+    stride: int
+    transposed: bool
+    weight_by_products: bool = False
+    all_by_products: bool = False
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The last arguments of `aten::convolution` and its backward."""
+        return [self.stride] * 2, [1, 1], [1, 1], self.transposed, [0, 0], 1
+
+
+def _form(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transposed: bool, products: bool) -> _Form:
+    """Return what is faster as products, as far as it was measured: in channels_last."""
+    plain = _Form(stride, transposed)
+    if not (products and IS_MEASURED and can_hide_relu(x) and x.dtype == weight.dtype):
+        return plain
+    if (stride, *weight.shape[2:]) not in ((1, 3, 3), (2, 4, 4)) or x.shape[1] != weight.shape[0 if transposed else 1]:
+        return plain
+    if bias is not None and bias.shape != weight.shape[1 if transposed else 0 :][:1]:
+        return plain
+    B, _, H, W = x.shape
+    if not x.is_contiguous(memory_format=torch.channels_last) or not transposed and (H % stride or W % stride):
+        return plain
+    pixels = H * W if transposed else H // stride * (W // stride)  # of the smaller map
+    channels, pairs = weight.shape[1], weight.shape[0] * weight.shape[1]
+    if pixels * weight[0].numel() > MOST_WINDOWS:
+        return plain
+    by_weight = min(weight.shape[0], channels) >= LEAST_CHANNELS and pairs >= LEAST_PAIRS
     has_gradient = torch.is_grad_enabled() and weight.requires_grad
-    return _is_all_products(weight) or has_gradient and _is_weight_product(weight)
-
-
-def _is_all_products(weight: Tensor) -> bool:
-    """Return whether both directions between the maps are faster as products too."""
-    return weight.shape[2] == 4 and weight.shape[0] * weight.shape[1] >= MANY_PAIRS
-
-
-def _is_weight_product(weight: Tensor) -> bool:
-    return min(weight.shape[:2]) >= LEAST_CHANNELS and weight.shape[0] * weight.shape[1] >= LEAST_PAIRS
+    everything = weight.shape[2] == 4 and pairs >= MANY_PAIRS and B * pixels <= MOST_PIXELS
+    return _Form(stride, transposed, by_weight and (has_gradient or everything), everything)
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transposed: bool, products: bool,
-        rectified: bool,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, form: _Form, rectified: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.form = [stride] * 2, [1, 1], [1, 1], transposed, [0, 0], 1
-        ctx.products, ctx.rectified = products, rectified
-        if not (products and _is_all_products(weight)):
-            return torch.ops.aten.convolution.default(x, weight, bias, *ctx.form)
-        out = _transpose(x, weight, stride) if transposed else _forward(x, weight, stride)
+        ctx.form, ctx.rectified = form, rectified
+        if not form.all_by_products:
+            return torch.ops.aten.convolution.default(x, weight, bias, *form.arguments)
+        out = (_transpose if form.transposed else _forward)(x, weight, form.stride)
         return out if bias is None else out.add_(bias[:, None, None])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # PyTorch knows the derivatives of its own backward
-            before = F.relu(x) if ctx.rectified else x  # the same numbers, but their gradient passes a ReLU
-            d_x, *rest = _by_pytorch(grad, before, weight, ctx.bias_sizes, *ctx.form, wanted)
+        form, wanted = ctx.form, _wanted(ctx)
+        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+        if torch.is_grad_enabled() or is_batched or is_plain():  # PyTorch differentiates and batches its own backward
+            # ReLU changes no number of x here. It is there for the second derivatives.
+            before = F.relu(x) if ctx.rectified else x
+            d_x, *rest = _by_pytorch(grad, before, weight, ctx.bias_sizes, *form.arguments, wanted)
             d_x = _through_relu(d_x, x, 0) if ctx.rectified and wanted[0] else d_x
-            return d_x, *rest, None, None, None, None
-        if ctx.products and _is_weight_product(weight):
-            d_x, *rest = _by_products(ctx, grad, x, weight, wanted)
+            return d_x, *rest, None, None
+        if form.weight_by_products:
+            d_x, *rest = _by_products(form, grad, x, weight, wanted)
         else:
-            d_x, *rest = _by_pytorch(grad, x, weight, ctx.bias_sizes, *ctx.form, wanted)
+            d_x, *rest = _by_pytorch(grad, x, weight, ctx.bias_sizes, *form.arguments, wanted)
         if ctx.rectified and wanted[0]:
             _through_relu(d_x, x, 0, grad_input=d_x)
-        return d_x, *rest, None, None, None, None
+        return d_x, *rest, None, None
 
 
-def _by_products(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
-    (stride, _), _, _, transposed, _, _ = ctx.form
+def _wanted(ctx: Any) -> list[bool]:
+    """Return for x, weight and bias whether this backward pass needs its gradient; `needs_input_grad` is of all passes.
+
+    An R1 penalty asks for the gradient of the images alone.
+    """
+    wanted = []
+    for needed, (node, _) in zip(ctx.needs_input_grad, [*ctx.next_functions, (None, 0)][:3], strict=False):
+        try:
+            wanted.append(needed and torch._C._will_engine_execute_node(node))
+        except RuntimeError:  # PyTorch does not say it of parameters in autograd.grad
+            wanted.append(needed)
+    return wanted
+
+
+def _by_products(form: _Form, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     d_x = d_weight = None
-    if wanted[0] and _is_all_products(weight):
-        d_x = _forward(grad, weight, stride) if transposed else _transpose(grad, weight, stride)
+    if wanted[0] and form.all_by_products:
+        d_x = (_forward if form.transposed else _transpose)(grad, weight, form.stride)
     elif wanted[0]:
-        d_x = _by_pytorch(grad, x, weight, None, *ctx.form, [True, False, False])[0]
+        d_x = _by_pytorch(grad, x, weight, None, *form.arguments, [True, False, False])[0]
     if wanted[1]:
-        d_weight = _weight(*((x, grad) if transposed else (grad, x)), weight.shape[2], stride)
-    return d_x, d_weight, grad.sum((0, 2, 3)) if wanted[2] else None  # PyTorch's d_bias costs a d_weight
+        d_weight = _weight(*((x, grad) if form.transposed else (grad, x)), weight.shape[2], form.stride)
+    # PyTorch computes the weights' gradient to get that of the bias (findings/conv_bias_gradient.sh).
+    return d_x, d_weight, grad.sum((0, 2, 3)) if wanted[2] else None
 
 
 _through_relu = torch.ops.aten.threshold_backward
@@ -158,7 +191,9 @@ def _transpose_on_cpu(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     step = _images(H * W, size * size * C)
     for first in range(0, B, step):
         images = slice(first, first + step)
-        windows = (pixels[first * H * W : (first + step) * H * W] @ matrix).view(-1, H, W, size, size, C)
+        rows = pixels[first * H * W : (first + step) * H * W]
+        # not @, which autocast would round
+        windows = torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1])).view(-1, H, W, size, size, C)
         for i in range(size):
             for j in range(size):
                 place = out[images, i : i + stride * H : stride, j : j + stride * W : stride]
@@ -202,3 +237,23 @@ def _pixels(x: Tensor) -> Tensor:
 
 def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+@torch.library.register_fake("sagan_fast::conv_windows", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _forward_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    B, _, H, W = x.shape
+    out = x.new_empty(B, weight.shape[0], H // stride, W // stride)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("sagan_fast::conv_windows_transpose", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _transpose_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    B, _, H, W = x.shape
+    out = x.new_empty(B, weight.shape[1], H * stride, W * stride)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("sagan_fast::conv_windows_weight", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _weight_fake(grad: Tensor, x: Tensor, size: int, stride: int) -> Tensor:
+    out = x.new_empty(grad.shape[1], x.shape[1], size, size)
+    return out.contiguous(memory_format=torch.channels_last)

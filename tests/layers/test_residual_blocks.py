@@ -1,8 +1,11 @@
 """The blocks against the official order of operations, written out; nothing rectified in place."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
 from shared_by_tests import randn
@@ -91,3 +94,44 @@ def test_hooks_of_all_modules_see_what_every_layer_returns(generator):
         kept.remove(), called.remove()
     assert {block.conv1, block.conv2, block.shortcut, block.norm1} <= seen.keys()
     assert all(torch.equal(now, then) for now, then in seen.values())
+
+
+def test_a_spectral_normed_weight_is_read_once_a_forward(generator):
+    block = DiscriminatorBlock(4, 4).double()
+    u = block.conv2.parametrizations.weight[0]._u
+    twin = copy.deepcopy(block)
+    block(randn(2, 4, 8, 8, generator=generator))
+    _ = twin.conv2.weight
+    torch.testing.assert_close(u, twin.conv2.parametrizations.weight[0]._u, rtol=0, atol=0)
+
+
+def test_a_replaced_first_convolution_sees_its_own_result(generator):
+    class Kept(nn.Module):
+        def __init__(self, conv):
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x):
+            self.out = self.conv(x)
+            return self.out
+
+    block = DiscriminatorBlock(4, 4).double().eval()
+    block.conv1 = Kept(block.conv1)
+    x = randn(2, 4, 8, 8, generator=generator)
+    block(x)
+    one = torch.autograd.grad(block.conv1.out.mean(), block.conv1.conv.bias)
+    block.products = block.in_place = False
+    block(x)
+    torch.testing.assert_close(one, torch.autograd.grad(F.relu(block.conv1.out).mean(), block.conv1.conv.bias))
+
+
+def test_a_convolution_with_a_forward_of_its_own_is_called(generator):
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return 2 * super()._conv_forward(x, weight, bias)
+
+    block = DiscriminatorBlock(4, 4, downsample=False).double().eval()
+    block.conv2 = Doubled(4, 4, 3, padding=1).double()
+    x = randn(2, 4, 8, 8, generator=generator)
+    h = block.conv1(x.relu()).relu()
+    torch.testing.assert_close(block(x), 2 * F.conv2d(h, block.conv2.weight, block.conv2.bias, padding=1) + x)
