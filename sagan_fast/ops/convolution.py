@@ -86,7 +86,7 @@ class _Form(NamedTuple):
 
 
 def _form(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transposed: bool, products: bool) -> _Form:
-    """Return what is faster as products, as far as it was measured: in channels_last."""
+    """Return what is faster as products, as far as it was measured: where PyTorch's result is in channels_last."""
     plain = _Form(stride, transposed)
     if not (products and IS_MEASURED and can_hide_relu(x) and x.dtype == weight.dtype):
         return plain
@@ -95,7 +95,9 @@ def _form(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transpose
     if bias is not None and bias.shape != weight.shape[1 if transposed else 0 :][:1]:
         return plain
     B, _, H, W = x.shape
-    if not x.is_contiguous(memory_format=torch.channels_last) or not transposed and (H % stride or W % stride):
+    if not any(each.is_contiguous(memory_format=torch.channels_last) for each in (x, weight)):
+        return plain
+    if not transposed and (H % stride or W % stride):
         return plain
     pixels = H * W if transposed else H // stride * (W // stride)  # of the smaller map
     channels, pairs = weight.shape[1], weight.shape[0] * weight.shape[1]

@@ -156,7 +156,8 @@ def test_odd_maps_and_what_products_are_not_for_go_to_pytorch(generator):
     assert not is_by_products(x, weight, "4x4")
     x = drawn(generator, "4x4", (4, 4))[0]
     assert is_by_products(x, weight, "4x4")
-    assert not is_by_products(x.contiguous(), weight, "4x4")
+    assert is_by_products(x.contiguous(), weight, "4x4") and is_by_products(x, weight.contiguous(), "4x4")
+    assert not is_by_products(x.contiguous(), weight.contiguous(), "4x4")
     assert not is_by_products(x.bfloat16(), weight.bfloat16(), "4x4")
     assert not is_by_products(x.float(), weight, "4x4")
     assert not is_by_products(x[:0], weight, "4x4")
