@@ -53,9 +53,10 @@ sanitize sanitize-all: $(STAMP)
 	SAGAN_FAST_EVIDENCE=1 PYTHONPATH=$(SANITIZER) $(BIN)/python -m ttsem.sanitize pytest -m "$(WHICH)" tests/kernels
 
 ## gates: the launches at all widths, compiled for all chips by each Triton; hours, and what is recorded is not done again.
-## GATES="--dtype bf16 --arch 86" for a part
+## GATES="--dtype bf16 --arch 86" for a part. The newest disassembler reads them all: that of 3.6 does not know 12.1
 gates: $(TRITONS:%=%/.installed)
-	failed=0; for folder in $(TRITONS); do \
+	failed=0; export TRITON_NVDISASM_PATH=$$($(BIN)/python -c "import triton; print(triton.knobs.nvidia.nvdisasm.path)"); \
+	for folder in $(TRITONS); do \
 		PYTHONPATH=$(CURDIR)/$$folder $(BIN)/python tests/evidence.py compile $(GATES) || failed=1; done; exit $$failed
 
 build/tritons/%/.installed: $(STAMP)

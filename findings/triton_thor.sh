@@ -5,9 +5,12 @@
 # which called this chip sm_101a. CUDA 13 renamed it to sm_110a. So the kernel's compilation ends in PTXASError. The
 # wheel of 3.7.0 has an assembler of CUDA 13. Compute capabilities 10.3 and 12.1 compile with both.
 #
+# 3.6.0 cannot list what it compiled for these two: its disassembler is from CUDA 12.8, which knows neither, so
+# `kernel.asm["sass"]` raises. TRITON_NVDISASM_PATH can name a newer one.
+#
 # Seen, Linux, Python 3.11, no GPU:
-#   triton 3.6.0: 103 compiles, 110 PTXASError, 121 compiles
-#   triton 3.7.0: 103 compiles, 110 compiles, 121 compiles
+#   triton 3.6.0: 103 compiles, no listing (CalledProcessError); 110 PTXASError; 121 compiles, no listing (CalledProcessError)
+#   triton 3.7.0: 103 compiles, listing; 110 compiles, listing; 121 compiles, listing
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -30,17 +33,24 @@ seen = []
 for arch in (103, 110, 121):
     source = ASTSource(double, {"x_ptr": "*fp32", "size": "i32", "BLOCK": "constexpr"}, {(2,): 256})
     try:
-        triton.compile(source, target=GPUTarget("cuda", arch, 32))
-        seen.append(f"{arch} compiles")
+        kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32))
     except Exception as error:
         seen.append(f"{arch} {type(error).__name__}")
-print(f"triton {triton.__version__}:", ", ".join(seen))
-sys.exit(", ".join(seen) != sys.argv[1])
+        continue
+    try:
+        listing = "listing" if "STG" in kernel.asm["sass"] else "empty listing"
+    except Exception as error:
+        listing = f"no listing ({type(error).__name__})"
+    seen.append(f"{arch} compiles, {listing}")
+print(f"triton {triton.__version__}:", "; ".join(seen))
+sys.exit("; ".join(seen) != sys.argv[1])
 PYTHON
 for version in 3.6.0 3.7.0; do
   python3 -m venv "$folder/$version"
   "$folder/$version/bin/python" -m pip install --quiet "triton==$version" "numpy<2.4" setuptools
 done
+old="103 compiles, no listing (CalledProcessError); 110 PTXASError; 121 compiles, no listing (CalledProcessError)"
+new="103 compiles, listing; 110 compiles, listing; 121 compiles, listing"
 export TRITON_CACHE_DIR="$folder/cache"
-"$folder/3.6.0/bin/python" "$folder/thor.py" "103 compiles, 110 PTXASError, 121 compiles" 2>/dev/null | tail -n 1
-"$folder/3.7.0/bin/python" "$folder/thor.py" "103 compiles, 110 compiles, 121 compiles" 2>/dev/null | tail -n 1
+"$folder/3.6.0/bin/python" "$folder/thor.py" "$old" 2>/dev/null | tail -n 1
+"$folder/3.7.0/bin/python" "$folder/thor.py" "$new" 2>/dev/null | tail -n 1
