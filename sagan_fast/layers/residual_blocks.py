@@ -88,16 +88,16 @@ class DiscriminatorBlock(nn.Module):
         """Return the block's output for `x` (B, in, H, W)."""
         rectified = x if self.first else F.relu(x)
         h = _convolved(self, self.conv1, rectified)
-        unseen = self._is_own(h)
-        if unseen:
+        hidden = self._can_hide_relu(h)
+        if hidden:
             h.detach().relu_()
         else:
             h = F.relu(h, inplace=self.in_place and not is_watched(self.conv1))
         if self.downsample and _folds(self.resizing, self.conv2, h, "down"):
             weight = self.folded_weight.get(self.conv2.weight)
-            h = conv2d_down(h, weight, self.conv2.bias, self.products, rectified=unseen)
+            h = conv2d_down(h, weight, self.conv2.bias, self.products, rectified=hidden)
         else:
-            h = _convolved(self, self.conv2, h, rectified=unseen)
+            h = _convolved(self, self.conv2, h, rectified=hidden)
             h = F.avg_pool2d(h, 2) if self.downsample else h
         if self.rectified:
             x = rectified
@@ -107,7 +107,7 @@ class DiscriminatorBlock(nn.Module):
             residual = self.shortcut(residual)
         return _plus(self, h, residual)
 
-    def _is_own(self, h: Tensor) -> bool:
+    def _can_hide_relu(self, h: Tensor) -> bool:
         """Return whether the ReLU of `h`, between the convolutions, can be left to the second one's gradient."""
         free = self.in_place and self.products and is_foldable(self.conv1) and is_foldable(self.conv2)
         return free and can_hide_relu(h)

@@ -2,7 +2,7 @@
 
 oneDNN has no fast float32 kernel for the gradient of the weights in channels_last with AVX2. It is half as fast as the
 forward. Here the windows of each pixel are copied into the rows of a matrix (im2col), some images at a time, and
-PyTorch multiplies. 4x4 convolutions of stride 2 between small maps of many channels are faster so in each direction.
+PyTorch multiplies. Between small maps of many channels the other directions of a 4x4 convolution are faster so too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def conv2d(
     `x` in place, hidden from autograd, where `can_hide_relu` allows it. The gradient of `x` then includes the ReLU's.
     """
     form = _form(x, weight, bias, stride, False, products)
-    if not (form.weight_by_products or form.all_by_products or rectified):
+    if not (form.has_products or rectified):
         return F.conv2d(x, weight, bias, stride, 1)
     out: Tensor = _Conv.apply(x, weight, bias, form, rectified)
     return out
@@ -54,7 +54,7 @@ def conv2d(
 def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, products: bool = True) -> Tensor:
     """Return `F.conv_transpose2d(x, weight, bias, stride=2, padding=1)` for `weight` (I, O, 4, 4), as `conv2d` does."""
     form = _form(x, weight, bias, 2, True, products)
-    if not (form.weight_by_products or form.all_by_products):
+    if not form.has_products:
         return F.conv_transpose2d(x, weight, bias, 2, 1)
     out: Tensor = _Conv.apply(x, weight, bias, form, False)
     return out
@@ -78,6 +78,10 @@ class _Form(NamedTuple):
     transposed: bool
     weight_by_products: bool = False
     all_by_products: bool = False
+
+    @property
+    def has_products(self) -> bool:
+        return self.weight_by_products or self.all_by_products
 
     @property
     def arguments(self) -> tuple[Any, ...]:
