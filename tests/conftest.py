@@ -102,6 +102,14 @@ def generator(seed) -> torch.Generator:
 
 
 @pytest.fixture
+def float64():
+    """Make and compute in float64: float32's rounding lets a ReLU change sides, and Adam makes whole steps of it."""
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def rng(generator):
     """A NumPy generator that follows the printed seed."""
     return np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))

@@ -153,13 +153,14 @@ def test_the_discriminator_sees_nothing_but_changed_images(generator, monkeypatc
         assert (images == each).flatten(1).all(1).any()
 
 
-def test_r1_is_the_gradient_at_the_image_before_its_changes(generator):
+def test_r1_is_the_gradient_at_the_image_before_its_changes(generator, float64):
     config = tiny(r1_gamma=0.7)
     state = new_state(config, CPU)
     state.discriminator.attentions["8"].gamma.data.fill_(0.8)
     network = copy.deepcopy(state.discriminator).eval()
     noise = Noise(config, 0, CPU)
     real, y = prepare_batch(*batch(generator), noise)
+    real = real.double()
     values, _ = discriminator_gradient(state, real, y, noise)
     again = Noise(config, 0, CPU)
     again.classes(), again.latent()

@@ -57,17 +57,14 @@ def are_same(a, b):
 
 
 @pytest.fixture
-def float64(monkeypatch):
-    """Steps in float64: Adam makes whole steps of float32's noise."""
+def float64(float64, monkeypatch):
+    """Real images in float64 too."""
 
     def prepare(*args):
         pixels, y = prepare_batch(*args)
         return pixels.double(), y
 
     monkeypatch.setattr(step_module, "prepare_batch", prepare)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(
