@@ -10,7 +10,9 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from benchmarks.accuracy import RMS_TOLERANCE, rel_rms
 from sagan_fast.kernels import configs, tiles
+from sagan_fast.kernels.attention import reference
 from sagan_fast.kernels.attention.forward import attention_fwd
+from sagan_fast.kernels.attention.second import attention_second
 from sagan_fast.kernels.self_attention.backward import self_attention_bwd
 from sagan_fast.kernels.self_attention.forward import self_attention_fwd
 from sagan_fast.kernels.self_attention.inputs import BlockInputs
@@ -119,3 +121,16 @@ def test_three_tf32_products_are_as_near_as_float32_and_one_is_not(
     ]  # fmt: skip
     assert interpreter_with_tf32 == {precision}
     assert (max(errors) < RMS_TOLERANCE["fp32"]) == (precision == "TF32x3")
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what the tensor cores round is in the GPU tests of float32")
+@pytest.mark.parametrize("D_QK, D_V", [(24, 96), (32, 128), (64, 128)])
+def test_second_gradients_in_three_tf32_products_are_as_near_as_float32(D_QK, D_V, generator, interpreter_with_tf32):
+    sizes = ((40, D_QK), (33, D_QK), (33, D_V), (40, D_V), (40, D_QK), (33, D_QK), (33, D_V))
+    q, k, v, d_o, *tangents = [randn(1, *size, generator=generator) for size in sizes]
+    exact = reference.attention_second(d_o, q * D_QK**-0.5, k, v, *tangents, 1.0)
+    q, k, v, d_o, *tangents = (t.float() for t in (q * D_QK**-0.5, k, v, d_o, *tangents))
+    found = attention_second(d_o, q, k, v, *attention_fwd(q, k, v), *tangents)
+    assert "TF32x3" in interpreter_with_tf32  # the row of these widths says so
+    for ours, right in zip(found, exact, strict=True):
+        assert rel_rms(ours, right) < RMS_TOLERANCE["fp32"]
