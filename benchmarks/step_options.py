@@ -30,26 +30,29 @@ from benchmarks.text import table
 from sagan_fast.layers.conditional_batch_norm import ConditionalBatchNorm2d
 from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
 from sagan_fast.layers.self_attention import SelfAttention2d
+from sagan_fast.models.generator import Generator
 from sagan_fast.training.config import TrainConfig
 from sagan_fast.training.losses import discriminator_hinge, generator_hinge
 from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import Noise, prepare_batch, train_step
 
-_PLAIN = {"resizing": "plain", "in_place": False, "backend": "eager", "products": False}
+_PLAIN = {"resizing": "plain", "in_place": False, "backend": "eager", "products": False, "remakes": False}
 _FOLDED = {**_PLAIN, "resizing": "auto"}
 _IN_PLACE = {**_FOLDED, "in_place": True}
 _NORM = {**_IN_PLACE, "backend": "auto"}
-_ALL = {**_NORM, "products": True}
+_PRODUCTS = {**_NORM, "products": True}
+_ALL = {**_PRODUCTS, "remakes": True}
 OPTIONS: dict[str, dict[str, Any]] = {
     "not folded": _PLAIN,
     "folded": _FOLDED,
     "folded, in place": _IN_PLACE,
     "folded, in place, batch norm and ReLU as one": _NORM,
-    "all that, convolutions as products": _ALL,
+    "all that, convolutions as products": _PRODUCTS,
+    "all that, maps made again in backward": _ALL,
     "all that, memory kept": _ALL,
 }
-"""Attributes of the residual blocks and, "backend", of their batch norms; each row adds one option to the row above.
+"""Attributes of the generator, its batch norms and all residual blocks; each row adds one option to the row above.
 
 The last is what the trainer does.
 """
@@ -77,7 +80,7 @@ def step_of(name: str, options: argparse.Namespace, batch: int) -> Step:
     if name == PEER:
         return peer_step(state, config, images, labels)
     for module in (*state.generator.modules(), *state.discriminator.modules()):
-        if isinstance(module, (GeneratorBlock, DiscriminatorBlock, ConditionalBatchNorm2d)):
+        if isinstance(module, (Generator, GeneratorBlock, DiscriminatorBlock, ConditionalBatchNorm2d)):
             for key, value in OPTIONS[name].items():
                 if hasattr(module, key):
                     setattr(module, key, value)

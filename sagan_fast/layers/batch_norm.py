@@ -15,21 +15,22 @@ from sagan_fast.ops.library import is_plain
 _OP = "batch_norm_relu"
 
 
-def batch_norm_relu(norm: nn.BatchNorm2d, x: Tensor, backend: str = "auto") -> Tensor:
+def batch_norm_relu(norm: nn.BatchNorm2d, x: Tensor, backend: str = "auto", remakes: bool = False) -> Tensor:
     """Return ReLU(norm(x)), (B, C, H, W) in the dtype of `x`; `backend` as in `functional.conditional_batch_norm`."""
-    out = fused(norm, x, norm.weight, norm.bias, relu=True, backend=backend)
+    out = fused(norm, x, norm.weight, norm.bias, relu=True, backend=backend, remakes=remakes)
     return F.relu(norm(x)) if out is None else out
 
 
 def fused(
     norm: nn.BatchNorm2d, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None = None,
-    *, relu: bool = False, one_plus: bool = False, backend: str = "auto",
+    *, relu: bool = False, one_plus: bool = False, backend: str = "auto", remakes: bool = False,
 ) -> Tensor | None:  # fmt: skip
     """Return gain * normalised x + bias, or its ReLU, by our kernels; None where they do not run here.
 
     `norm` gives the statistics, and its running averages move as in its own forward, over all processes for a
     `SyncedBatchNorm2d`; its own gain and bias are left out. `gain`, `bias`, classes `y` and `one_plus` are as in
-    `functional.conditional_batch_norm`. The result is None where `fused_backend` is, and for tables of another length.
+    `functional.conditional_batch_norm`, `remakes` as in `ops.batch_norm.Options`. The result is None where
+    `fused_backend` is, and for tables of another length.
     """
     chosen = fused_backend(norm, x, backend)
     rows = y if y is not None else gain if gain is not None and gain.ndim == 2 else None
@@ -44,7 +45,7 @@ def fused(
             momentum = 1.0 / float(norm.num_batches_tracked)
     moves = not norm.training or norm.track_running_stats
     running = (norm.running_mean, norm.running_var) if moves else (None, None)
-    options = Options(training, momentum, norm.eps, relu, one_plus, sync, chosen)
+    options = Options(training, momentum, norm.eps, relu, one_plus, sync, chosen, remakes)
     return fused_batch_norm(x, gain, bias, y, *running, options)
 
 

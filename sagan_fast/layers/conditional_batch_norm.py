@@ -30,14 +30,16 @@ class ConditionalBatchNorm2d(nn.Module):
             nn.init.ones_(self.gain.weight)
             nn.init.zeros_(self.bias.weight)
 
-    def forward(self, x: Tensor, y: Tensor | None = None, relu: bool = False, in_place: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, relu: bool = False, in_place: bool = False, remakes: bool = False
+    ) -> Tensor:
         """Return the normalised `x` (B, C, H, W), in its dtype, for classes `y` (B,) int64, or weights of them.
 
         With `relu` its negative part is zero, with `in_place` in memory that the layer itself has made. `backend`, an
-        attribute, is as in `functional.conditional_batch_norm`.
+        attribute, is as in `functional.conditional_batch_norm`, `remakes` as in `ops.batch_norm.Options`.
         """
         gain, bias, classes = self._tables(x, y)
-        out = fused(self.norm, x, gain, bias, classes, relu=relu, backend=self.backend)
+        out = fused(self.norm, x, gain, bias, classes, relu=relu, backend=self.backend, remakes=remakes)
         if out is None:
             out = self.norm(x)
             if self.num_classes > 0:

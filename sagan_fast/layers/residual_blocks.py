@@ -13,8 +13,10 @@ from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
+from sagan_fast.ops.batch_norm import made_again_of
 from sagan_fast.ops.convolution import can_hide_relu, conv2d
 from sagan_fast.ops.library import is_transformed
+from sagan_fast.ops.remade import avg_pool2d, can_remake, made_again
 from sagan_fast.ops.resized_conv import Direction, conv2d_down, is_folded, up_conv2d
 
 
@@ -28,12 +30,14 @@ class GeneratorBlock(nn.Module):
     """Doubles a map, (B, in, H, W) to (B, out, 2H, 2W): norm-ReLU-up-conv-norm-ReLU-conv, shortcut up-conv1x1.
 
     `resizing` says whether the first convolution up-samples, with weights made of its own for that. With `in_place`
-    maps that only the block has seen are written over. `products` allows the faster gradients of ops.convolution.
+    maps that only the block has seen are written over. `products` allows the faster gradients of ops.convolution. With
+    `remakes` backward makes what the norms return again, where they run on the CPU, instead of keeping it.
     """
 
     resizing: Resizing = "auto"
     in_place = True
     products = True
+    remakes = True
 
     def __init__(
         self, in_channels: int, out_channels: int, num_classes: int, sn_eps: float = 1e-12, momentum: float = 0.1,
@@ -51,10 +55,13 @@ class GeneratorBlock(nn.Module):
         """Return the block's output for `x` (B, in, H, W) and classes `y` (B,)."""
         h = _normalised(self, self.norm1, x, y)
         if _folds(self.resizing, self.conv1, h, "up"):
-            h = up_conv2d(h, self.folded_weight.get(self.conv1.weight), self.conv1.bias, self.products)
+            with made_again(h, made_again_of(h)):
+                h = up_conv2d(h, self.folded_weight.get(self.conv1.weight), self.conv1.bias, self.products)
         else:
             h = self.conv1(F.interpolate(h, scale_factor=2, mode="nearest"))
-        h = _convolved(self, self.conv2, _normalised(self, self.norm2, h, y))
+        h = _normalised(self, self.norm2, h, y)
+        with made_again(h, made_again_of(h)):
+            h = _convolved(self, self.conv2, h)
         # a 1x1 convolution and nearest up-sampling commute: convolving first is a quarter of the work
         return _plus(self, h, F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest"))
 
@@ -65,12 +72,14 @@ class DiscriminatorBlock(nn.Module):
     The shortcut is a 1x1 convolution and the same pool; without down-sampling and with equal widths it is x itself.
     The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
     `resizing` says whether the second convolution pools, with weights made of its own for that. With `in_place` maps
-    that only the block has seen are written over. `products` allows the faster gradients of ops.convolution.
+    that only the block has seen are written over. `products` allows the faster gradients of ops.convolution. With
+    `remakes` nothing is kept for the gradient of the pooling, which reads no numbers.
     """
 
     resizing: Resizing = "auto"
     in_place = True
     products = True
+    remakes = True
 
     def __init__(
         self, in_channels: int, out_channels: int, downsample: bool = True, first: bool = False, sn_eps: float = 1e-12,
@@ -98,11 +107,11 @@ class DiscriminatorBlock(nn.Module):
             h = conv2d_down(h, weight, self.conv2.bias, self.products, rectified=hidden)
         else:
             h = _convolved(self, self.conv2, h, rectified=hidden)
-            h = F.avg_pool2d(h, 2) if self.downsample else h
+            h = _pooled(self, h) if self.downsample else h
         if self.rectified:
             x = rectified
         # pooling and a 1x1 convolution commute: pooling first is a quarter of the work
-        residual = F.avg_pool2d(x, 2) if self.downsample else x
+        residual = _pooled(self, x) if self.downsample else x
         if self.shortcut is not None:
             residual = self.shortcut(residual)
         return _plus(self, h, residual)
@@ -133,8 +142,12 @@ def _normalised(block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, 
     """Return ReLU(norm(x, y)), as one op where no hook waits for what `norm` returns."""
     if is_watched(norm):
         return F.relu(norm(x, y))
-    out: Tensor = norm(x, y, relu=True, in_place=block.in_place)
+    out: Tensor = norm(x, y, relu=True, in_place=block.in_place, remakes=block.remakes and can_remake())
     return out
+
+
+def _pooled(block: DiscriminatorBlock, x: Tensor) -> Tensor:
+    return avg_pool2d(x) if block.remakes else F.avg_pool2d(x, 2)
 
 
 def _plus(block: GeneratorBlock | DiscriminatorBlock, h: Tensor, residual: Tensor) -> Tensor:

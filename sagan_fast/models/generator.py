@@ -22,6 +22,8 @@ from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import spectral_norm
 from sagan_fast.models.config import GeneratorConfig, NetworkConfig, from_mapping, load_preset, network_config
+from sagan_fast.ops.batch_norm import made_again_of
+from sagan_fast.ops.remade import can_remake, made_again
 
 ARCHITECTURE, FORMAT = "sagan_fast.Generator", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -58,6 +60,9 @@ class Generator(nn.Module):
     Source: Zhang et al. 2019 and the released generator.py; spectral norm on every layer but the batch norms' tables.
     Raises ValueError for z of another width, and where a conditional generator is given no y or the reverse.
     """
+
+    remakes = True
+    """Whether backward makes again what the last norm returns, as `GeneratorBlock.remakes` does for its own."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -141,7 +146,10 @@ class Generator(nn.Module):
             x = run_block(self.checkpoint_activations, block, x, y)
             if str(size) in self.attentions:
                 x = run_block(self.checkpoint_activations, self.attentions[str(size)], x)
-        return torch.tanh(self.conv(batch_norm_relu(self.norm, x)))
+        x = batch_norm_relu(self.norm, x, remakes=self.remakes and can_remake())
+        with made_again(x, made_again_of(x)):
+            x = self.conv(x)
+        return torch.tanh(x)
 
 
 class _Undrawn(TorchFunctionMode):

@@ -74,7 +74,7 @@ def conditional_batch_norm(
 class Options(NamedTuple):
     """The settings of `conditional_batch_norm`; with `sync` the statistics are those of all processes' batches.
 
-    `backend` is "triton" or "cpu".
+    `backend` is "triton" or "cpu". With `remakes` backward makes the result again for the ReLU's mask, and keeps none.
     """
 
     training: bool
@@ -84,6 +84,7 @@ class Options(NamedTuple):
     one_plus: bool = False
     sync: Sync | None = None
     backend: str = "triton"
+    remakes: bool = False
 
 
 def fused_batch_norm(
@@ -134,9 +135,9 @@ class _BatchNormFunction(torch.autograd.Function):
         running_var: Tensor | None, options: Options,
     ) -> Tensor:  # fmt: skip
         mean, var, count = _statistics(x, running_mean, running_var, options)
-        ctx.options = options
+        ctx.options, ctx.remade = options, None
         out = _output(x, mean, var, gain, bias, y, options)
-        kept = out if options.backend == "cpu" and options.relu else None
+        kept = out if options.backend == "cpu" and options.relu and not options.remakes else None
         ctx.save_for_backward(x, gain, bias, y, mean, var, count, kept)
         return out
 
@@ -144,6 +145,7 @@ class _BatchNormFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_out,), (x, gain, bias, y, mean, var, count, out), options = grads, ctx.saved_tensors, ctx.options
         wanted = ctx.needs_input_grad[:3]
+        remade, ctx.remade = ctx.remade, None
         if torch.is_grad_enabled() or is_old_batch(d_out) or is_transformed():
             if options.sync is not None:
                 raise RuntimeError(
@@ -159,10 +161,29 @@ class _BatchNormFunction(torch.autograd.Function):
                 again = _plain(views[0], views[1], views[2], y, statistics[0], statistics[1], options)
             return (*gradients(again, views, d_out, wanted), None, None, None, None)
         if options.backend == "cpu":
+            if options.relu and out is None:
+                out = _output(x, mean, var, gain, bias, y, options) if remade is None else remade
             found = _gradients_on_cpu(d_out, x, gain, bias, y, mean, var, count, out, options, wanted)
         else:
             found = _gradients(d_out, x, gain, bias, y, mean, var, count, options, wanted)
         return (*found, None, None, None, None)
+
+
+def made_again_of(out: Tensor) -> Callable[[], Tensor] | None:
+    """Return what makes the result `out` of `fused_batch_norm` again, with `Options.remakes`; else None."""
+    node: Any = out.grad_fn
+    if getattr(type(node), "_forward_cls", None) is not _BatchNormFunction or not node.options.remakes:
+        return None
+
+    def make() -> Tensor:
+        if node.remade is None:
+            x, gain, bias, y, mean, var, *_ = node.saved_tensors
+            with torch.no_grad():
+                node.remade = _output(x, mean, var, gain, bias, y, node.options)
+        made: Tensor = node.remade
+        return made
+
+    return make
 
 
 def _output(

@@ -135,6 +135,7 @@ def update_networks(
     values["grad_norm/d"] = update()
     state.d_optimizer.zero_grad(set_to_none=True)  # their memory is the generator's now
     values |= generator_step(state, noise, itertools.chain([first], parts))
+    state.g_optimizer.zero_grad(set_to_none=True)  # and theirs the discriminator's
     update_ema(state.ema, state.generator, share)
     return values
 
