@@ -37,19 +37,22 @@ from sagan_fast.training.memory import kept_memory
 from sagan_fast.training.state import TrainState, new_state
 from sagan_fast.training.step import Noise, prepare_batch, train_step
 
-_PLAIN = {"resizing": "plain", "in_place": False, "backend": "eager", "products": False, "remakes": False}
+_PLAIN = {
+    "resizing": "plain", "in_place": False, "backend": "eager", "products": False, "remakes": False,
+    "keeps_pooled": True,
+}  # fmt: skip
 _FOLDED = {**_PLAIN, "resizing": "auto"}
 _IN_PLACE = {**_FOLDED, "in_place": True}
 _NORM = {**_IN_PLACE, "backend": "auto"}
 _PRODUCTS = {**_NORM, "products": True}
-_ALL = {**_PRODUCTS, "remakes": True}
+_ALL = {**_PRODUCTS, "remakes": True, "keeps_pooled": False}
 OPTIONS: dict[str, dict[str, Any]] = {
     "not folded": _PLAIN,
     "folded": _FOLDED,
     "folded, in place": _IN_PLACE,
     "folded, in place, batch norm and ReLU as one": _NORM,
     "all that, convolutions as products": _PRODUCTS,
-    "all that, maps made again in backward": _ALL,
+    "all that, maps computed again in backward": _ALL,
     "all that, memory kept": _ALL,
 }
 """Attributes of the generator, its batch norms and all residual blocks; each row adds one option to the row above.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.synced_batch_norm import SyncedBatchNorm2d, of_all
 from sagan_fast.ops.backends import choose_batch_norm
 from sagan_fast.ops.batch_norm import Options, Sync, fused_batch_norm
-from sagan_fast.ops.library import is_plain
+from sagan_fast.ops.library import is_plain, packs_saved_tensors
 
 _OP = "batch_norm_relu"
 
@@ -45,6 +46,7 @@ def fused(
             momentum = 1.0 / float(norm.num_batches_tracked)
     moves = not norm.training or norm.track_running_stats
     running = (norm.running_mean, norm.running_var) if moves else (None, None)
+    remakes = remakes and sync is None and not (torch.is_autocast_enabled("cpu") or packs_saved_tensors())
     options = Options(training, momentum, norm.eps, relu, one_plus, sync, chosen, remakes)
     return fused_batch_norm(x, gain, bias, y, *running, options)
 

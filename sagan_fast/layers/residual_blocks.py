@@ -13,10 +13,10 @@ from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
-from sagan_fast.ops.batch_norm import made_again_of
+from sagan_fast.ops.batch_norm import remade
 from sagan_fast.ops.convolution import can_hide_relu, conv2d
 from sagan_fast.ops.library import is_transformed
-from sagan_fast.ops.remade import avg_pool2d, can_remake, made_again
+from sagan_fast.ops.pooling import avg_pool2d
 from sagan_fast.ops.resized_conv import Direction, conv2d_down, is_folded, up_conv2d
 
 
@@ -31,7 +31,7 @@ class GeneratorBlock(nn.Module):
 
     `resizing` says whether the first convolution up-samples, with weights made of its own for that. With `in_place`
     maps that only the block has seen are written over. `products` allows the faster gradients of ops.convolution. With
-    `remakes` backward makes what the norms return again, where they run on the CPU, instead of keeping it.
+    `remakes` the results of the norms are not kept, but computed again in the backward pass (on the CPU only).
     """
 
     resizing: Resizing = "auto"
@@ -53,15 +53,13 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the block's output for `x` (B, in, H, W) and classes `y` (B,)."""
-        h = _normalised(self, self.norm1, x, y)
+        h = _normalised(self, self.norm1, x, y, self.conv1)
         if _folds(self.resizing, self.conv1, h, "up"):
-            with made_again(h, made_again_of(h)):
-                h = up_conv2d(h, self.folded_weight.get(self.conv1.weight), self.conv1.bias, self.products)
+            weight = self.folded_weight.get(self.conv1.weight)
+            h = up_conv2d(h, weight, self.conv1.bias, self.products, remade(h))
         else:
             h = self.conv1(F.interpolate(h, scale_factor=2, mode="nearest"))
-        h = _normalised(self, self.norm2, h, y)
-        with made_again(h, made_again_of(h)):
-            h = _convolved(self, self.conv2, h)
+        h = _convolved(self, self.conv2, _normalised(self, self.norm2, h, y, self.conv2))
         # a 1x1 convolution and nearest up-sampling commute: convolving first is a quarter of the work
         return _plus(self, h, F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest"))
 
@@ -73,13 +71,13 @@ class DiscriminatorBlock(nn.Module):
     The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
     `resizing` says whether the second convolution pools, with weights made of its own for that. With `in_place` maps
     that only the block has seen are written over. `products` allows the faster gradients of ops.convolution. With
-    `remakes` nothing is kept for the gradient of the pooling, which reads no numbers.
+    `keeps_pooled` the pooling keeps its input for its backward pass, as PyTorch's does, which reads the shape alone.
     """
 
     resizing: Resizing = "auto"
     in_place = True
     products = True
-    remakes = True
+    keeps_pooled = False
 
     def __init__(
         self, in_channels: int, out_channels: int, downsample: bool = True, first: bool = False, sn_eps: float = 1e-12,
@@ -132,22 +130,24 @@ def _convolved(
     block: GeneratorBlock | DiscriminatorBlock, conv: nn.Conv2d, x: Tensor, rectified: bool = False
 ) -> Tensor:
     """Return `conv(x)`, with the gradients of `ops.convolution` where nobody watches the layer."""
-    if block.products and is_foldable(conv):
-        return conv2d(x, conv.weight, conv.bias, 1, rectified=rectified)
+    if is_foldable(conv):
+        return conv2d(x, conv.weight, conv.bias, 1, block.products, rectified, remade(x))
     out: Tensor = conv(x)
     return out
 
 
-def _normalised(block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, y: Tensor | None) -> Tensor:
-    """Return ReLU(norm(x, y)), as one op where no hook waits for what `norm` returns."""
+def _normalised(
+    block: GeneratorBlock, norm: ConditionalBatchNorm2d, x: Tensor, y: Tensor | None, conv: nn.Conv2d
+) -> Tensor:
+    """Return ReLU(norm(x, y)) for `conv`, as one op where no hook waits for what `norm` returns."""
     if is_watched(norm):
         return F.relu(norm(x, y))
-    out: Tensor = norm(x, y, relu=True, in_place=block.in_place, remakes=block.remakes and can_remake())
+    out: Tensor = norm(x, y, relu=True, in_place=block.in_place, remakes=block.remakes and is_foldable(conv))
     return out
 
 
 def _pooled(block: DiscriminatorBlock, x: Tensor) -> Tensor:
-    return avg_pool2d(x) if block.remakes else F.avg_pool2d(x, 2)
+    return F.avg_pool2d(x, 2) if block.keeps_pooled else avg_pool2d(x)
 
 
 def _plus(block: GeneratorBlock | DiscriminatorBlock, h: Tensor, residual: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from sagan_fast.errors import InputError
 from sagan_fast.files import explained
 from sagan_fast.layers.activation_checkpoint import checkpointed
 from sagan_fast.layers.batch_norm import batch_norm_relu
+from sagan_fast.layers.folded_weight import is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import spectral_norm
 from sagan_fast.models.config import GeneratorConfig, NetworkConfig, from_mapping, load_preset, network_config
-from sagan_fast.ops.batch_norm import made_again_of
-from sagan_fast.ops.remade import can_remake, made_again
+from sagan_fast.ops.batch_norm import remade
+from sagan_fast.ops.convolution import conv2d
 
 ARCHITECTURE, FORMAT = "sagan_fast.Generator", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -62,7 +63,7 @@ class Generator(nn.Module):
     """
 
     remakes = True
-    """Whether backward makes again what the last norm returns, as `GeneratorBlock.remakes` does for its own."""
+    """Whether the result of the last norm is computed again in the backward pass, as in `GeneratorBlock`."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -146,9 +147,10 @@ class Generator(nn.Module):
             x = run_block(self.checkpoint_activations, block, x, y)
             if str(size) in self.attentions:
                 x = run_block(self.checkpoint_activations, self.attentions[str(size)], x)
-        x = batch_norm_relu(self.norm, x, remakes=self.remakes and can_remake())
-        with made_again(x, made_again_of(x)):
-            x = self.conv(x)
+        if not is_foldable(self.conv):
+            return torch.tanh(self.conv(batch_norm_relu(self.norm, x)))
+        x = batch_norm_relu(self.norm, x, remakes=self.remakes)
+        x = conv2d(x, self.conv.weight, self.conv.bias, 1, remade=remade(x))
         return torch.tanh(x)
 
 

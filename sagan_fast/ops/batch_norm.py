@@ -15,7 +15,7 @@ from sagan_fast.kernels.spectral_norm.tables import is_dense
 from sagan_fast.ops.attention import gradients
 from sagan_fast.ops.backends import choose_batch_norm
 from sagan_fast.ops.derivatives import is_old_batch
-from sagan_fast.ops.library import LIBRARY, define, is_plain, is_transformed
+from sagan_fast.ops.library import LIBRARY, define, is_executed, is_plain, is_transformed
 
 _OP = "conditional_batch_norm"
 
@@ -74,7 +74,8 @@ def conditional_batch_norm(
 class Options(NamedTuple):
     """The settings of `conditional_batch_norm`; with `sync` the statistics are those of all processes' batches.
 
-    `backend` is "triton" or "cpu". With `remakes` backward makes the result again for the ReLU's mask, and keeps none.
+    `backend` is "triton" or "cpu". With `remakes` "cpu" does not keep its result for the mask of the ReLU: the backward
+    pass computes it again.
     """
 
     training: bool
@@ -157,8 +158,7 @@ class _BatchNormFunction(torch.autograd.Function):
                 views: list[Any] = [
                     None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in (x, gain, bias)
                 ]
-                statistics = (None, None) if options.training else (mean, var)
-                again = _plain(views[0], views[1], views[2], y, statistics[0], statistics[1], options)
+                again = _plain(views[0], views[1], views[2], y, *_fixed(mean, var, options), options)
             return (*gradients(again, views, d_out, wanted), None, None, None, None)
         if options.backend == "cpu":
             if options.relu and out is None:
@@ -169,21 +169,44 @@ class _BatchNormFunction(torch.autograd.Function):
         return (*found, None, None, None, None)
 
 
-def made_again_of(out: Tensor) -> Callable[[], Tensor] | None:
-    """Return what makes the result `out` of `fused_batch_norm` again, with `Options.remakes`; else None."""
-    node: Any = out.grad_fn
-    if getattr(type(node), "_forward_cls", None) is not _BatchNormFunction or not node.options.remakes:
+class Remade:
+    """The result of `fused_batch_norm` with `Options.remakes`, computed again in the backward pass of the op behind it.
+
+    That op keeps this object in place of the result.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+    def result(self) -> Tensor:
+        """Return the result without a graph. The node's own backward, if this pass has it, takes the same tensor."""
+        x, gain, bias, y, mean, var, *_ = self.node.saved_tensors
+        with torch.no_grad():
+            out = _output(x, mean, var, gain, bias, y, self.node.options)
+        if is_executed(self.node):
+            self.node.remade = out
+        return out
+
+    def linked(self) -> Tensor:
+        """Return the result with the graph of the inputs of batch norm, for derivatives of the backward pass."""
+        x, gain, bias, y, mean, var, *_ = self.node.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            return _plain(x, gain, bias, y, *_fixed(mean, var, self.node.options), self.node.options)
+
+
+def remade(out: Tensor) -> Remade | None:
+    """Return the means to compute `out` again, if `fused_batch_norm` returned it with `Options.remakes`; else None."""
+    if is_plain():
         return None
+    node: Any = out.grad_fn
+    if getattr(type(node), "_forward_cls", None) is not _BatchNormFunction:
+        return None
+    return Remade(node) if node.options.remakes and node.options.backend == "cpu" else None
 
-    def make() -> Tensor:
-        if node.remade is None:
-            x, gain, bias, y, mean, var, *_ = node.saved_tensors
-            with torch.no_grad():
-                node.remade = _output(x, mean, var, gain, bias, y, node.options)
-        made: Tensor = node.remade
-        return made
 
-    return make
+def _fixed(mean: Tensor, var: Tensor, options: Options) -> tuple[Tensor | None, Tensor | None]:
+    """Return the statistics that `_plain` is given: none where it computes those of the batch."""
+    return (None, None) if options.training else (mean, var)
 
 
 def _output(
@@ -213,7 +236,8 @@ def _statistics(
     acc, C = accumulator_dtype(x.dtype), x.shape[1]
     if not options.training:
         assert running_mean is not None and running_var is not None  # as it was checked
-        return running_mean.to(acc), running_var.to(acc), None
+        # copies: some of PyTorch's ops move running averages without a new version
+        return running_mean.to(acc, copy=True), running_var.to(acc, copy=True), None
     if options.sync is None:
         if not x.numel():
             return x.new_zeros(C, dtype=acc), x.new_ones(C, dtype=acc), None

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagan_fast.ops.library import LIBRARY, define, is_plain
+from sagan_fast.ops.batch_norm import Remade
+from sagan_fast.ops.library import LIBRARY, define, is_executed, is_plain
 
 LEAST_CHANNELS, LEAST_PAIRS = 64, 2**13
 """Channels on each side, and pairs of them, from which the weights' gradient is clearly faster as products.
@@ -36,27 +37,31 @@ define("conv_windows_weight(Tensor grad, Tensor x, int size, int stride) -> Tens
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, products: bool = True, rectified: bool = False
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, products: bool = True, rectified: bool = False,
+    remade: Remade | None = None,
+) -> Tensor:  # fmt: skip
     """Return `F.conv2d(x, weight, bias, stride, padding=1)`, differentiable any number of times.
 
     With `products` as products of matrices where that is faster: `weight` (O, I, 3, 3) with stride 1, or (O, I, 4, 4)
     with stride 2 for `x` (B, I, H, W) of even height and width. `rectified` says that the caller has applied ReLU to
     `x` in place, hidden from autograd, where `can_hide_relu` allows it. The gradient of `x` then includes the ReLU's.
+    With `remade` the op does not keep `x`: its backward pass computes it again by `remade`.
     """
     form = _form(x, weight, bias, stride, False, products)
-    if not (form.has_products or rectified):
+    if not (form.has_products or rectified or remade):
         return F.conv2d(x, weight, bias, stride, 1)
-    out: Tensor = _Conv.apply(x, weight, bias, form, rectified)
+    out: Tensor = _Conv.apply(x, weight, bias, form, rectified, remade)
     return out
 
 
-def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, products: bool = True) -> Tensor:
+def conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, products: bool = True, remade: Remade | None = None
+) -> Tensor:
     """Return `F.conv_transpose2d(x, weight, bias, stride=2, padding=1)` for `weight` (I, O, 4, 4), as `conv2d` does."""
     form = _form(x, weight, bias, 2, True, products)
-    if not form.has_products:
+    if not (form.has_products or remade):
         return F.conv_transpose2d(x, weight, bias, 2, 1)
-    out: Tensor = _Conv.apply(x, weight, bias, form, False)
+    out: Tensor = _Conv.apply(x, weight, bias, form, False, remade)
     return out
 
 
@@ -115,8 +120,11 @@ def _form(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, transpose
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, form: _Form, rectified: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, form: _Form, rectified: bool, remade: Remade | None
+    ) -> Tensor:
+        ctx.save_for_backward(None if remade else x, weight)
+        ctx.remade = remade
         ctx.bias_sizes = None if bias is None else list(bias.shape)
         ctx.form, ctx.rectified = form, rectified
         if not form.all_by_products:
@@ -129,19 +137,21 @@ class _Conv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         form, wanted = ctx.form, _wanted(ctx)
         is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+        if ctx.remade:
+            x = ctx.remade.linked() if torch.is_grad_enabled() else ctx.remade.result()
         if torch.is_grad_enabled() or is_batched or is_plain():  # PyTorch differentiates and batches its own backward
             # ReLU changes no number of x here. It is there for the second derivatives.
             before = F.relu(x) if ctx.rectified else x
             d_x, *rest = _by_pytorch(grad, before, weight, ctx.bias_sizes, *form.arguments, wanted)
             d_x = _through_relu(d_x, x, 0) if ctx.rectified and wanted[0] else d_x
-            return d_x, *rest, None, None
+            return d_x, *rest, None, None, None
         if form.weight_by_products:
             d_x, *rest = _by_products(form, grad, x, weight, wanted)
         else:
             d_x, *rest = _by_pytorch(grad, x, weight, ctx.bias_sizes, *form.arguments, wanted)
         if ctx.rectified and wanted[0]:
             _through_relu(d_x, x, 0, grad_input=d_x)
-        return d_x, *rest, None, None
+        return d_x, *rest, None, None, None
 
 
 def _wanted(ctx: Any) -> list[bool]:
@@ -149,13 +159,10 @@ def _wanted(ctx: Any) -> list[bool]:
 
     An R1 penalty asks for the gradient of the images alone.
     """
-    wanted = []
-    for needed, (node, _) in zip(ctx.needs_input_grad, [*ctx.next_functions, (None, 0)][:3], strict=False):
-        try:
-            wanted.append(needed and torch._C._will_engine_execute_node(node))
-        except RuntimeError:  # PyTorch does not say it of parameters in autograd.grad
-            wanted.append(needed)
-    return wanted
+    nodes = [node for node, _ in ctx.next_functions]
+    return [
+        needed and is_executed(node) for needed, node in zip(ctx.needs_input_grad, [*nodes, None][:3], strict=False)
+    ]
 
 
 def _by_products(form: _Form, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:

@@ -1,5 +1,7 @@
 """PyTorch's library of our ops: opaque to torch.compile, differentiated by the functions around them."""
 
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 
@@ -25,3 +27,17 @@ def is_plain() -> bool:
         or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         or is_transformed()
     )
+
+
+def is_executed(node: Any) -> bool:
+    """Return whether the backward pass that runs will execute `node`, of the graph; True where PyTorch does not say."""
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # it does not say it of parameters in autograd.grad, nor outside of a backward pass
+        return True
+
+
+def packs_saved_tensors() -> bool:
+    """Return whether hooks pack what autograd saves here; those of activation checkpointing let it be read once."""
+    autograd: Any = torch._C._autograd
+    return autograd._top_saved_tensors_default_hooks(True) is not None

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sagan_fast.ops.batch_norm import Remade
 from sagan_fast.ops.convolution import conv2d, conv_transpose2d
 from sagan_fast.ops.library import is_transformed
 
@@ -38,9 +39,11 @@ def is_folded(x: Tensor, direction: Direction) -> bool:
     return x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS[x.dtype] * (4 if direction == "down" else 1)
 
 
-def up_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, products: bool = True) -> Tensor:
+def up_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, products: bool = True, remade: Remade | None = None
+) -> Tensor:
     """Return conv2d(x up-sampled, w, bias, padding=1), (B, O, 2H, 2W), with `weight` = `folded(w, "up")`."""
-    return conv_transpose2d(x, weight, bias, products)
+    return conv_transpose2d(x, weight, bias, products, remade)
 
 
 def conv2d_down(
@@ -48,7 +51,7 @@ def conv2d_down(
 ) -> Tensor:
     """Return conv2d(x, w, bias, padding=1) average-pooled, (B, O, H//2, W//2), with `weight` = `folded(w, "down")`.
 
-    `products` and `rectified` are as in ops.convolution, here and in `up_conv2d`.
+    `products`, `rectified` and `remade` are as in ops.convolution, here and in `up_conv2d`.
     """
     return conv2d(x, weight, bias, 2, products, rectified)
 

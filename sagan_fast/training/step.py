@@ -133,9 +133,9 @@ def update_networks(
     parts = generator_parts(state, real, y_real, noise)
     first = next(parts)
     values["grad_norm/d"] = update()
-    state.d_optimizer.zero_grad(set_to_none=True)  # their memory is the generator's now
+    state.d_optimizer.zero_grad(set_to_none=True)  # neither network's lie in memory during the other's update
     values |= generator_step(state, noise, itertools.chain([first], parts))
-    state.g_optimizer.zero_grad(set_to_none=True)  # and theirs the discriminator's
+    state.g_optimizer.zero_grad(set_to_none=True)
     update_ema(state.ema, state.generator, share)
     return values
 
