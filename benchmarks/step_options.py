@@ -55,7 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "all that, maps computed again in backward": _ALL,
     "all that, memory kept": _ALL,
 }
-"""Attributes of the generator, its batch norms and all residual blocks; each row adds one option to the row above.
+"""Attributes of the generator, its batch norms and all residual blocks; each row adds to the row above.
 
 The last is what the trainer does.
 """

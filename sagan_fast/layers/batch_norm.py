@@ -46,6 +46,8 @@ def fused(
             momentum = 1.0 / float(norm.num_batches_tracked)
     moves = not norm.training or norm.track_running_stats
     running = (norm.running_mean, norm.running_var) if moves else (None, None)
+    # Others' statistics are not at hand in backward, autocast rounds a convolution's input, and activation
+    # checkpointing lets what is saved be read once.
     remakes = remakes and sync is None and not (torch.is_autocast_enabled("cpu") or packs_saved_tensors())
     options = Options(training, momentum, norm.eps, relu, one_plus, sync, chosen, remakes)
     return fused_batch_norm(x, gain, bias, y, *running, options)

@@ -31,7 +31,7 @@ class GeneratorBlock(nn.Module):
 
     `resizing` says whether the first convolution up-samples, with weights made of its own for that. With `in_place`
     maps that only the block has seen are written over. `products` allows the faster gradients of ops.convolution. With
-    `remakes` the results of the norms are not kept, but computed again in the backward pass (on the CPU only).
+    `remakes` the norms get this option of ops.batch_norm, where nobody watches the convolution behind.
     """
 
     resizing: Resizing = "auto"
@@ -71,7 +71,7 @@ class DiscriminatorBlock(nn.Module):
     The `first` block takes an image: no ReLU ahead of it. In others that are `rectified` the shortcut gets ReLU(x).
     `resizing` says whether the second convolution pools, with weights made of its own for that. With `in_place` maps
     that only the block has seen are written over. `products` allows the faster gradients of ops.convolution. With
-    `keeps_pooled` the pooling keeps its input for its backward pass, as PyTorch's does, which reads the shape alone.
+    `keeps_pooled` PyTorch's own pooling is used, which keeps its input.
     """
 
     resizing: Resizing = "auto"

@@ -63,7 +63,7 @@ class Generator(nn.Module):
     """
 
     remakes = True
-    """Whether the result of the last norm is computed again in the backward pass, as in `GeneratorBlock`."""
+    """The same of the last norm as in `GeneratorBlock`."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -74,8 +74,9 @@ def conditional_batch_norm(
 class Options(NamedTuple):
     """The settings of `conditional_batch_norm`; with `sync` the statistics are those of all processes' batches.
 
-    `backend` is "triton" or "cpu". With `remakes` "cpu" does not keep its result for the mask of the ReLU: the backward
-    pass computes it again.
+    `backend` is "triton" or "cpu". With `remakes` "cpu" does not keep its result for the ReLU's mask, and backward
+    computes it again. That frees memory if the op that takes the result does not keep it either: `conv2d` given
+    `remade(result)`.
     """
 
     training: bool
@@ -169,39 +170,41 @@ class _BatchNormFunction(torch.autograd.Function):
         return (*found, None, None, None, None)
 
 
-class Remade:
-    """The result of `fused_batch_norm` with `Options.remakes`, computed again in the backward pass of the op behind it.
+class Remade(NamedTuple):
+    """What an op keeps in place of the result of `fused_batch_norm`, to compute it again in its own backward pass.
 
-    That op keeps this object in place of the result.
+    `tensors` are those that batch norm keeps, to be saved by that op too. `node` is the one of batch norm in the graph.
     """
 
-    def __init__(self, node: Any) -> None:
-        self.node = node
+    node: Any
+    tensors: tuple[Tensor | None, ...]
 
-    def result(self) -> Tensor:
-        """Return the result without a graph. The node's own backward, if this pass has it, takes the same tensor."""
-        x, gain, bias, y, mean, var, *_ = self.node.saved_tensors
+    def result(self, tensors: Sequence[Tensor | None], links: bool) -> Tensor:
+        """Return the result from the saved `tensors`; if it `links`, with the graph of the inputs of batch norm.
+
+        Without, batch norm's own backward takes the same tensor, if this backward pass reaches it.
+        """
+        x, gain, bias, y, mean, var = tensors
+        assert x is not None and mean is not None and var is not None
+        options = self.node.options
+        if links:
+            with torch.autocast(x.device.type, enabled=False):
+                return _plain(x, gain, bias, y, *_fixed(mean, var, options), options)
         with torch.no_grad():
-            out = _output(x, mean, var, gain, bias, y, self.node.options)
-        if is_executed(self.node):
+            out = _output(x, mean, var, gain, bias, y, options)
+        if not torch.compiler.is_compiling() and is_executed(self.node):
             self.node.remade = out
         return out
 
-    def linked(self) -> Tensor:
-        """Return the result with the graph of the inputs of batch norm, for derivatives of the backward pass."""
-        x, gain, bias, y, mean, var, *_ = self.node.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            return _plain(x, gain, bias, y, *_fixed(mean, var, self.node.options), self.node.options)
-
 
 def remade(out: Tensor) -> Remade | None:
-    """Return the means to compute `out` again, if `fused_batch_norm` returned it with `Options.remakes`; else None."""
+    """Return what replaces `out`, if `fused_batch_norm` returned it with `Options.remakes`; else None."""
     if is_plain():
         return None
     node: Any = out.grad_fn
     if getattr(type(node), "_forward_cls", None) is not _BatchNormFunction:
         return None
-    return Remade(node) if node.options.remakes and node.options.backend == "cpu" else None
+    return Remade(node, node.saved_tensors[:6]) if node.options.remakes and node.options.backend == "cpu" else None
 
 
 def _fixed(mean: Tensor, var: Tensor, options: Options) -> tuple[Tensor | None, Tensor | None]:
@@ -236,8 +239,9 @@ def _statistics(
     acc, C = accumulator_dtype(x.dtype), x.shape[1]
     if not options.training:
         assert running_mean is not None and running_var is not None  # as it was checked
-        # copies: some of PyTorch's ops move running averages without a new version
-        return running_mean.to(acc, copy=True), running_var.to(acc, copy=True), None
+        # copies on the CPU: `batch_norm_update_stats` moves running averages there without a new version
+        own = options.backend == "cpu"
+        return running_mean.to(acc, copy=own), running_var.to(acc, copy=own), None
     if options.sync is None:
         if not x.numel():
             return x.new_zeros(C, dtype=acc), x.new_ones(C, dtype=acc), None

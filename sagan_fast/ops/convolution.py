@@ -45,7 +45,7 @@ def conv2d(
     With `products` as products of matrices where that is faster: `weight` (O, I, 3, 3) with stride 1, or (O, I, 4, 4)
     with stride 2 for `x` (B, I, H, W) of even height and width. `rectified` says that the caller has applied ReLU to
     `x` in place, hidden from autograd, where `can_hide_relu` allows it. The gradient of `x` then includes the ReLU's.
-    With `remade` the op does not keep `x`: its backward pass computes it again by `remade`.
+    With `remade` the op does not keep `x`, and gets it from `remade` in its backward pass.
     """
     form = _form(x, weight, bias, stride, False, products)
     if not (form.has_products or rectified or remade):
@@ -123,8 +123,8 @@ class _Conv(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, form: _Form, rectified: bool, remade: Remade | None
     ) -> Tensor:
-        ctx.save_for_backward(None if remade else x, weight)
-        ctx.remade = remade
+        ctx.save_for_backward(None if remade else x, weight, *(remade.tensors if remade else ()))
+        ctx.remade = remade and remade._replace(tensors=())  # what is saved is freed with the graph
         ctx.bias_sizes = None if bias is None else list(bias.shape)
         ctx.form, ctx.rectified = form, rectified
         if not form.all_by_products:
@@ -134,11 +134,13 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        form, wanted = ctx.form, _wanted(ctx)
+        x, weight, *kept = ctx.saved_tensors
+        form = ctx.form
+        # compiled autograd knows no nodes
+        wanted = list(ctx.needs_input_grad[:3]) if torch.compiler.is_compiling() else _wanted(ctx)
         is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)
         if ctx.remade:
-            x = ctx.remade.linked() if torch.is_grad_enabled() else ctx.remade.result()
+            x = ctx.remade.result(kept, links=torch.is_grad_enabled() and wanted[1])
         if torch.is_grad_enabled() or is_batched or is_plain():  # PyTorch differentiates and batches its own backward
             # ReLU changes no number of x here. It is there for the second derivatives.
             before = F.relu(x) if ctx.rectified else x

@@ -38,6 +38,6 @@ def is_executed(node: Any) -> bool:
 
 
 def packs_saved_tensors() -> bool:
-    """Return whether hooks pack what autograd saves here; those of activation checkpointing let it be read once."""
+    """Return whether hooks pack what autograd saves here, as in activation checkpointing."""
     autograd: Any = torch._C._autograd
     return autograd._top_saved_tensors_default_hooks(True) is not None

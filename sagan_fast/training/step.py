@@ -133,7 +133,7 @@ def update_networks(
     parts = generator_parts(state, real, y_real, noise)
     first = next(parts)
     values["grad_norm/d"] = update()
-    state.d_optimizer.zero_grad(set_to_none=True)  # neither network's lie in memory during the other's update
+    state.d_optimizer.zero_grad(set_to_none=True)  # no gradients of one lie in memory while the other is updated
     values |= generator_step(state, noise, itertools.chain([first], parts))
     state.g_optimizer.zero_grad(set_to_none=True)
     update_ema(state.ema, state.generator, share)

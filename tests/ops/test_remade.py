@@ -31,8 +31,8 @@ def results(monkeypatch):
     found, make = [], batch_norm._output
 
     def output(*args):
-        found.append(make(*args))
-        found[-1], out = StorageWeakRef(found[-1].untyped_storage()), found[-1]
+        out = make(*args)
+        found.append(StorageWeakRef(out.untyped_storage()))
         return out
 
     monkeypatch.setattr(batch_norm, "_output", output)
@@ -85,8 +85,10 @@ def test_backward_leaves_nothing_of_what_it_made(generator, results):
     assert len(results) == 10 and all(each.expired() for each in results)
 
 
-@pytest.mark.parametrize("changed", ["input", "conv1", "conv2"])
-@pytest.mark.parametrize("folded", ["plain", "folded"])
+@pytest.mark.parametrize(
+    ("changed", "folded"),
+    [("input", "plain"), ("conv1", "plain"), ("conv2", "plain"), ("input", "folded"), ("conv2", "folded")],
+)
 def test_changes_in_place_before_backward_are_an_error_still(changed, folded, generator):
     block = GeneratorBlock(4, 4, 0).double()
     for conv in (block.conv1, block.conv2, block.shortcut):
@@ -97,8 +99,6 @@ def test_changes_in_place_before_backward_are_an_error_still(changed, folded, ge
     out = block(moved)
     with torch.no_grad():
         (moved if changed == "input" else getattr(block, changed).weight).mul_(2)
-    if (changed, folded) == ("conv1", "folded"):  # the 4x4 weights are a tensor of their own
-        return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(out.sum(), [x, block.conv1.weight, block.conv2.weight])
 
@@ -113,6 +113,40 @@ def test_in_eval_mode_the_statistics_of_the_forward_count(generator):
     block(x)
     for ours, right in zip(torch.autograd.grad(out.square().sum(), wanted), expected, strict=True):
         torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.parametrize("frozen", ["conv", "norm", "shortcut"])
+def test_frozen_parts_and_batches_of_gradients(frozen, generator):
+    block = GeneratorBlock(4, 4, 3).double()
+    block.resizing = "plain"
+    for name, p in block.named_parameters():
+        p.requires_grad_(not name.startswith(frozen))
+    x, y = randn(2, 4, 4, 4, generator=generator).requires_grad_(), torch.tensor([2, 0])
+    wanted = [x, *(p for p in block.parameters() if p.requires_grad)]
+    found = []
+    batch = randn(3, 2, 4, 8, 8, generator=generator)
+    for block.remakes in (True, False):
+        out = block.eval()(x, y)
+        batched = torch.autograd.grad(out, wanted, batch, is_grads_batched=True, retain_graph=True)
+        linked = torch.autograd.grad(out.square().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in linked), wanted)
+        found.append([*batched, *linked, *second])
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_compiled_autograd_differentiates_it(generator):
+    block = GeneratorBlock(4, 4, 0).double().eval()
+    x = randn(2, 4, 4, 4, generator=generator).requires_grad_()
+    wanted = [x, *block.parameters()]
+    expected = torch.autograd.grad(block(x).square().sum(), wanted)
+    for p in wanted:
+        p.grad = None
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        block(x).square().sum().backward()
+    for p, right in zip(wanted, expected, strict=True):
+        torch.testing.assert_close(p.grad, right)
 
 
 def test_gradients_of_the_weights_alone_leave_no_map(generator, results):
@@ -187,6 +221,9 @@ def test_average_pooling_keeps_no_map(memory_format, size, generator):
     assert grad.is_contiguous(memory_format=memory_format)
     assert torch.autograd.gradcheck(avg_pool2d, x, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(avg_pool2d, x)
+    one = x.detach()[0].requires_grad_()
+    (grad,) = torch.autograd.grad(avg_pool2d(one).square().sum(), one)
+    torch.testing.assert_close(grad, torch.autograd.grad(F.avg_pool2d(one, 2).square().sum(), one)[0])
 
 
 def test_a_discriminator_block_keeps_its_input_rectified_alone(generator):

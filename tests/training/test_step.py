@@ -196,7 +196,7 @@ def test_the_first_steps_forget_the_random_weights():
     torch.testing.assert_close(average.weight.item(), 1 - 2 / 11)
 
 
-def test_twenty_steps_are_the_same_folded_in_place_and_by_products_or_not(generator, float64, monkeypatch):
+def test_twenty_steps_are_the_same_with_all_options_of_the_blocks_and_with_none(generator, float64, monkeypatch):
     monkeypatch.setattr(step_module, "prepare_batch", lambda *args: (prepare_batch(*args)[0].double(), args[1]))
     images = [batch(4, generator) for _ in range(20)]
     ahead_of_norm = re.compile(r"blocks\.\d+\.(conv1|conv2|shortcut)\.bias")
@@ -208,9 +208,11 @@ def test_twenty_steps_are_the_same_folded_in_place_and_by_products_or_not(genera
         state = new_state(config, CPU)
         for model in (state.generator, state.discriminator, state.ema):
             model.double()
+        state.generator.remakes = in_place
         for module in (*state.generator.modules(), *state.discriminator.modules()):
             if isinstance(module, (GeneratorBlock, DiscriminatorBlock)):
                 module.resizing, module.in_place, module.products = resizing, in_place, in_place
+                module.remakes, module.keeps_pooled = in_place, not in_place
         values = [train_step(state, config, *some, CPU) for some in images]
         # The gradient of a bias ahead of a batch norm is zero but for rounding, which Adam makes steps of.
         weights = [p for name, p in state.generator.named_parameters() if not ahead_of_norm.match(name)]
