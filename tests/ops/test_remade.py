@@ -5,19 +5,17 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from sagan_fast.layers.batch_norm import batch_norm_relu
-from sagan_fast.layers.residual_blocks import DiscriminatorBlock, GeneratorBlock
+from sagan_fast.layers.residual_blocks import GeneratorBlock
 from sagan_fast.models.config import GeneratorConfig
 from sagan_fast.models.generator import Generator
 from sagan_fast.ops import batch_norm
 from sagan_fast.ops.batch_norm import remade
-from sagan_fast.ops.pooling import avg_pool2d
 from shared_by_tests import randn
 
 CONFIG = GeneratorConfig(
@@ -204,33 +202,3 @@ def test_a_result_that_was_not_made_so_has_no_recipe(generator):
     assert remade(batch_norm_relu(norm, x, remakes=True)) is not None
     with torch.no_grad():
         assert remade(batch_norm_relu(norm, x, remakes=True)) is None
-
-
-@pytest.mark.parametrize("size", [(6, 4), (5, 4), (3, 7)])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_average_pooling_keeps_no_map(memory_format, size, generator):
-    x = randn(2, 3, *size, generator=generator).contiguous(memory_format=memory_format).requires_grad_()
-    h = x * 1
-    storage = StorageWeakRef(h.untyped_storage())
-    out = avg_pool2d(h)
-    torch.testing.assert_close(out, F.avg_pool2d(x, 2))
-    del h
-    assert storage.expired()
-    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    torch.testing.assert_close(grad, torch.autograd.grad(F.avg_pool2d(x, 2).square().sum(), x)[0])
-    assert grad.is_contiguous(memory_format=memory_format)
-    assert torch.autograd.gradcheck(avg_pool2d, x, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(avg_pool2d, x)
-    one = x.detach()[0].requires_grad_()
-    (grad,) = torch.autograd.grad(avg_pool2d(one).square().sum(), one)
-    torch.testing.assert_close(grad, torch.autograd.grad(F.avg_pool2d(one, 2).square().sum(), one)[0])
-
-
-def test_a_discriminator_block_keeps_its_input_rectified_alone(generator):
-    block = DiscriminatorBlock(4, 6)
-    x = torch.randn(2, 4, 8, 8, generator=generator).requires_grad_()
-    h = x * 1
-    storage = StorageWeakRef(h.untyped_storage())
-    out = block(h)
-    del h
-    assert storage.expired() and out.requires_grad
