@@ -13,7 +13,7 @@ import functools
 import io
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,13 +191,14 @@ def row_size(positions: int | None) -> str:
 def lookup(kernel: str, arch: Arch, precision: str, D_QK: int, D_V: int, positions: int | None = None) -> LaunchConfig:
     """Return the config of a kernel of the attention block for `positions` queries, or keys where it owns keys.
 
-    The rows of `arch` itself come before those of the architecture that serves it. Raises ValueError for widths above
-    `MAX_D_QK` and `MAX_D_V`.
+    The rows of `arch` itself come before those of the architecture that serves it. Triton's compiler refuses `tf32x3` for
+    AMD's chips, so there no row has it. Raises ValueError for widths above `MAX_D_QK` and `MAX_D_V`.
     """
     rest = (row_precision(precision), row_width(kernel, D_QK, D_V), row_size(positions))
     names = (str(arch), "gfx") if isinstance(arch, str) else (str(arch),)
     own = next((_configs()[key] for name in names if (key := (kernel, name, *rest)) in _configs()), None)
-    return own or _configs()[(kernel, str(served_by(arch)), *rest)]
+    found = own or _configs()[(kernel, str(served_by(arch)), *rest)]
+    return replace(found, tf32x3=False) if isinstance(arch, str) else found
 
 
 @functools.cache

@@ -124,6 +124,13 @@ def test_merged_rows_serve_the_same():
     assert len(configs.merged(rows)) < len(rows)
 
 
+def test_no_row_of_amd_asks_for_three_tf32_products():
+    rest = ("attention_second_dkv", 80, "fp32", 32, 128, 64)
+    assert configs.lookup(*rest).tf32x3
+    for chip in configs.AMD:
+        assert configs.lookup(rest[0], chip, *rest[2:]) == replace(configs.lookup(*rest), tf32x3=False)
+
+
 def test_float32_is_fast_where_every_row_takes_three_tf32_products(rows_of):
     rows = read_rows(FILE)
     assert not configs.has_fast_float32(90)
