@@ -191,7 +191,7 @@ def row_size(positions: int | None) -> str:
 def lookup(kernel: str, arch: Arch, precision: str, D_QK: int, D_V: int, positions: int | None = None) -> LaunchConfig:
     """Return the config of a kernel of the attention block for `positions` queries, or keys where it owns keys.
 
-    The rows of `arch` itself come before those of the architecture that serves it. Triton's compiler refuses `tf32x3` for
+    The rows of `arch` itself come before those of the architecture that serves it. Triton refuses `tf32x3` for
     AMD's chips, so there no row has it. Raises ValueError for widths above `MAX_D_QK` and `MAX_D_V`.
     """
     rest = (row_precision(precision), row_width(kernel, D_QK, D_V), row_size(positions))
