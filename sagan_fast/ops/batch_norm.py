@@ -239,7 +239,7 @@ def _statistics(
     acc, C = accumulator_dtype(x.dtype), x.shape[1]
     if not options.training:
         assert running_mean is not None and running_var is not None  # as it was checked
-        # copies on the CPU: `batch_norm_update_stats` moves running averages there without a new version
+        # copies on the CPU, where running averages move without a new version (findings/batch_norm_version.sh)
         own = options.backend == "cpu"
         return running_mean.to(acc, copy=own), running_var.to(acc, copy=own), None
     if options.sync is None:
