@@ -94,7 +94,8 @@ def _taps(like: Tensor, direction: Direction) -> Tensor:
     if direction == "up":
         rows = rows[::-1]
     scale = 1.0 if direction == "up" else 0.25
-    return like.new_tensor([[scale * a * b for a in row for b in column] for row in rows for column in rows])
+    taps = [[scale * a * b for a in row for b in column] for row in rows for column in rows]
+    return torch.tensor(taps, dtype=like.dtype, device=like.device)  # `new_tensor` refuses batches of gradients
 
 
 def _folded(weight: Tensor, direction: Direction) -> Tensor:

@@ -114,9 +114,10 @@ def test_in_eval_mode_the_statistics_of_the_forward_count(generator):
 
 
 @pytest.mark.parametrize("frozen", ["conv", "norm", "shortcut"])
-def test_frozen_parts_and_batches_of_gradients(frozen, generator):
+@pytest.mark.parametrize("folded", ["plain", "folded"])
+def test_frozen_parts_and_batches_of_gradients(frozen, folded, generator):
     block = GeneratorBlock(4, 4, 3).double()
-    block.resizing = "plain"
+    block.resizing = folded
     for name, p in block.named_parameters():
         p.requires_grad_(not name.startswith(frozen))
     x, y = randn(2, 4, 4, 4, generator=generator).requires_grad_(), torch.tensor([2, 0])
