@@ -13,10 +13,10 @@ from sagan_fast.layers.effective_weight import is_watched
 from sagan_fast.layers.folded_weight import FoldedWeight, is_foldable
 from sagan_fast.layers.initialization import xavier
 from sagan_fast.layers.spectral_norm import spectral_norm
-from sagan_fast.ops.batch_norm import remade
 from sagan_fast.ops.convolution import can_hide_relu, conv2d
 from sagan_fast.ops.library import is_transformed
 from sagan_fast.ops.pooling import avg_pool2d
+from sagan_fast.ops.remade import remade
 from sagan_fast.ops.resized_conv import Direction, conv2d_down, is_folded, up_conv2d
 
 

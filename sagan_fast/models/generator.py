@@ -23,8 +23,8 @@ from sagan_fast.layers.residual_blocks import GeneratorBlock, sn_conv
 from sagan_fast.layers.self_attention import SelfAttention2d
 from sagan_fast.layers.spectral_norm import spectral_norm
 from sagan_fast.models.config import GeneratorConfig, NetworkConfig, from_mapping, load_preset, network_config
-from sagan_fast.ops.batch_norm import remade
 from sagan_fast.ops.convolution import conv2d
+from sagan_fast.ops.remade import remade
 
 ARCHITECTURE, FORMAT = "sagan_fast.Generator", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -63,7 +63,7 @@ class Generator(nn.Module):
     """
 
     remakes = True
-    """The same of the last norm as in `GeneratorBlock`."""
+    """Whether the last norm `remakes` its result, as those of the blocks do."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -147,10 +147,9 @@ class Generator(nn.Module):
             x = run_block(self.checkpoint_activations, block, x, y)
             if str(size) in self.attentions:
                 x = run_block(self.checkpoint_activations, self.attentions[str(size)], x)
-        if not is_foldable(self.conv):
-            return torch.tanh(self.conv(batch_norm_relu(self.norm, x)))
-        x = batch_norm_relu(self.norm, x, remakes=self.remakes)
-        x = conv2d(x, self.conv.weight, self.conv.bias, 1, remade=remade(x))
+        unwatched = is_foldable(self.conv)
+        x = batch_norm_relu(self.norm, x, remakes=self.remakes and unwatched)
+        x = conv2d(x, self.conv.weight, self.conv.bias, 1, remade=remade(x)) if unwatched else self.conv(x)
         return torch.tanh(x)
 
 

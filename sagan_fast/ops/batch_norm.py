@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from sagan_fast.kernels.spectral_norm.tables import is_dense
 from sagan_fast.ops.attention import gradients
 from sagan_fast.ops.backends import choose_batch_norm
 from sagan_fast.ops.derivatives import is_old_batch
-from sagan_fast.ops.library import LIBRARY, define, is_executed, is_plain, is_transformed
+from sagan_fast.ops.library import LIBRARY, define, is_plain, is_transformed
 
 _OP = "conditional_batch_norm"
 
@@ -68,7 +68,7 @@ def conditional_batch_norm(
     options = Options(training, momentum, eps, relu, one_plus, backend=chosen)
     if chosen != "eager" and not is_plain():
         return fused_batch_norm(x, gain, bias, y, running_mean, running_var, options)
-    return _plain(x, gain, bias, y, running_mean, running_var, options)
+    return plain(x, gain, bias, y, running_mean, running_var, options)
 
 
 class Options(NamedTuple):
@@ -76,7 +76,7 @@ class Options(NamedTuple):
 
     `backend` is "triton" or "cpu". With `remakes` "cpu" does not keep its result for the ReLU's mask, and backward
     computes it again. That frees memory if the op that takes the result does not keep it either: `conv2d` given
-    `remade(result)`.
+    `ops.remade.remade(result)`.
     """
 
     training: bool
@@ -98,16 +98,17 @@ def fused_batch_norm(
     Then the result is differentiable once, and processes may have any number of images, also none.
     """
     gain, bias, y = (None if t is None else t.contiguous() for t in (gain, bias, y))
-    out: Tensor = _BatchNormFunction.apply(
+    out: Tensor = BatchNormFunction.apply(
         x if is_dense(x) else x.contiguous(), gain, bias, y, running_mean, running_var, options
     )
     return out
 
 
-def _plain(
+def plain(
     x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, running_mean: Tensor | None,
     running_var: Tensor | None, options: Options,
 ) -> Tensor:  # fmt: skip
+    """Return the same in plain PyTorch."""
     training, momentum, eps, relu, one_plus, *_ = options
     if one_plus and gain is not None:
         gain = 1 + gain
@@ -128,7 +129,7 @@ def _by_image(table: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
     return rows.to(dtype)[:, :, None, None]
 
 
-class _BatchNormFunction(torch.autograd.Function):
+class BatchNormFunction(torch.autograd.Function):
     """A fused backend both ways; where a graph of the backward is asked for, that of plain PyTorch."""
 
     @staticmethod
@@ -137,8 +138,8 @@ class _BatchNormFunction(torch.autograd.Function):
         running_var: Tensor | None, options: Options,
     ) -> Tensor:  # fmt: skip
         mean, var, count = _statistics(x, running_mean, running_var, options)
-        ctx.options, ctx.remade = options, None
-        out = _output(x, mean, var, gain, bias, y, options)
+        ctx.options, ctx.result = options, None
+        out = output(x, mean, var, gain, bias, y, options)
         kept = out if options.backend == "cpu" and options.relu and not options.remakes else None
         ctx.save_for_backward(x, gain, bias, y, mean, var, count, kept)
         return out
@@ -147,7 +148,7 @@ class _BatchNormFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_out,), (x, gain, bias, y, mean, var, count, out), options = grads, ctx.saved_tensors, ctx.options
         wanted = ctx.needs_input_grad[:3]
-        remade, ctx.remade = ctx.remade, None
+        result, ctx.result = ctx.result, None
         if torch.is_grad_enabled() or is_old_batch(d_out) or is_transformed():
             if options.sync is not None:
                 raise RuntimeError(
@@ -159,62 +160,26 @@ class _BatchNormFunction(torch.autograd.Function):
                 views: list[Any] = [
                     None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in (x, gain, bias)
                 ]
-                again = _plain(views[0], views[1], views[2], y, *_fixed(mean, var, options), options)
+                again = plain(views[0], views[1], views[2], y, *fixed_statistics(mean, var, options), options)
             return (*gradients(again, views, d_out, wanted), None, None, None, None)
         if options.backend == "cpu":
             if options.relu and out is None:
-                out = _output(x, mean, var, gain, bias, y, options) if remade is None else remade
+                out = output(x, mean, var, gain, bias, y, options) if result is None else result
             found = _gradients_on_cpu(d_out, x, gain, bias, y, mean, var, count, out, options, wanted)
         else:
             found = _gradients(d_out, x, gain, bias, y, mean, var, count, options, wanted)
         return (*found, None, None, None, None)
 
 
-class Remade(NamedTuple):
-    """What an op keeps in place of the result of `fused_batch_norm`, to compute it again in its own backward pass.
-
-    `tensors` are those that batch norm keeps, to be saved by that op too. `node` is the one of batch norm in the graph.
-    """
-
-    node: Any
-    tensors: tuple[Tensor | None, ...]
-
-    def result(self, tensors: Sequence[Tensor | None], links: bool) -> Tensor:
-        """Return the result from the saved `tensors`; if it `links`, with the graph of the inputs of batch norm.
-
-        Without, batch norm's own backward takes the same tensor, if this backward pass reaches it.
-        """
-        x, gain, bias, y, mean, var = tensors
-        assert x is not None and mean is not None and var is not None
-        options = self.node.options
-        if links:
-            with torch.autocast(x.device.type, enabled=False):
-                return _plain(x, gain, bias, y, *_fixed(mean, var, options), options)
-        with torch.no_grad():
-            out = _output(x, mean, var, gain, bias, y, options)
-        if not torch.compiler.is_compiling() and is_executed(self.node):
-            self.node.remade = out
-        return out
-
-
-def remade(out: Tensor) -> Remade | None:
-    """Return what replaces `out`, if `fused_batch_norm` returned it with `Options.remakes`; else None."""
-    if is_plain():
-        return None
-    node: Any = out.grad_fn
-    if getattr(type(node), "_forward_cls", None) is not _BatchNormFunction:
-        return None
-    return Remade(node, node.saved_tensors[:6]) if node.options.remakes and node.options.backend == "cpu" else None
-
-
-def _fixed(mean: Tensor, var: Tensor, options: Options) -> tuple[Tensor | None, Tensor | None]:
-    """Return the statistics that `_plain` is given: none where it computes those of the batch."""
+def fixed_statistics(mean: Tensor, var: Tensor, options: Options) -> tuple[Tensor | None, Tensor | None]:
+    """Return the statistics that `plain` is given: none where it computes those of the batch."""
     return (None, None) if options.training else (mean, var)
 
 
-def _output(
+def output(
     x: Tensor, mean: Tensor, var: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, options: Options
 ) -> Tensor:
+    """Return the result of a fused backend for these statistics."""
     if not x.numel():
         return torch.empty_like(x)
     if options.backend == "cpu":

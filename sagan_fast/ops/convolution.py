@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagan_fast.ops.batch_norm import Remade
 from sagan_fast.ops.library import LIBRARY, define, is_executed, is_plain
+from sagan_fast.ops.remade import Remade
 
 LEAST_CHANNELS, LEAST_PAIRS = 64, 2**13
 """Channels on each side, and pairs of them, from which the weights' gradient is clearly faster as products.

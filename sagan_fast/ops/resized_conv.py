@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sagan_fast.ops.batch_norm import Remade
 from sagan_fast.ops.convolution import conv2d, conv_transpose2d
 from sagan_fast.ops.library import is_transformed
+from sagan_fast.ops.remade import Remade
 
 Direction = Literal["up", "down"]
 

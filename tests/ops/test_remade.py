@@ -15,7 +15,7 @@ from sagan_fast.layers.residual_blocks import GeneratorBlock
 from sagan_fast.models.config import GeneratorConfig
 from sagan_fast.models.generator import Generator
 from sagan_fast.ops import batch_norm
-from sagan_fast.ops.batch_norm import remade
+from sagan_fast.ops.remade import remade
 from shared_by_tests import randn
 
 CONFIG = GeneratorConfig(
@@ -26,14 +26,14 @@ CONFIG = GeneratorConfig(
 @pytest.fixture
 def results(monkeypatch):
     """The memory of every map that batch norm returns."""
-    found, make = [], batch_norm._output
+    found, make = [], batch_norm.output
 
     def output(*args):
         out = make(*args)
         found.append(StorageWeakRef(out.untyped_storage()))
         return out
 
-    monkeypatch.setattr(batch_norm, "_output", output)
+    monkeypatch.setattr(batch_norm, "output", output)
     return found
 
 
